@@ -1,0 +1,60 @@
+# The two commands of the README are `make serve` and `make test`; `make help` lists the others.
+# Everything is installed into $(VENV), once, and again when the list of requirements changes.
+
+STUDIES ?= sample-data
+HOST ?= 127.0.0.1
+PORT ?= 8000
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.sliceprop-installed
+
+unexport PYTHONPATH PYTHONHOME PIP_USER
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install serve test lint format types unit-tests sample-data demo benchmark
+.DEFAULT_GOAL := help
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make the environment VENV=.venv and install everything into it
+
+serve: $(STAMP) ## start the server: STUDIES=sample-data HOST=127.0.0.1 PORT=8000
+	@exec $(BIN)/sliceprop serve --studies '$(STUDIES)' --host '$(HOST)' --port '$(PORT)'
+
+test: lint types unit-tests ## lint, check types, run all tests
+
+lint: $(STAMP) ## check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(STAMP) ## mend style and formatting where that is automatic
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(STAMP) ## check types
+	$(BIN)/mypy
+
+unit-tests: $(STAMP) ## run all tests; ARGS='tests/test_io.py -k nrrd' for some
+	$(BIN)/pytest $(ARGS)
+
+sample-data: $(STAMP) ## write the synthetic scan of sample-data/ anew
+	$(BIN)/sliceprop sample-data sample-data
+
+demo: $(STAMP) ## learn, propagate and evaluate on synthetic data, draw a picture
+	$(BIN)/sliceprop demo
+
+benchmark: $(STAMP) ## measure accuracy and time on the volumes in SLICEPROP_DATA
+	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/speed.py
+
+# The stamp holds the checkout that was installed, so that a second checkout with the same VENV installs itself.
+ifneq ($(shell cat '$(STAMP)' 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+$(STAMP): requirements.txt pyproject.toml packaging/sam2/pyproject.toml
+	@packaging/make_venv.sh '$(VENV)'
+	@echo 'Installing into $(VENV): about 4 GB and 4 minutes the first time'
+	$(BIN)/python -m pip install --progress-bar off --requirement requirements.txt
+	@echo '$(CURDIR)' > '$@'

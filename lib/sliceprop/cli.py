@@ -1,0 +1,323 @@
+"""The command line: calls `sliceprop.study`, writes files and prints results.
+
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 2 something that the caller
+can mend (one line says what), 130 interrupted. Heavy imports wait until a command needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from sliceprop.arguments import parse
+from sliceprop.config import PropagateConfig, TrainConfig, parse_extrapolate
+from sliceprop.errors import FileError, SlicePropError
+
+if TYPE_CHECKING:
+    from sliceprop.engine.registration import Model
+    from sliceprop.io import Image
+    from sliceprop.study import Progress, Propagation, Study
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; see `sliceprop --help`.
+
+    Args:
+        arguments: without the program's name; those of the process by default.
+
+    Returns:
+        the exit code.
+    """
+    logging.basicConfig(level=logging.WARNING, format="sliceprop: %(levelname)s: %(message)s")
+    chosen = parse(arguments)
+    try:
+        return _COMMANDS[chosen.command](chosen) or 0
+    except SlicePropError as error:
+        print(f"sliceprop {chosen.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"sliceprop {chosen.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _train(chosen: argparse.Namespace) -> None:
+    from sliceprop.checkpoint import save_checkpoint
+    from sliceprop.io import check_folder
+
+    if chosen.output.suffix != ".safetensors":
+        raise FileError(f"{chosen.output}: the name of a checkpoint ends with .safetensors")
+    check_folder(chosen.output)
+    _check_not_inputs([chosen.output], chosen)
+    _, study = _open(chosen)
+    model = _learn(study, chosen, save=lambda best: save_checkpoint(chosen.output, best))
+    save_checkpoint(chosen.output, model)
+    _print(chosen, {"model": str(chosen.output), "metric": model.metric}, f"{chosen.output}: written")
+
+
+def _propagate(chosen: argparse.Namespace) -> None:
+    from sliceprop.io import check_folder, check_writable, write_image, write_json
+
+    config = PropagateConfig(chosen.method, chosen.fusion, parse_extrapolate(chosen.extrapolate))
+    images = _image_files(chosen)
+    for file in images.values():
+        check_writable(file)
+    if chosen.report:
+        check_folder(chosen.report)
+    _check_not_inputs([*images.values(), *filter(None, [chosen.report])], chosen)
+    scan, study = _open(chosen)
+    result = _learn_and_propagate(study, chosen, config)
+    for name, file in images.items():
+        write_image(file, getattr(result, name), scan)
+    report = _report(study, result)
+    if chosen.report:
+        write_json(chosen.report, report)
+    _print(chosen, report, f"{chosen.output}: written\n{_report_text(report)}")
+
+
+def _suggest(chosen: argparse.Namespace) -> None:
+    from sliceprop import study as use_cases
+
+    _, study = _open(chosen)
+    model = _model(study, chosen, learn=chosen.init is not None or chosen.budget_s is not None)
+    found = [asdict(one) for one in use_cases.suggest(study, model, n=chosen.n)]
+    _print(chosen, found, "\n".join(_suggestion_text(one) for one in found))
+
+
+def _evaluate(chosen: argparse.Namespace) -> None:
+    from sliceprop import api
+
+    result = api.evaluate(chosen.prediction, chosen.reference, labels=chosen.labels, slice_axis=chosen.slice_axis)
+    _print(chosen, result, _evaluation_text(result))
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    from sliceprop.serve import serve
+
+    address = f"http://{chosen.host}:{chosen.port}"
+
+    def ready() -> None:
+        print(
+            f"\nsliceprop serves {chosen.studies} on {address}  (research use, not a medical device)\n"
+            f"  3D Slicer: module MONAI Label, server address {address}\n"
+            f"  OHIF:      {address}/ohif/ when the studies are a DICOMweb address\n"
+            f"  programs:  {address}/docs lists all requests\n"
+            "Annotate a few slices, submit them, train, run the model labelprop. Ctrl-C ends the server.\n",
+            flush=True,
+        )
+
+    if chosen.host not in ("127.0.0.1", "localhost", "::1"):
+        logger.warning("%s can be reached from other machines and there is no login", chosen.host)
+    return serve(chosen.studies, host=chosen.host, port=chosen.port, conf=chosen.conf, ready=ready)
+
+
+def _demo(chosen: argparse.Namespace) -> None:
+    from sliceprop import api
+    from sliceprop.io import Image, write_image
+    from sliceprop.overlay import write_overlay
+    from sliceprop.phantom import make_phantom, write_sample_data
+
+    phantom, output, picture = make_phantom(), chosen.output / "propagated.nii.gz", chosen.output / "overlay.png"
+    write_sample_data(chosen.output, phantom)
+    scan = Image(phantom.image, phantom.affine)
+    study = api.open_study(scan, phantom.sparse)
+    result = _learn_and_propagate(study, chosen, PropagateConfig())
+    write_image(output, result.labels, scan)
+    write_overlay(
+        picture,
+        scan,
+        result.labels,
+        slice_axis=study.volume.slice_axis,
+        annotated_slices=phantom.annotated_slices,
+        reference=phantom.reference,
+    )
+    report = _report(study, result)
+    measured = api.evaluate(result.labels, phantom.reference, labels=phantom.sparse, affine=phantom.affine)
+    text = f"{output} and {picture}: written\n{_report_text(report)}\n{_evaluation_text(measured)}"
+    _print(chosen, {**report, "evaluation": measured}, text)
+
+
+def _sample_data(chosen: argparse.Namespace) -> None:
+    from sliceprop.dicom import write_dicom_series
+    from sliceprop.io import Image
+    from sliceprop.phantom import make_phantom, write_sample_data
+
+    phantom = make_phantom(seed=chosen.seed)
+    write_sample_data(chosen.folder, phantom)
+    if chosen.dicom:
+        write_dicom_series(chosen.folder / "dicom", Image(phantom.image, phantom.affine))
+    print(f"{chosen.folder}: written")
+
+
+def _open(chosen: argparse.Namespace) -> tuple[Image, Study]:
+    from sliceprop.io import read_image
+    from sliceprop.study import open_study
+
+    scan = read_image(chosen.image)
+    study = open_study(
+        scan,
+        chosen.labels or None,
+        scribbles=chosen.scribbles,
+        slice_axis=chosen.slice_axis,
+        annotated_slices=chosen.annotated_slices,
+        partial=chosen.partial,
+        background_scribble=chosen.background_scribble,
+    )
+    return scan, study
+
+
+def _learn_and_propagate(study: Study, chosen: argparse.Namespace, config: PropagateConfig) -> Propagation:
+    from sliceprop import study as use_cases
+    from sliceprop.api import worth_learning
+
+    model = _model(study, chosen, learn=worth_learning(study, config))
+    return use_cases.propagate(study, model, config)
+
+
+def _model(study: Study, chosen: argparse.Namespace, *, learn: bool) -> Model | None:
+    """The given checkpoint, else what is learned now if that is wanted."""
+    from sliceprop.checkpoint import load_checkpoint
+
+    if chosen.model:
+        return load_checkpoint(chosen.model)
+    return _learn(study, chosen) if learn else None
+
+
+def _learn(study: Study, chosen: argparse.Namespace, save: Callable[[Model], None] | None = None) -> Model:
+    from sliceprop import study as use_cases
+    from sliceprop.checkpoint import load_checkpoint
+
+    budget_s = TrainConfig.budget_s if chosen.budget_s is None else chosen.budget_s
+    config = TrainConfig(budget_s=budget_s, seed=chosen.seed)
+    init = load_checkpoint(chosen.init) if chosen.init else None
+    with _progress_bar() as progress, _ctrl_c_stops() as cancelled:
+        return use_cases.train(
+            study, config, init=init, device=chosen.device, progress=progress, cancelled=cancelled, save=save
+        )
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[Progress], None]]:
+    """A bar of learning on standard error; it reads the time left from the events, since a budget may end it early."""
+    from tqdm import tqdm
+
+    every_s = 0.1 if sys.stderr.isatty() else 1.0
+    shape = "{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt}{postfix}"
+    with tqdm(
+        desc="learning", file=sys.stderr, bar_format=shape, mininterval=every_s, dynamic_ncols=True, delay=0.01
+    ) as bar:
+
+        def update(event: Progress) -> None:
+            bar.total = event.total_epochs
+            text = f"{event.seconds_left:.0f} s left, similarity {event.best_metric:.3f}"
+            bar.set_postfix_str(text, refresh=False)
+            bar.update(event.epoch - bar.n)
+
+        yield update
+
+
+@contextmanager
+def _ctrl_c_stops() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C asks learning to stop and go on with the best so far, a second one ends the program."""
+    stop = threading.Event()
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, previous)
+        print("\nstopping, the best so far is kept; Ctrl-C again to quit", file=sys.stderr)
+        stop.set()
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _image_files(chosen: argparse.Namespace) -> dict[str, Path]:
+    """Where each array of a propagation goes; the candidates' format is the output's."""
+    from sliceprop.io import OUTPUT_SUFFIXES
+
+    files = {"labels": chosen.output}
+    if chosen.uncertainty:
+        files["uncertainty"] = chosen.uncertainty
+    if chosen.candidates:
+        ending = next((suffix for suffix in OUTPUT_SUFFIXES if chosen.output.name.endswith(suffix)), "")
+        files |= {side: Path(f"{chosen.candidates}_{side}{ending}") for side in ("from_lower", "from_upper")}
+    return files
+
+
+def _check_not_inputs(outputs: Iterable[Path], chosen: argparse.Namespace) -> None:
+    """Refuse to write over what is read, or twice to one file.
+
+    Raises:
+        FileError: naming the file.
+    """
+    given = (chosen.image, chosen.labels, chosen.scribbles, chosen.init, getattr(chosen, "model", None))
+    taken = {Path(file).resolve() for file in given if file}
+    for file in outputs:
+        if file.resolve() in taken:
+            raise FileError(f"{file}: would overwrite another file of this command; choose another name")
+        taken.add(file.resolve())
+
+
+def _print(chosen: argparse.Namespace, value: Any, text: str) -> None:
+    print(json.dumps(value) if chosen.json else text)
+
+
+def _report(study: Study, result: Propagation) -> dict[str, Any]:
+    """The report with the keys of the server's answer; a label's value is its name."""
+    return {"label_names": {str(value): value for value in study.annotation.values}, **result.report}
+
+
+def _report_text(report: dict[str, Any]) -> str:
+    slices = ", ".join(map(str, report["annotated_slices"]))
+    lines = [f"method {report['method']}, annotated slices {slices} along axis {report['slice_axis']}"]
+    for label, quality in report["quality"].items():
+        estimate = "not known" if quality["dice"] is None else f"{quality['dice']:.3f}"
+        lines.append(f"label {label}: estimated Dice {estimate}")
+    return "\n".join([*lines, _suggestion_text(report["suggestion"])])
+
+
+def _suggestion_text(suggestion: dict[str, Any]) -> str:
+    if suggestion["slice"] is None:
+        return "every slice is annotated"
+    where = ", ".join(f"{mm:.1f}" for mm in suggestion["position_ras"])
+    advice = "enough is annotated; the best remaining slice is" if suggestion["stop"] else "annotate next: slice"
+    return (
+        f"{advice} {suggestion['slice']} along axis {suggestion['slice_axis']} (RAS {where} mm), "
+        f"expected gain {suggestion['expected_gain']:.3f}. {suggestion['reason']}"
+    )
+
+
+def _evaluation_text(result: dict[str, Any]) -> str:
+    titles = {"whole": "all slices", "without_annotated": "without the annotated slices"}
+    tables = []
+    for region, measured in result.items():
+        lines = [f"{titles[region]:<30}{'Dice':>10}{'AHD mm':>10}{'HD95 mm':>10}"]
+        for name, row in [*measured["labels"].items(), ("mean", measured["mean"])]:
+            cells = ("-" if value is None else f"{value:.3f}" for value in row.values())
+            lines.append(f"  {name:<28}" + "".join(f"{cell:>10}" for cell in cells))
+        tables.append("\n".join(lines))
+    return "\n".join(tables)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "train": _train,
+    "propagate": _propagate,
+    "suggest": _suggest,
+    "evaluate": _evaluate,
+    "serve": _serve,
+    "demo": _demo,
+    "sample-data": _sample_data,
+}

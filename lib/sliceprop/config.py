@@ -1,0 +1,97 @@
+"""Settings of each stage as frozen dataclasses; checked where they are made, trusted afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from sliceprop.errors import InputError
+
+Method = Literal["auto", "registration", "shape", "contour", "nearest"]
+Fusion = Literal["sdf", "distance", "lncc-pixel", "lncc-slice", "lncc-mask"]
+Similarity = Literal["lncc", "mse"]
+
+METHODS: tuple[Method, ...] = get_args(Method)
+FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
+LEARNED_METHODS: tuple[Method, ...] = ("auto", "registration")
+
+MAX_LABEL = 65_535
+BACKGROUND_SCRIBBLE = 255
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+def parse_extrapolate(text: str | int) -> Literal["auto", "none"] | int:
+    """`auto`, `none` or a number of slices of at least 0, from a command line or a request.
+
+    Raises:
+        InputError: if it is none of these.
+    """
+    if text in ("auto", "none"):
+        return cast(Literal["auto", "none"], text)
+    try:
+        slices = int(text)
+    except (TypeError, ValueError):
+        slices = -1
+    _require(slices >= 0, f"extrapolate must be auto, none or a number of slices >= 0, not {text!r}")
+    return slices
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Learning the registration of one study.
+
+    Attributes:
+        budget_s: wall-clock seconds for learning and refinement together; the best weights so far are kept at its end.
+        max_epochs: upper bound on passes over all slice pairs by the network.
+        refine_steps: steps of direct optimisation of the velocity fields after the network.
+        similarity: image similarity of a slice pair, local normalised cross-correlation or squared differences.
+        smoothness: weight of the velocity's diffusion loss.
+        mask_weight: weight of the Dice loss between annotated slices after composition, 0 switches it off.
+        patience: epochs without improvement after which the network stops.
+        learning_rate: of the network.
+        seed: of weights and batch order; the same seed on the same device gives the same fields
+            when `budget_s` does not cut learning short.
+    """
+
+    budget_s: float = 30.0
+    max_epochs: int = 60
+    refine_steps: int = 60
+    similarity: Similarity = "lncc"
+    smoothness: float = 1.0
+    mask_weight: float = 1.0
+    patience: int = 15
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.budget_s > 0, f"budget_s must be positive seconds, not {self.budget_s}")
+        _require(self.max_epochs >= 0, f"max_epochs must be >= 0, not {self.max_epochs}")
+        _require(self.refine_steps >= 0, f"refine_steps must be >= 0, not {self.refine_steps}")
+        _require(self.similarity in get_args(Similarity), f"similarity must be one of {get_args(Similarity)}")
+        _require(self.smoothness >= 0 and self.mask_weight >= 0, "loss weights must be >= 0")
+        _require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class PropagateConfig:
+    """Carrying the labels through the volume.
+
+    Attributes:
+        method: `auto` weighs the candidates by the evidence of the study; the others force one candidate.
+        fusion: how the candidates from the lower and the upper annotated slice are merged.
+        extrapolate: beyond the outermost annotated slices: `none`, a number of slices, or `auto`
+            (on while the image supports it, stop where the structure ends).
+    """
+
+    method: Method = "auto"
+    fusion: Fusion = "sdf"
+    extrapolate: Literal["auto", "none"] | int = "auto"
+
+    def __post_init__(self) -> None:
+        _require(self.method in METHODS, f"unknown method {self.method!r}, choose from {', '.join(METHODS)}")
+        _require(self.fusion in FUSIONS, f"unknown fusion {self.fusion!r}, choose from {', '.join(FUSIONS)}")
+        parse_extrapolate(self.extrapolate)

@@ -1,0 +1,1 @@
+"""Tensor and array computations: no files, no printing, no environment."""

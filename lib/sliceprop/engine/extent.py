@@ -1,0 +1,94 @@
+"""On which slices a label exists: where it ends between two annotated slices, and beyond the outermost one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sliceprop.engine.interpolation import sources
+from sliceprop.engine.propagation import Carrier
+
+LEAST_RESEMBLANCE = 0.3
+"""Beyond the outermost annotated slice a label goes on while the mean squared local correlation around it, between the
+annotated slice carried there and the slice itself, stays above this: the level at which, over ten volumes of MRI and
+CT, a carried label overlaps the true one as often as not (a single threshold told 82 % of the slices right)."""
+
+RESEMBLANCE_PULL = 0.5
+"""How far the better-looking side moves the end of a label away from half-way, as a share of the interval, where one
+annotated slice resembles the slice perfectly and the other not at all."""
+
+
+def supported_slices(
+    carrier: Carrier, known: NDArray[np.bool_], extrapolate: Literal["auto", "none"] | int
+) -> NDArray[np.bool_]:
+    """Slices on which each label may appear, `(K, S)`.
+
+    Between two slices that hold a label it always may. Where one of them is known not to hold it, it ends about
+    half-way, nearer to the side that resembles the slices less. Beyond the outermost slice it follows `extrapolate`,
+    and always reaches the label's own scribbles.
+
+    Args:
+        carrier: carries labels and images.
+        known: `(K, S)`.
+        extrapolate: `none`, a number of slices, or `auto`.
+    """
+    lower, upper = sources(known)
+    holds = _holds(carrier, known)
+    supported = holds.copy()
+    for k in range(len(known)):
+        for s in np.flatnonzero(~known[k]):
+            low, up = int(lower[k, s]), int(upper[k, s])
+            if low >= 0 and up >= 0 and holds[k, low] != holds[k, up]:
+                supported[k, s] = _before_end(carrier, k, s, low, up, lower_holds=bool(holds[k, low]))
+            elif low >= 0 and up >= 0:
+                supported[k, s] = holds[k, low]
+        for outermost, beyond in _open_sides(known[k], holds[k]):
+            for s in beyond:
+                if not _goes_on(carrier, k, outermost, s, extrapolate):
+                    break
+                supported[k, s] = True
+            supported[k, beyond[: _furthest_scribble(carrier, k, beyond)]] = True
+    return supported
+
+
+def _holds(carrier: Carrier, known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    holds = np.zeros_like(known)
+    for s in np.flatnonzero(known.any(axis=0)):
+        holds[:, s] = known[:, s] & np.isin(carrier.annotation.values, carrier.annotation.labels[s])
+    return holds
+
+
+def _before_end(carrier: Carrier, k: int, index: int, low: int, up: int, *, lower_holds: bool) -> bool:
+    """Whether a label that only one of its two annotated slices holds still exists on slice `index`."""
+    present, missing = (low, up) if lower_holds else (up, low)
+    pull = carrier.resemblance(present, present, index, k) - carrier.resemblance(missing, present, index, k)
+    return abs(index - present) / (up - low) <= 0.5 + RESEMBLANCE_PULL * pull
+
+
+def _open_sides(known: NDArray[np.bool_], holds: NDArray[np.bool_]) -> list[tuple[int, list[int]]]:
+    """Outermost known slice with the slices beyond it, nearest first, on each side where it holds the label."""
+    slices = np.flatnonzero(known)
+    if slices.size == 0:
+        return []
+    first, last = int(slices[0]), int(slices[-1])
+    sides = [(first, list(range(first - 1, -1, -1))), (last, list(range(last + 1, len(known))))]
+    return [side for side in sides if holds[side[0]]]
+
+
+def _goes_on(carrier: Carrier, k: int, outermost: int, index: int, extrapolate: Literal["auto", "none"] | int) -> bool:
+    if extrapolate == "none":
+        return False
+    if extrapolate == "auto":
+        return carrier.resemblance(outermost, outermost, index, k) >= LEAST_RESEMBLANCE
+    return abs(index - outermost) <= int(extrapolate)
+
+
+def _furthest_scribble(carrier: Carrier, k: int, beyond: list[int]) -> int:
+    """Number of slices beyond the outermost one up to the last that holds a scribble of the label."""
+    marks = carrier.annotation.scribbles
+    if marks is None:
+        return 0
+    reached = [i + 1 for i, s in enumerate(beyond) if (marks[s] == carrier.annotation.values[k]).any()]
+    return max(reached, default=0)

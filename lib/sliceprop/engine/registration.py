@@ -1,0 +1,108 @@
+"""The trained artefact, and the way from it to displacements between any two slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sliceprop.config import TrainConfig
+from sliceprop.engine.flow import compose, integrate_velocity, resize_flow
+from sliceprop.engine.network import RegistrationNet
+from sliceprop.engine.training import Fields, Learner, half_size, predict_velocity
+from sliceprop.roi import Roi
+from sliceprop.volume import FloatArray
+
+
+@dataclass(frozen=True)
+class Model:
+    """A registration network with, for the study it learnt on, the refined velocity fields.
+
+    Attributes:
+        weights: of `RegistrationNet`, on the CPU.
+        config: what it was trained with.
+        study_hash: of the study that `fields` belong to; None for a network pretrained on others.
+        roi: part of each slice that `fields` cover; None without fields.
+        fields: refined velocities; None for a pretrained network.
+        metric: best similarity reached.
+    """
+
+    weights: Mapping[str, Tensor]
+    config: TrainConfig
+    study_hash: str | None = None
+    roi: Roi | None = None
+    fields: Fields | None = None
+    metric: float = 0.0
+
+    def network(self) -> RegistrationNet:
+        """A fresh network with these weights."""
+        network = RegistrationNet()
+        network.load_state_dict(dict(self.weights))
+        return network
+
+    def fits(self, study_hash: str, roi: Roi) -> bool:
+        """Whether the refined fields are of this study and cover `roi`."""
+        return (
+            self.fields is not None and self.roi is not None and self.study_hash == study_hash and self.roi.holds(roi)
+        )
+
+
+def crop(slices: FloatArray, roi: Roi) -> Tensor:
+    """`(S, H, W)` to the tensor `(S, 1, h, w)` of the region of interest."""
+    return torch.from_numpy(slices[roi.window].copy())[:, None]
+
+
+def network_fields(model: Model, images: Tensor) -> Fields:
+    """Fields of other slices than the model was refined on: the network's answer, quickly refined at half resolution.
+
+    Args:
+        model: gives the network.
+        images: `(S, 1, H, W)` in [0, 1].
+    """
+    half = functional.interpolate(images, size=half_size(*images.shape[-2:]), mode="area")
+    start = predict_velocity(model.network(), half)
+    return register(images, start=start, budget_s=4.0)
+
+
+def register(images: Tensor, *, start: Tensor | None = None, budget_s: float = 8.0) -> Fields:
+    """Direct registration of all pairs of neighbouring slices, without any training.
+
+    Args:
+        images: `(S, 1, H, W)` in [0, 1].
+        start: velocities to begin with, zero without.
+        budget_s: wall-clock seconds.
+    """
+    config = TrainConfig(budget_s=budget_s, max_epochs=0, refine_steps=50, mask_weight=0)
+    start = torch.zeros(len(images) - 1, 2, *half_size(*images.shape[-2:])) if start is None else start
+    return Learner(images, RegistrationNet(), config, start=start).run()
+
+
+class SliceTransforms:
+    """Displacements between any two slices of a study at full resolution, composed on demand and remembered."""
+
+    def __init__(self, velocity: Tensor, height: int, width: int) -> None:
+        """Integrate all fields once.
+
+        Args:
+            velocity: `(S - 1, 2, h, w)`, see `Fields`.
+            height: of the slices to transform, pixels.
+            width: the same.
+        """
+        self._up = resize_flow(integrate_velocity(velocity), height, width)
+        self._down = resize_flow(integrate_velocity(-velocity), height, width)
+        self._paths: dict[tuple[int, bool], list[Tensor]] = {}
+
+    def between(self, source: int, target: int) -> Tensor:
+        """Displacement that carries slice `source` to slice `target`, `(1, 2, H, W)`, pixels, on the target's grid."""
+        if source == target:
+            return torch.zeros_like(self._up[:1])
+        rising = target > source
+        path = self._paths.setdefault((source, rising), [])
+        while len(path) < abs(target - source):
+            s = source + len(path) if rising else source - len(path) - 1
+            step = self._up[s : s + 1] if rising else self._down[s : s + 1]
+            path.append(compose(step, path[-1]) if path else step)
+        return path[abs(target - source) - 1]

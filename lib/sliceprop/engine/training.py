@@ -1,0 +1,276 @@
+"""Learning the deformation of each slice into the next, on one study, driven by ignite engines.
+
+Four stages share the time budget: a network learns on half-resolution slices; its velocity fields are then optimised
+directly at half and at full resolution from the images alone; at last the annotated masks join, composed from one
+annotated slice to the next. Each stage keeps the best it saw and ends early on time, on cancel, or without improvement.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EarlyStopping
+from torch import Tensor
+from torch.nn import functional
+
+from sliceprop.config import TrainConfig
+from sliceprop.engine.anchors import Anchors, anchor_loss
+from sliceprop.engine.flow import integrate_velocity, resize_flow, warp
+from sliceprop.engine.losses import diffusion_loss, lncc_loss, mse_loss
+from sliceprop.engine.network import RegistrationNet
+
+INTEGRATION_STEPS = 4
+"""Squarings while learning: neighbouring slices differ by a few pixels, so 1/16 of the velocity is a small step."""
+
+CHUNK_PIXELS = 400_000
+"""Pixels per forward and backward pass at full resolution: bounds memory to a few hundred MB."""
+
+BATCH_PAIRS = 16
+"""Slice pairs per step of the network."""
+
+MSE_SCALE = 20.0
+"""Brings squared differences of intensities in [0, 1] to the size of the correlation loss, so that weights fit both."""
+
+MASK_SCALE = 0.05
+"""Weight of the mean Dice loss beside the image loss: found to help on few slices without bending the image fit."""
+
+MAX_ANCHOR_GROUPS = 8
+"""Groups of labels drawn per step where labels are known on different slices, so that a step stays short."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Velocity fields of all pairs of neighbouring slices, `(S - 1, 2, h, w)`, pixels of the half-resolution grid.
+
+    Integrating entry `s` maps the grid of slice `s + 1` into slice `s`; its negative maps the other way.
+
+    Attributes:
+        velocity: learnt from images and annotated masks.
+        image_velocity: learnt from images alone, so that held-out annotated slices can judge it fairly.
+    """
+
+    velocity: Tensor
+    image_velocity: Tensor
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One event of learning.
+
+    Attributes:
+        epoch: epochs of all stages done so far.
+        total_epochs: epochs planned.
+        best_metric: best mean squared local correlation (or 1 - scaled squared difference) so far, higher is better.
+        seconds_left: estimate, never more than the budget leaves.
+        total_time: seconds since learning began.
+    """
+
+    epoch: int
+    total_epochs: int
+    best_metric: float
+    seconds_left: float
+    total_time: float
+
+
+class Learner:
+    """One run of learning: the slices, the clock, and the best fields so far."""
+
+    def __init__(
+        self,
+        slices: Tensor,
+        network: RegistrationNet,
+        config: TrainConfig,
+        *,
+        anchors: Sequence[Anchors] = (),
+        start: Tensor | None = None,
+        progress: Callable[[Progress], None] = lambda _: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Prepare a run.
+
+        Args:
+            slices: `(S, 1, H, W)` in [0, 1], on the device to learn on.
+            network: trained in place.
+            config: see `TrainConfig`.
+            anchors: annotated masks; without any the last stage is left out.
+            start: velocities of an earlier run on the same grid, which refinement continues.
+            progress: called after every epoch.
+            cancelled: asked after every step.
+        """
+        self.config, self.network = config, network.to(slices.device)
+        self.full = slices
+        self.half = functional.interpolate(slices, size=half_size(*slices.shape[-2:]), mode="area")
+        self.anchors = list(anchors) if config.mask_weight > 0 else []
+        self.metric = 0.0
+        self._velocity, self._image_velocity = start, start
+        self._progress, self._cancelled = progress, cancelled
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self._began, self._epoch = time.monotonic(), 0
+        self._total_epochs = config.max_epochs + config.refine_steps
+
+    def run(self) -> Fields:
+        """Learn until done, out of time or cancelled, and return the best."""
+        refine = self.config.refine_steps
+        half, masks = round(0.4 * refine), round(0.3 * refine) if self.anchors else 0
+        self._learn_network(self.config.max_epochs, budget_share=0.35)
+        if self._velocity is None:
+            self._velocity = self.predict()
+        self._refine(self.half, half, budget_share=0.55)
+        self._refine(self.full, refine - half - masks, budget_share=0.8 if masks else 1.0)
+        self._image_velocity = self._velocity
+        self._refine(self.full, masks, budget_share=1.0, anchors=self.anchors)
+        return self.best()
+
+    def best(self) -> Fields:
+        """The best fields so far, also while learning goes on."""
+        velocity = self.predict() if self._velocity is None else self._velocity
+        images = velocity if self._image_velocity is None else self._image_velocity
+        return Fields(velocity.cpu(), images.cpu())
+
+    def predict(self) -> Tensor:
+        """Velocities of all slice pairs from the network as it is, `(S - 1, 2, h, w)`."""
+        return predict_velocity(self.network, self.half)
+
+    def _learn_network(self, epochs: int, *, budget_share: float) -> None:
+        optimiser = torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate)
+        best: dict[str, Tensor] = {}
+
+        def step(_: Engine, pairs: Any) -> tuple[float, float]:
+            lower, upper = self.half[pairs], self.half[pairs + 1]
+            velocity = self.network(lower, upper)
+            image = self._image_loss(lower, upper, velocity)
+            loss = image + self.config.smoothness * diffusion_loss(velocity)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            return float(loss.detach()), float(image.detach())
+
+        def keep() -> None:
+            best.update({name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()})
+
+        n_pairs = len(self.half) - 1
+        batches = torch.randperm(n_pairs, generator=self._generator).split(BATCH_PAIRS)
+        self._run_stage(step, batches, epochs, budget_share, keep, patience=self.config.patience)
+        if best:
+            self.network.load_state_dict(best)
+
+    def _refine(self, slices: Tensor, epochs: int, *, budget_share: float, anchors: Sequence[Anchors] = ()) -> None:
+        """Optimise the velocities themselves against `slices`; every epoch is one step over all pairs."""
+        assert self._velocity is not None
+        velocity = self._velocity.to(slices.device, copy=True).requires_grad_(True)
+        optimiser = torch.optim.Adam([velocity], lr=0.1 if slices is self.half else 0.05, betas=(0.9, 0.99))
+        chunks = torch.arange(len(velocity)).split(max(1, CHUNK_PIXELS // slices[0].numel()))
+        tried = velocity.detach()
+
+        def step(_: Engine, __: Any) -> tuple[float, float]:
+            nonlocal tried
+            tried = velocity.detach().clone()
+            optimiser.zero_grad()
+            losses = [self._backward_pairs(velocity, slices, pairs) for pairs in chunks]
+            total, image = (sum(column) for column in zip(*losses, strict=True))
+            if anchors:
+                total += self._backward_anchors(velocity, anchors)
+            optimiser.step()
+            return total, image
+
+        def keep() -> None:
+            self._velocity = tried
+
+        self._run_stage(step, [None], epochs, budget_share, keep)
+
+    def _backward_pairs(self, velocity: Tensor, slices: Tensor, pairs: Tensor) -> tuple[float, float]:
+        share = len(pairs) / len(velocity)
+        image = self._image_loss(slices[pairs], slices[pairs + 1], velocity[pairs]) * share
+        loss = image + self.config.smoothness * diffusion_loss(velocity[pairs]) * share
+        loss.backward()
+        return float(loss.detach()), float(image.detach())
+
+    def _backward_anchors(self, velocity: Tensor, anchors: Sequence[Anchors]) -> float:
+        drawn = torch.randperm(len(anchors), generator=self._generator)[:MAX_ANCHOR_GROUPS]
+        up, down = integrate_velocity(torch.cat([velocity, -velocity]), INTEGRATION_STEPS).chunk(2)
+        loss = self.config.mask_weight * MASK_SCALE * anchor_loss(up, down, [anchors[i] for i in drawn])
+        loss.backward()
+        return float(loss.detach())
+
+    def _image_loss(self, lower: Tensor, upper: Tensor, velocity: Tensor) -> Tensor:
+        """Dissimilarity of both slices warped onto each other, mean of both directions."""
+        disp = integrate_velocity(torch.cat([velocity, -velocity]), INTEGRATION_STEPS)
+        warped = warp(torch.cat([lower, upper]), resize_flow(disp, *lower.shape[-2:]))
+        fixed = torch.cat([upper, lower])
+        return lncc_loss(warped, fixed) if self.config.similarity == "lncc" else MSE_SCALE * mse_loss(warped, fixed)
+
+    def _run_stage(
+        self,
+        step: Callable[[Engine, Any], tuple[float, float]],
+        batches: Sequence[Any],
+        epochs: int,
+        budget_share: float,
+        keep: Callable[[], None],
+        *,
+        patience: int | None = None,
+    ) -> None:
+        """Run one ignite engine; `keep` is called whenever the epoch's mean loss is the lowest so far."""
+        deadline = self._began + budget_share * self.config.budget_s
+        if epochs == 0 or not batches or time.monotonic() >= deadline or self._cancelled():
+            self._epoch += epochs
+            return
+        engine, first, lowest = Engine(step), self._epoch, float("inf")
+        outputs: list[tuple[float, float]] = []
+
+        @engine.on(Events.ITERATION_COMPLETED)
+        def _(engine: Engine) -> None:
+            outputs.append(cast(tuple[float, float], engine.state.output))
+            if time.monotonic() >= deadline or self._cancelled():
+                engine.terminate()
+
+        @engine.on(Events.EPOCH_COMPLETED | Events.TERMINATE)
+        def _(engine: Engine) -> None:
+            nonlocal lowest
+            if not outputs:
+                return
+            loss, image = (sum(column) / len(outputs) for column in zip(*outputs, strict=True))
+            outputs.clear()
+            engine.state.metrics["loss"] = loss
+            if loss < lowest:
+                lowest = loss
+                keep()
+            self.metric = max(self.metric, 1 - image)
+            self._epoch += 1
+            self._progress(self._event(deadline))
+
+        if patience is not None:
+            stopper = EarlyStopping(patience, score_function=lambda e: -e.state.metrics["loss"], trainer=engine)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, stopper)
+        engine.run(batches, max_epochs=epochs)
+        self._epoch = first + epochs
+
+    def _event(self, deadline: float) -> Progress:
+        elapsed = time.monotonic() - self._began
+        planned = elapsed / max(self._epoch, 1) * (self._total_epochs - self._epoch)
+        left = max(0.0, min(planned, self.config.budget_s - elapsed))
+        return Progress(self._epoch, self._total_epochs, self.metric, left, elapsed)
+
+
+def half_size(height: int, width: int) -> tuple[int, int]:
+    """Grid of the velocity fields for slices of `height` by `width`: half, but at least 8 pixels a side."""
+    return max(8, (height + 1) // 2), max(8, (width + 1) // 2)
+
+
+@torch.no_grad()
+def predict_velocity(network: RegistrationNet, half: Tensor) -> Tensor:
+    """Velocities of all pairs of neighbouring slices from the network.
+
+    Args:
+        network: trained.
+        half: `(S, 1, h, w)` in [0, 1], half resolution.
+
+    Returns:
+        `(S - 1, 2, h, w)`, pixels.
+    """
+    chunks = torch.arange(len(half) - 1).split(BATCH_PAIRS)
+    return torch.cat([network(half[pairs], half[pairs + 1]) for pairs in chunks])

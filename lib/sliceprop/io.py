@@ -1,0 +1,269 @@
+"""Files in and out: the only reader and writer of scans and label maps.
+
+Every array is in the axis order `(i, j, k)` of its file and every affine maps voxel index to RAS millimetres, whatever
+the format: NIfTI (nibabel), NRRD and MetaImage (SimpleITK, converted from LPS), or a folder with one DICOM series.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from sliceprop.errors import FileError, GeometryError, ShapeError
+from sliceprop.volume import check_affine, check_memory
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+SITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+SUFFIXES = NIFTI_SUFFIXES + SITK_SUFFIXES
+OUTPUT_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
+"""Without the formats that keep header and voxels in two files, which cannot appear at once."""
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Image:
+    """An array with its place in space.
+
+    Attributes:
+        array: `(i, j, k)` in the file's axis order.
+        affine: `(4, 4)`, voxel index to RAS mm.
+        header: the NIfTI header it came with, so that results carry the same codes and units; None for other formats.
+    """
+
+    array: NDArray[Any]
+    affine: NDArray[np.float64]
+    header: nib.Nifti1Header | None = None
+
+
+def read_image(path: str | Path) -> Image:
+    """Read a scan or a label map.
+
+    Raises:
+        FileError: missing, unreadable or truncated file, unknown format, a folder without exactly one DICOM series.
+        GeometryError: an affine that is singular or not finite.
+        ShapeError: not a single 3D volume.
+        TooLargeError: if the volume would not fit into memory.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise FileError(f"{file}: no such file or folder")
+    if file.is_dir():
+        return _read_sitk(file, lambda: _read_dicom_series(file))
+    if file.name.endswith(NIFTI_SUFFIXES):
+        return _read_nifti(file)
+    if file.name.endswith(SITK_SUFFIXES):
+        return _read_sitk(file, lambda: sitk.ReadImage(str(file)))
+    raise FileError(f"{file}: unknown format; use {', '.join(SUFFIXES)} or a folder with one DICOM series")
+
+
+def check_same_grid(image: Image, other: Image, name: str) -> None:
+    """Refuse an array that does not lie on the image's grid.
+
+    Raises:
+        ShapeError: other shape.
+        GeometryError: corners more than a tenth of a voxel apart.
+    """
+    if image.array.shape != other.array.shape:
+        raise ShapeError(
+            f"{name}: shape {other.array.shape} differs from the image's {image.array.shape}; both need the same grid"
+        )
+    corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=np.float64)
+    corners[:, :3] *= np.array(image.array.shape) - 1
+    apart = np.linalg.norm((corners @ (image.affine - other.affine).T)[:, :3], axis=1).max()
+    voxel = np.linalg.norm(image.affine[:3, :3], axis=0).min()
+    if apart > 0.1 * voxel:
+        raise GeometryError(
+            f"{name}: its affine places voxels up to {apart:.2f} mm away from the image's; "
+            "resample it onto the image's grid first"
+        )
+
+
+def write_image(
+    path: str | Path, array: NDArray[Any], like: Image, *, dtype: str | None = None, compress: bool = True
+) -> None:
+    """Write `array` on the grid of `like`, format by the file's ending; the file appears whole or not at all.
+
+    Args:
+        path: ends with one of `OUTPUT_SUFFIXES`; its folder must exist.
+        array: `(i, j, k)`; floats become float32, int16 (scans) stays, other integers (labels) take the smallest
+            unsigned type that holds them.
+        like: gives affine and, for NIfTI, the header's codes and units.
+        dtype: type in the file; chosen as above without it.
+        compress: for NRRD and MetaImage; NIfTI says it in the ending.
+
+    Raises:
+        FileError: unknown ending, folder missing, read-only or full.
+        ShapeError: `array` is not on the grid of `like`.
+    """
+    if array.shape != like.array.shape:
+        raise ShapeError(f"{path}: array {array.shape} is not on the image's grid {like.array.shape}")
+    check_writable(path)
+    data = _compact(array) if dtype is None else array.astype(dtype)
+    if str(path).endswith(NIFTI_SUFFIXES):
+        image = nib.Nifti1Image(data, like.affine, like.header)
+        if like.header is None:
+            image.set_sform(like.affine, "scanner")
+            image.header.set_xyzt_units("mm")
+        image.set_data_dtype(data.dtype)
+        image.header.set_slope_inter(1, 0)
+        image.header["cal_min"], image.header["cal_max"] = 0, 0
+        write_atomically(path, lambda temporary: nib.save(image, temporary))
+    else:
+        write_atomically(path, lambda temporary: sitk.WriteImage(_to_sitk(data, like.affine), str(temporary), compress))
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse an output that cannot be written, before any long work.
+
+    Raises:
+        FileError: unknown ending, or a folder that is missing or read-only.
+    """
+    file = Path(path)
+    if not file.name.endswith(OUTPUT_SUFFIXES):
+        raise FileError(f"{file}: unknown output format; use one of {', '.join(OUTPUT_SUFFIXES)}")
+    check_folder(file)
+
+
+def check_folder(file: Path) -> None:
+    """Refuse a file to write that is a folder, or whose folder is missing or read-only.
+
+    Raises:
+        FileError: naming the folder.
+    """
+    if file.is_dir():
+        raise FileError(f"{file}: is a folder, give a file")
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise FileError(f"{folder}: no such folder")
+    if not os.access(folder, os.W_OK):
+        raise FileError(f"{folder}: is read-only")
+
+
+def make_folder(folder: str | Path) -> None:
+    """Make a folder and its parents; one that is there is fine.
+
+    Raises:
+        FileError: if that is not possible.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{folder}: cannot make this folder ({error.strerror})") from error
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Call `write` on a temporary file beside `path`, then move it there, so that readers never see half a file.
+
+    Raises:
+        FileError: if the folder is missing, read-only or full; nothing is left behind.
+    """
+    file = Path(path)
+    suffix = "".join(file.suffixes[-2:]) if file.name.endswith(".nii.gz") else file.suffix
+    try:
+        descriptor, name = tempfile.mkstemp(dir=file.absolute().parent, prefix=".writing-", suffix=suffix)
+    except OSError as error:
+        raise FileError(f"{file}: cannot write ({error.strerror})") from error
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(file)
+    except (OSError, RuntimeError) as error:
+        raise FileError(f"{file}: cannot write ({getattr(error, 'strerror', None) or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write plain values as JSON; the file appears whole or not at all.
+
+    Raises:
+        FileError: if the folder is missing, read-only or full.
+    """
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+
+
+def compact_labels(array: NDArray[Any]) -> NDArray[Any]:
+    """Label values in the smallest unsigned integer type that holds them: uint8 or uint16."""
+    return array.astype(np.uint8 if array.max(initial=0) <= 255 else np.uint16)
+
+
+def _compact(array: NDArray[Any]) -> NDArray[Any]:
+    if np.issubdtype(array.dtype, np.floating):
+        return array.astype(np.float32)
+    return array if array.dtype == np.int16 else compact_labels(array)
+
+
+def _read_nifti(file: Path) -> Image:
+    try:
+        image = nib.squeeze_image(nib.load(file))
+        if len(image.shape) != 3:
+            raise ShapeError(
+                f"{file}: needs 3 axes, found {len(image.shape)} (shape {image.shape}); give one 3D volume"
+            )
+        check_memory(image.shape, str(file))
+        scaled = image.header.get_slope_inter() not in ((None, None), (1.0, 0.0))
+        array = image.get_fdata(dtype=np.float32) if scaled else np.asanyarray(image.dataobj)
+    except ShapeError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
+        raise FileError(f"{file}: cannot be read as NIfTI, it may be truncated ({error})") from error
+    return Image(np.ascontiguousarray(array), check_affine(image.affine, str(file)), image.header)
+
+
+def _read_sitk(file: Path, read: Callable[[], sitk.Image]) -> Image:
+    try:
+        image = read()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise FileError(f"{file}: cannot be read, it may be truncated ({reason})") from error
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise ShapeError(f"{file}: has {image.GetNumberOfComponentsPerPixel()} values per voxel; give one grey volume")
+    if image.GetDimension() != 3:
+        raise ShapeError(f"{file}: needs 3 axes, found {image.GetDimension()} (shape {image.GetSize()})")
+    check_memory(image.GetSize(), str(file))
+    return Image(np.ascontiguousarray(sitk.GetArrayFromImage(image).T), _sitk_affine(image, str(file)))
+
+
+def _read_dicom_series(folder: Path) -> sitk.Image:
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        raise FileError(f"{folder}: holds {len(series)} DICOM series; give a folder with exactly one")
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    image: sitk.Image = reader.Execute()
+    return image
+
+
+def _sitk_affine(image: sitk.Image, name: str) -> NDArray[np.float64]:
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return check_affine(LPS_TO_RAS @ affine, name)
+
+
+def _to_sitk(array: NDArray[Any], affine: NDArray[np.float64]) -> sitk.Image:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    lps = LPS_TO_RAS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    return image

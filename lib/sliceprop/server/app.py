@@ -1,0 +1,126 @@
+"""The app as MONAI Label's loader wants it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
+
+from sliceprop.config import TrainConfig
+from sliceprop.errors import InputError
+from sliceprop.server.datastore import LocalStudies
+from sliceprop.server.errors import NotFoundError
+from sliceprop.server.guard import plain_name
+from sliceprop.server.infer import PropagateTask, ScribblesTask
+from sliceprop.server.names import configured_names
+from sliceprop.server.requests import first_choices, flag, number
+from sliceprop.server.scoring import QualityScoring
+from sliceprop.server.strategy import NextSlice
+from sliceprop.server.trainer import PropagateTrainer
+from sliceprop.server.workspace import Workspace
+
+NAME = "labelprop"
+DEFAULT_TARGET = 0.95
+
+
+class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
+    """Annotate a few slices, get the volume.
+
+    Args:
+        app_dir: folder of the app; nothing of a study is written there.
+        studies: folder or DICOMweb address of the images.
+        conf: `labels`, `budget_s`, `target`; see the app's README.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        os.environ.setdefault("PYTHONPATH", "")  # MONAI Label reads it when it starts a training process
+        description = "Annotate a few slices, get the volume"
+        super().__init__(app_dir, studies, conf, name="LabelProp", description=description)
+        self._auto_update_scoring = False  # would start a process after every request
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """What tasks and routes share."""
+        store = self.datastore()
+        return Workspace(store, configured_names(self.conf, Path(store._datastore_path)))
+
+    def init_datastore(self) -> Datastore:
+        """A local folder with our guarantees, or MONAI Label's own access to an archive."""
+        remote = self.studies.startswith(("http://", "https://"))
+        return super().init_datastore() if remote else LocalStudies(self.studies)
+
+    def init_infers(self) -> dict[str, InferTask]:
+        """`labelprop` and its twin for 3D Slicer's Scribbles tab."""
+        target = number(self.conf, "target", DEFAULT_TARGET)
+        return {
+            NAME: PropagateTask(self.workspace, target),
+            f"{NAME}_scribbles": ScribblesTask(self.workspace, target),
+        }
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """`labelprop`."""
+        return {NAME: PropagateTrainer(self.workspace, number(self.conf, "budget_s", TrainConfig.budget_s))}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        """`next_slice`, also under the key that OHIF asks for whatever the user chose."""
+        strategy = NextSlice(self.workspace, number(self.conf, "target", DEFAULT_TARGET))
+        return {"next_slice": strategy, "random": strategy}
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        """`quality`."""
+        return {"quality": QualityScoring(self.workspace)}
+
+    def on_init_complete(self) -> None:
+        """Put our routes in front of MONAI Label's; called in the server process only."""
+        from sliceprop.server.routes import install
+
+        super().on_init_complete()
+        install()
+
+    def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Run a model; unlike the stock method it never takes an image id for a path of the server.
+
+        Args:
+            request: `model`, `image` and options. `image_id`, if present, says which study it is, and is empty if
+                `image` is a file that came with the request or lies in a session.
+            datastore: where to save the label if the request asks for it.
+
+        Raises:
+            InputError: or a subclass, for anything that cannot be used.
+        """
+        request = first_choices(request)
+        task = self.known("model", request.get("model"), self._infers)
+        image_id = request.get("image_id", request.get("image"))
+        tag = plain_name(str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value), "label_tag")
+        file, params = task({**request, "image_id": image_id})
+        label = file
+        if image_id and flag(request, "save_label"):
+            label = (datastore or self.datastore()).save_label(image_id, file, tag, {"params": params})
+        return {"label": label, "tag": tag, "file": file, "params": params}
+
+    def infer_wsi(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Refuse: this app has no model for whole-slide images."""
+        raise InputError("this app does not work on whole-slide images")
+
+    def model_file(self, model: str, validate: bool = True) -> str | None:
+        """Refuse: models belong to studies here."""
+        raise NotFoundError("there is one model per study; see GET /labelprop/checkpoints")
+
+    def known(self, kind: str, name: Any, tasks: Mapping[str, Any]) -> Any:
+        """The task of that name.
+
+        Raises:
+            NotFoundError: listing the names that exist.
+        """
+        if name not in tasks:
+            raise NotFoundError(f"unknown {kind} {name!r}, choose from {', '.join(tasks)}")
+        return tasks[name]

@@ -1,0 +1,157 @@
+"""The infer tasks: a study's annotation in, the whole volume (or one label of it) out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from sliceprop.config import FUSIONS, METHODS
+from sliceprop.errors import InputError
+from sliceprop.labels import LabelArray
+from sliceprop.server.provenance import Sent
+from sliceprop.server.records import StudyRecord
+from sliceprop.server.requests import Options, first_choices, label_options, propagate_config
+from sliceprop.server.results import named, write_result
+from sliceprop.server.workspace import Case, Opened, Workspace
+from sliceprop.study import propagate, suggest
+
+
+class Answer(NamedTuple):
+    """What goes back to the client.
+
+    Attributes:
+        labels: `(i, j, k)` values of the result file.
+        names: `{name: value}` of the result file.
+        in_client: `(i, j, k)` label indices that the client has once it has shown the result.
+    """
+
+    labels: LabelArray
+    names: dict[str, int]
+    in_client: LabelArray
+
+
+class PropagateTask(InferTask):  # type: ignore[misc]
+    """`labelprop`: carries the annotated slices through the study.
+
+    Args:
+        workspace: of the server.
+        target: estimated Dice above which a slice needs no annotation.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        target: float,
+        type: InferType = InferType.SEGMENTATION,
+        description: str = "Propagates the annotated slices through the volume",
+    ) -> None:
+        choices = {"method": list(METHODS), "fusion": list(FUSIONS), "extrapolate": ["auto", "none"]}
+        config = {**choices, "slice_axis": ["auto", "0", "1", "2"]}
+        super().__init__(type=type, labels=None, dimension=3, description=description, config=config)
+        self._workspace, self._target = workspace, target
+
+    def info(self) -> dict[str, Any]:
+        """What `/info/` shows; the labels grow as clients submit new names."""
+        return {**super().info(), "labels": self._workspace.names.indices}
+
+    def is_valid(self) -> bool:
+        """Always: there is nothing to download."""
+        return True
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Answer one request of `LabelPropApp.infer`.
+
+        Args:
+            request: `image_id`, or `image` (a file that MONAI Label stored) and perhaps `session`; `label`, the file
+                that came with the request; the client's options.
+
+        Returns:
+            the result file, which the caller removes, and the params of the answer.
+
+        Raises:
+            InputError: or a subclass, for anything that cannot be used.
+        """
+        options = first_choices(request)
+        case, upload = self._case(options), options.get("label")
+        with self._workspace.lock(case):
+            selected = options.get("selected_label_name")
+            opened = self._workspace.open(case, label_options(options), Path(upload) if upload else None, selected)
+            labels, report = self._propagate(case, opened, options)
+            answer = self._answer(opened, labels, options)
+            file = write_result(answer.labels, self._workspace.scan(case), options)
+            self._remember(case, opened, answer, report)
+        return str(file), {**report, "label_names": answer.names}
+
+    def _answer(self, opened: Opened, labels: LabelArray, options: Options) -> Answer:
+        return Answer(labels, self._workspace.names.indices, in_client=labels)
+
+    def _case(self, options: Options) -> Case:
+        if options.get("image_id"):
+            return self._workspace.case(options["image_id"])
+        session = options.get("session")
+        record = StudyRecord(Path(session["path"]) / ".labelprop") if session else None
+        return Case(Path(options["image"]), record)
+
+    def _propagate(self, case: Case, opened: Opened, options: Options) -> tuple[LabelArray, dict[str, Any]]:
+        """Labels and report; an empty mask for a study without annotation."""
+        study, config = opened.study, propagate_config(options)
+        model, names = self._workspace.model(case, study, options.get("init")), self._workspace.names.by_index
+        if study.annotation.values:
+            result = propagate(study, model, config)
+            if case.record is not None:
+                case.record.save_result(result, opened.annotation.source if opened.annotation else "")
+            return result.labels, named(result.report, names)
+        report = {
+            "slice_axis": study.volume.slice_axis,
+            "annotated_slices": list(study.annotation.annotated_slices),
+            "method": config.method,
+            "trained": model is not None,
+            "quality": {},
+            "suggestion": asdict(suggest(study, model, target=self._target, names=names)[0]),
+        }
+        return np.zeros(self._workspace.scan(case).array.shape, np.int32), report
+
+    def _remember(self, case: Case, opened: Opened, answer: Answer, report: dict[str, Any]) -> None:
+        self._workspace.remember(case)
+        if case.record is not None:
+            drawn = np.zeros_like(answer.in_client) if opened.annotation is None else opened.annotation.labels
+            slices = tuple(report["annotated_slices"])
+            case.record.save_sent(Sent(answer.in_client, drawn, report["slice_axis"], slices))
+
+
+class ScribblesTask(PropagateTask):
+    """`labelprop_scribbles`: the same for the current segmentation of 3D Slicer's Scribbles tab, one label at a time.
+
+    Args:
+        workspace: of the server.
+        target: estimated Dice above which a slice needs no annotation.
+    """
+
+    def __init__(self, workspace: Workspace, target: float) -> None:
+        description = "Propagates the current segmentation; answers with the selected label only"
+        super().__init__(workspace, target, InferType.SCRIBBLES, description)
+
+    def _answer(self, opened: Opened, labels: LabelArray, options: Options) -> Answer:
+        name, index = self._selected(options)
+        before = np.zeros_like(labels) if opened.labels is None else opened.labels
+        others = np.where(before == index, 0, before)
+        chosen = labels == index
+        return Answer(chosen.astype(np.int32), {name: 1}, in_client=np.where(chosen, index, others).astype(np.int32))
+
+    def _selected(self, options: Options) -> tuple[str, int]:
+        """The label that the client works on; need not be given if there is only one.
+
+        Raises:
+            InputError: if it is missing or unknown.
+        """
+        names, selected = self._workspace.names.indices, options.get("selected_label_name")
+        if selected is None and len(names) == 1:
+            return next(iter(names.items()))
+        if selected not in names:
+            raise InputError(f"selected_label_name must be one of {list(names)}, not {selected!r}")
+        return str(selected), names[selected]

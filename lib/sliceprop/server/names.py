@@ -1,0 +1,175 @@
+"""Names of the structures: the app's label indices are contiguous from 1, belong to a name and never change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from sliceprop.errors import InputError
+from sliceprop.server.files import read_json, write_json
+
+BACKGROUND = "background"
+FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBLES = "foreground_scribbles", "background_scribbles"
+"""Segments in which 3D Slicer's Scribbles tab keeps its marks."""
+
+_NOT_STRUCTURES = frozenset({BACKGROUND, FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBLES})
+_NUMBERED_UP_TO = 255
+"""Values without a name keep their value as index up to here; above, filling the gaps would invent too many names."""
+
+
+def parse_names(value: str | Sequence[str] | Mapping[str, int]) -> list[str]:
+    """Names in the order of their indices.
+
+    Args:
+        value: a list, `{name: number}` (sorted by number), or text: either of them as JSON, or separated by commas.
+
+    Raises:
+        InputError: if there is no name, or a name is empty, doubled or not text.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        value = json.loads(text) if text[:1] in ("[", "{") else [name.strip() for name in text.split(",")]
+    names = sorted(value, key=value.__getitem__) if isinstance(value, Mapping) else list(value)
+    names = [name for name in names if name != BACKGROUND]
+    _check_names(names)
+    if not names:
+        raise InputError("the configured list of labels is empty")
+    return names
+
+
+def configured_names(conf: Mapping[str, str], folder: Path) -> list[str] | None:
+    """Names from `--conf labels`, else from `labels.json` in the studies folder, else None.
+
+    Raises:
+        InputError: if what is there is not a list of names.
+    """
+    file = folder / "labels.json"
+    text = conf.get("labels") or (file.read_text(encoding="utf-8") if file.is_file() else None)
+    try:
+        return parse_names(text) if text else None
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"labels must be names separated by commas, a JSON list or {{name: number}} ({error})"
+        ) from error
+
+
+def names_by_value(present: Iterable[int], label_info: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Name of each label value that a client's file holds.
+
+    `idx` (or `id`) is the value in the file for clients that write their segment numbers, but 3D Slicer counts skipped
+    segments in it and numbers the file's values by position. So `idx` counts if it explains every value present, else
+    the position in the list does.
+
+    Raises:
+        InputError: if a value has no name, or names are doubled, empty or not text.
+    """
+    values = set(present)
+    names = [entry.get("name") for entry in label_info]
+    _check_names(names)
+    by_idx = {
+        _whole_number(entry.get("idx", entry.get("id"))): name for entry, name in zip(label_info, names, strict=True)
+    }
+    by_position = dict(enumerate(names, start=1))
+    chosen = by_idx if values <= by_idx.keys() else by_position
+    nameless = sorted(values - chosen.keys())
+    if nameless:
+        raise InputError(f"label_info names {len(names)} labels, but the file also holds the values {nameless}")
+    return {value: str(chosen[value]) for value in sorted(values)}
+
+
+def _whole_number(value: Any) -> int | None:
+    return int(value) if str(value).isdecimal() else None
+
+
+def _check_names(names: Sequence[Any]) -> None:
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"a label's name must be text, not {name!r}")
+        if names.count(name) > 1:
+            raise InputError(f"the label {name!r} is named twice; rename one of them")
+
+
+class LabelNames:
+    """The table of names of one server.
+
+    Args:
+        file: keeps the names that clients submitted; its folder is made when the first name arrives.
+        configured: names that the operator chose; clients cannot add any.
+    """
+
+    def __init__(self, file: Path, configured: Sequence[str] | None = None) -> None:
+        self._file, self._configured = file, configured
+        self.lock = Lock()
+        """Held from `mapping` to `register`, so that two clients cannot be given the same index."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names in the order of their indices; the first one has index 1."""
+        if self._configured is not None:
+            return list(self._configured)
+        return list(read_json(self._file) or [])
+
+    @property
+    def indices(self) -> dict[str, int]:
+        """`{name: index}`."""
+        return {name: index for index, name in enumerate(self.names, start=1)}
+
+    @property
+    def by_index(self) -> dict[int, str]:
+        """`{index: name}`."""
+        return dict(enumerate(self.names, start=1))
+
+    def mapping(
+        self, present: Iterable[int], label_info: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[dict[int, int], list[str]]:
+        """How the values of a client's file become indices; nothing is stored yet.
+
+        Args:
+            present: the file's values other than 0.
+            label_info: the client's names; None if the values are the app's indices.
+
+        Returns:
+            `{value: index}`, where background and scribble segments have no entry, and the names to `register` for it.
+
+        Raises:
+            InputError: for a value without a name, or a name that is not among the configured ones.
+        """
+        values = sorted(set(present))
+        if label_info is None:
+            named = dict(zip(values, self._numbered(values), strict=True))
+            submitted = self._fillers(values)
+        else:
+            named = {v: name for v, name in names_by_value(values, label_info).items() if name not in _NOT_STRUCTURES}
+            submitted = [entry["name"] for entry in label_info if entry["name"] not in _NOT_STRUCTURES]
+        known = self.names
+        new = [name for name in submitted if name not in known]
+        if self._configured is not None:
+            unknown = [name for name in named.values() if name not in known]
+            if unknown:
+                raise InputError(f"unknown labels {unknown}; this server's labels are {known}")
+            new = []
+        indices = {name: index for index, name in enumerate(known + new, start=1)}
+        return {value: indices[name] for value, name in named.items()}, new
+
+    def register(self, new: Sequence[str]) -> None:
+        """Append names; indices given before stay.
+
+        Raises:
+            FileError: if the table cannot be written.
+        """
+        if new:
+            write_json(self._file, [*self.names, *new])
+
+    def _numbered(self, values: Sequence[int]) -> list[str]:
+        known = self.names
+        return [known[value - 1] if value <= len(known) else f"label_{value}" for value in values]
+
+    def _fillers(self, values: Sequence[int]) -> list[str]:
+        """Names for values beyond the table, with those of the gaps so that each value stays its own index."""
+        known, top = len(self.names), max(values, default=0)
+        if top <= _NUMBERED_UP_TO:
+            values = range(known + 1, top + 1)
+        return [f"label_{value}" for value in values if value > known]

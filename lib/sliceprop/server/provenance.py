@@ -1,0 +1,127 @@
+"""Who drew what: telling the user's slices in a label file from those that the server had answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sliceprop.labels import LabelArray
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The hand-made part of a label file.
+
+    Attributes:
+        labels: `(i, j, k)` int32 label indices; 0 where nothing was drawn and where the server's own result came back.
+        slice_axis: axis of the image file that counts slices.
+        annotated_slices: the hand-made slices, ascending; with `partial` those that hold a hand-made label.
+        partial: a slice counts only for the labels on it.
+        source: which version of which label file this was taken from.
+    """
+
+    labels: LabelArray
+    slice_axis: int
+    annotated_slices: tuple[int, ...]
+    partial: bool = False
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The last result that a client got for a study.
+
+    Attributes:
+        labels: `(i, j, k)` label indices as the client has them now.
+        drawn: the hand-made ones among them, on the same grid.
+        slice_axis: axis of the image file that counts slices.
+        annotated_slices: the slices that were hand-made.
+    """
+
+    labels: LabelArray
+    drawn: LabelArray
+    slice_axis: int
+    annotated_slices: tuple[int, ...]
+
+
+def hand_made(
+    labels: LabelArray,
+    *,
+    slice_axis: int,
+    sent: Sent | None = None,
+    known: Annotation | None = None,
+    listed: tuple[int, ...] | None = None,
+    reviewed: tuple[int, ...] = (),
+    partial: bool = False,
+) -> Annotation:
+    """Tell what the user drew from what the server had answered.
+
+    If the file is our own result come back (`is_our_result`), hand-made are the slices that differ from it, those that
+    were hand-made already, and those the client lists. Any other file is the user's own: the listed slices are
+    hand-made, without a list every slice that holds a label.
+
+    Args:
+        labels: `(i, j, k)` label indices as submitted.
+        slice_axis: axis that counts slices.
+        sent: the last result that a client got.
+        known: the annotation in force.
+        listed: slices that the client calls annotated, or None.
+        reviewed: slices that the client approves as they are.
+        partial: a slice counts only for the labels on it; what we had added to it is taken away.
+    """
+    if sent is None or not is_our_result(labels, slice_axis, sent):
+        slices = marked_slices(labels != 0, slice_axis) if listed is None else set(listed)
+    elif partial:
+        labels = _hand_made_labels(labels, slice_axis, sent, known)
+        slices = marked_slices(labels != 0, slice_axis)
+    else:
+        slices = marked_slices(labels != sent.labels, slice_axis) | set(sent.annotated_slices) | set(listed or ())
+        if known is not None and known.slice_axis == slice_axis:
+            slices |= set(known.annotated_slices) - marked_slices(labels != known.labels, slice_axis)
+    slices |= set(reviewed)
+    return Annotation(_only(labels, slice_axis, slices), slice_axis, tuple(sorted(slices)), partial)
+
+
+def is_our_result(labels: LabelArray, slice_axis: int, sent: Sent | None) -> bool:
+    """Whether `labels` is the last result come back, corrected or not, rather than a label of the user's own.
+
+    So it is if of the slices that we had filled one is unchanged, and more are still filled than are empty: in a sparse
+    label most are empty, though one may happen to look, or have been taken over, just as we had filled it.
+    """
+    if sent is None or sent.slice_axis != slice_axis or sent.labels.shape != labels.shape:
+        return False
+    filled = marked_slices(sent.labels != sent.drawn, slice_axis)
+    unchanged = filled - marked_slices(labels != sent.labels, slice_axis)
+    still_filled = filled & marked_slices(labels != 0, slice_axis)
+    return bool(unchanged) and 2 * len(still_filled) > len(filled)
+
+
+def _hand_made_labels(labels: LabelArray, slice_axis: int, sent: Sent, known: Annotation | None) -> LabelArray:
+    """Per slice, the labels whose shape differs from what we sent, or that were drawn before."""
+    kept = np.zeros_like(labels)
+    for value in np.unique(labels[labels > 0]):
+        mask = labels == value
+        slices = marked_slices(mask != (sent.labels == value), slice_axis) | marked_slices(
+            sent.drawn == value, slice_axis
+        )
+        if known is not None and known.slice_axis == slice_axis:
+            drawn = known.labels == value
+            slices |= marked_slices(drawn, slice_axis) - marked_slices(drawn != mask, slice_axis)
+        kept += _only(labels * mask, slice_axis, slices)
+    return kept
+
+
+def marked_slices(marked: NDArray[np.bool_], slice_axis: int) -> set[int]:
+    """Indices of the slices on which anything is marked."""
+    others = tuple(axis for axis in range(3) if axis != slice_axis)
+    return {int(index) for index in np.flatnonzero(marked.any(axis=others))}
+
+
+def _only(labels: LabelArray, slice_axis: int, slices: set[int]) -> LabelArray:
+    """The labels on `slices`, 0 elsewhere."""
+    inside = [index for index in slices if 0 <= index < labels.shape[slice_axis]]
+    kept = np.zeros_like(labels)
+    np.moveaxis(kept, slice_axis, 0)[inside] = np.moveaxis(labels, slice_axis, 0)[inside]
+    return kept

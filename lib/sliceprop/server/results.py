@@ -1,0 +1,54 @@
+"""Results as clients want them: values by name, and files in the format, type and compression asked for."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sliceprop import io
+from sliceprop.errors import InputError
+from sliceprop.server.requests import Options, flag
+
+DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
+
+
+def named(report: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
+    """The engine's report with names where it has label indices as keys."""
+    by_label = {key: report[key] for key in ("methods", "quality") if key in report}
+    return {**report, **{key: {names[int(i)]: value for i, value in part.items()} for key, part in by_label.items()}}
+
+
+def write_result(array: NDArray[Any], scan: io.Image, options: Options) -> Path:
+    """Write a result into a new temporary file.
+
+    Args:
+        array: `(i, j, k)`.
+        scan: gives the grid.
+        options: `result_extension` (default `.nii.gz`), `result_dtype` (default the smallest), `result_compress`.
+
+    Raises:
+        InputError: for an unknown format or type, or a type too small for the labels.
+    """
+    suffix = "." + str(options.get("result_extension") or ".nii.gz").removeprefix(".")
+    if suffix not in io.OUTPUT_SUFFIXES:
+        raise InputError(f"result_extension must be one of {', '.join(io.OUTPUT_SUFFIXES)}, not {suffix!r}")
+    dtype, compress = _dtype(array, options.get("result_dtype")), flag(options, "result_compress", True)
+    with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as file:
+        path = Path(file.name)
+    io.write_image(path, array, scan, dtype=dtype, compress=compress)
+    return path
+
+
+def _dtype(array: NDArray[Any], name: Any) -> str | None:
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise InputError(f"result_dtype must be one of {', '.join(DTYPES)}, not {name!r}")
+    if np.dtype(name).kind in "iu" and array.max(initial=0) > np.iinfo(name).max:
+        raise InputError(f"label {array.max()} does not fit into {name}; ask for result_dtype uint16")
+    return str(name)

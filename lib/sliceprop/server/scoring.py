@@ -1,0 +1,59 @@
+"""The scoring method `quality`: how good the propagated labels of each study are estimated to be."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+
+from sliceprop.errors import InputError
+from sliceprop.server.requests import LabelOptions
+from sliceprop.server.results import named
+from sliceprop.server.workspace import Workspace
+from sliceprop.study import propagate
+
+logger = logging.getLogger(__name__)
+
+
+class QualityScoring(ScoringMethod):  # type: ignore[misc]
+    """Stores `quality` in the datastore's image info of every annotated study.
+
+    Args:
+        workspace: of the server.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        super().__init__("Estimated Dice of the propagated labels, per label and slice")
+        self._workspace = workspace
+
+    def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
+        """Score one study or all; called by MONAI Label in the scoring process.
+
+        Args:
+            request: `image` for one study.
+            datastore: the workspace's.
+
+        Returns:
+            `{image id: {label: {"dice", "slices"}}}`; studies that cannot be used are logged and left out.
+        """
+        images = [request["image"]] if request.get("image") else self._workspace.annotated_images()
+        scores: dict[str, Any] = {}
+        for image_id in images:
+            try:
+                scores[image_id] = self._quality(image_id)
+            except InputError:
+                logger.exception("%s cannot be scored", image_id)
+            else:
+                datastore.update_image_info(image_id, {"quality": scores[image_id]})
+        return scores
+
+    def _quality(self, image_id: str) -> dict[str, Any]:
+        case = self._workspace.case(image_id)
+        opened = self._workspace.open(case, LabelOptions())
+        report = case.record.report() if case.record else None
+        if report is None or opened.annotation is None or report["source"] != opened.annotation.source:
+            report = propagate(opened.study, self._workspace.model(case, opened.study)).report
+        quality: dict[str, Any] = named(report, self._workspace.names.by_index)["quality"]
+        return quality

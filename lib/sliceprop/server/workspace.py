@@ -1,0 +1,364 @@
+"""The studies of one server: finds image, annotation and model of a request, and keeps what clients submit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import RLock
+from typing import Any
+
+import numpy as np
+from monailabel.datastore.local import LocalDatastore
+
+from sliceprop import io
+from sliceprop.config import BACKGROUND_SCRIBBLE, MAX_LABEL
+from sliceprop.engine.registration import Model
+from sliceprop.errors import CheckpointError, FileError, InputError
+from sliceprop.labels import LabelArray
+from sliceprop.server.checkpoints import Checkpoints
+from sliceprop.server.errors import NotFoundError
+from sliceprop.server.files import read_json, write_json
+from sliceprop.server.guard import plain_name
+from sliceprop.server.label_files import read_labels
+from sliceprop.server.names import BACKGROUND_SCRIBBLES, FOREGROUND_SCRIBBLES, LabelNames, names_by_value
+from sliceprop.server.provenance import Annotation, hand_made, is_our_result, marked_slices
+from sliceprop.server.records import StudyRecord
+from sliceprop.server.requests import LabelOptions, Options, label_options
+from sliceprop.study import Study, open_study
+from sliceprop.volume import resolve_slice_axis
+
+logger = logging.getLogger(__name__)
+
+SPARSE, FINAL, SCRIBBLES = "sparse", "final", "scribbles"
+
+_BACKGROUND = MAX_LABEL
+"""Background scribbles in memory, out of the way of label indices; stored files have `BACKGROUND_SCRIBBLE`."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One study as a request names it.
+
+    Attributes:
+        image: file of the scan.
+        record: what the server remembers of it; None for a scan that came with the request.
+        image_id: in the datastore; empty for the scan of a session or of a request.
+    """
+
+    image: Path
+    record: StudyRecord | None
+    image_id: str = ""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A study ready for use.
+
+    Attributes:
+        study: scan and annotation.
+        annotation: the hand-made labels, None without any.
+        labels: `(i, j, k)` label indices as the client has them, None without any.
+    """
+
+    study: Study
+    annotation: Annotation | None
+    labels: LabelArray | None
+
+
+class Workspace:
+    """What all tasks and routes of one server share.
+
+    Args:
+        store: MONAI Label's datastore; the workspace keeps its own files beside it, in `.labelprop`.
+        names: the operator's list of labels; None to learn it from the clients.
+    """
+
+    def __init__(self, store: LocalDatastore, names: list[str] | None = None) -> None:
+        self.store = store
+        self.folder = Path(store._datastore_path) / ".labelprop"
+        self.names = LabelNames(self.folder / "names.json", names)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints")
+        self._locks: dict[str, RLock] = {}
+
+    def lock(self, case: Case) -> RLock:
+        """Serialises the work on one study; different studies do not wait for each other."""
+        return self._locks.setdefault(str(case.image), RLock())
+
+    def case(self, image_id: Any) -> Case:
+        """The study with this id.
+
+        Raises:
+            InputError: if the id is not a plain name.
+            NotFoundError: if there is no such image.
+        """
+        if not isinstance(image_id, str) or not image_id:
+            raise InputError(f"image must be the id of an image, not {image_id!r}")
+        plain_name(image_id, "image")
+        if image_id not in self.store.list_images():
+            self.store.refresh()
+        if image_id not in self.store.list_images():
+            raise NotFoundError(f"unknown image {image_id!r}")
+        record = StudyRecord(self.folder / "studies" / image_id)
+        return Case(Path(self.store.get_image_uri(image_id)), record, image_id)
+
+    def requested_case(self, options: Options) -> Case | None:
+        """The study of a request: `image`, else the one used or annotated last, else the first; None if there is none.
+
+        Raises:
+            NotFoundError: if `image` does not exist.
+        """
+        if options.get("image"):
+            return self.case(options["image"])
+        images = sorted(self.store.list_images())
+        last = read_json(self._last_used)
+        return self.case(last if last in images else images[0]) if images else None
+
+    def annotated_images(self) -> list[str]:
+        """Ids of the images for which there is a label file."""
+        images = sorted(self.store.list_images())
+        return [image for image in images if any(self._label_file(image, tag) for tag in (SPARSE, FINAL))]
+
+    def remember(self, case: Case) -> None:
+        """Make this study the one that requests without `image` mean."""
+        if case.image_id and read_json(self._last_used) != case.image_id:
+            write_json(self._last_used, case.image_id)
+
+    @property
+    def _last_used(self) -> Path:
+        return self.folder / "last_used.json"
+
+    def scan(self, case: Case) -> io.Image:
+        """The image of a study; read anew only when the file has changed.
+
+        Raises:
+            FileError: or another `InputError`, if it cannot be read.
+        """
+        return _read_scan(case.image, case.image.stat().st_mtime_ns)
+
+    def submit(self, image_id: str, tag: str, file: Path, options: LabelOptions) -> dict[str, Any]:
+        """Check a client's label file and store it under its tag; nothing is replaced if anything is wrong with it.
+
+        Returns:
+            `label_names`, and for labels `slice_axis` and the `annotated_slices` that count as the user's.
+
+        Raises:
+            InputError: or a subclass, for anything that cannot be used.
+        """
+        plain_name(tag, "tag")
+        case = self.case(image_id)
+        assert case.record is not None
+        with self.lock(case):
+            with self.names.lock:
+                background = options.background_scribble if tag == SCRIBBLES else None
+                labels, new = self._renumbered(read_labels(file, self.scan(case)), options, background)
+                annotation = None if tag == SCRIBBLES else self._annotate(case, labels, options)
+                _open(self.scan(case), annotation, labels if tag == SCRIBBLES else None)
+                self.names.register(new)
+            info = self._label_info(labels, annotation)
+            ours = annotation is not None and is_our_result(labels, annotation.slice_axis, case.record.sent())
+            in_force = tag == SPARSE or (tag == FINAL and (ours or self._label_file(case.image_id, SPARSE) is None))
+            self._store(case, tag, labels, info)
+            if annotation is not None and in_force:
+                case.record.save_annotation(replace(annotation, source=self._version(case, tag)))
+            self.remember(case)
+        return {**info, "label_names": self.names.indices}
+
+    def open(
+        self, case: Case, options: LabelOptions, upload: Path | None = None, selected: str | None = None
+    ) -> Opened:
+        """A study with the labels that came with the request, else those of tag `sparse`, else of `final`.
+
+        Args:
+            case: which study.
+            options: `slice_axis`, and what describes the upload.
+            upload: label file of the request.
+            selected: name of the label that 3D Slicer's foreground scribbles belong to.
+
+        Raises:
+            InputError: or a subclass, for anything that cannot be used.
+        """
+        scan, marks = self.scan(case), self._scribbles(case)
+        if upload is None:
+            annotation = self.annotation(case)
+            labels = None if annotation is None else annotation.labels
+        else:
+            values = read_labels(upload, scan)
+            with self.names.lock:
+                labels, new = self._renumbered(values, options)
+                annotation = self._annotate(case, labels, options)
+                self.names.register(new)
+            marks = self._slicer_scribbles(values, options, selected, marks)
+        return Opened(_open(scan, annotation, marks, options.slice_axis), annotation, labels)
+
+    def annotation(self, case: Case) -> Annotation | None:
+        """The annotation in force: of tag `sparse`, else `final`; None if neither exists.
+
+        A `final` label that was our own result, edited, counts before an older `sparse` one.
+
+        Raises:
+            InputError: if a label file that was put there by hand does not fit.
+        """
+        if case.record is None:
+            return None
+        kept = case.record.annotation()
+        tags = [tag for tag in (SPARSE, FINAL) if self._label_file(case.image_id, tag)]
+        if kept is not None and kept.source in [self._version(case, tag) for tag in tags]:
+            return kept
+        return self._found(case, tags[0]) if tags else None
+
+    def model(self, case: Case, study: Study, init: Any = None) -> Model | None:
+        """The model for a study: its own if it has one that fits, else None.
+
+        Args:
+            case: which study.
+            study: opened, to see whether its own model still fits.
+            init: id of another checkpoint; `none` for no model; None or `auto` for the study's own.
+
+        Raises:
+            NotFoundError: if there is no checkpoint `init`.
+            CheckpointError: if the checkpoint `init` cannot be used.
+        """
+        if init not in (None, "auto", "none"):
+            return self.checkpoints.load(str(init))
+        if init == "none" or not case.image_id or case.image_id not in self.checkpoints:
+            return None
+        try:
+            model = self.checkpoints.load(case.image_id)
+        except (CheckpointError, FileError):
+            logger.exception("the checkpoint of %s is ignored", case.image_id)
+            return None
+        return model if model.study_hash in (None, study.study_hash) else None
+
+    def _renumbered(
+        self, values: LabelArray, options: LabelOptions, background: int | None = None
+    ) -> tuple[LabelArray, list[str]]:
+        """A client's label values as label indices, and the names that are new."""
+        present = _present(values) - {background}
+        indices, new = self.names.mapping(present, options.label_info)
+        if background is not None:
+            indices[background] = _BACKGROUND
+        return _replace_values(values, indices), new
+
+    def _annotate(self, case: Case, labels: LabelArray, options: LabelOptions) -> Annotation:
+        sent = case.record.sent() if case.record else None
+        scan = self.scan(case)
+        if options.slice_axis == "auto" and sent is not None and is_our_result(labels, sent.slice_axis, sent):
+            axis = sent.slice_axis
+        else:
+            marked = labels > 0 if labels.any() else None
+            axis = resolve_slice_axis(options.slice_axis, scan.array.shape, scan.affine, marked)
+        return hand_made(
+            labels,
+            slice_axis=axis,
+            sent=sent,
+            known=case.record.annotation() if case.record else None,
+            listed=options.annotated_slices,
+            reviewed=options.reviewed_slices,
+            partial=options.partial,
+        )
+
+    def _found(self, case: Case, tag: str) -> Annotation:
+        """The annotation in a label file that did not come through `submit`; its values are label indices."""
+        file = self._label_file(case.image_id, tag)
+        assert file is not None
+        info = dict(self.store.get_label_info(case.image_id, tag))
+        options = replace(label_options(info), label_info=None)
+        with self.names.lock:
+            labels, new = self._renumbered(read_labels(file, self.scan(case), cropped=True), options)
+            annotation = self._annotate(case, labels, options)
+            self.names.register(new)
+        return replace(annotation, source=self._version(case, tag))
+
+    def _scribbles(self, case: Case) -> LabelArray | None:
+        file = self._label_file(case.image_id, SCRIBBLES)
+        if file is None:
+            return None
+        marks = read_labels(file, self.scan(case), cropped=True)
+        return _replace_values(marks, {BACKGROUND_SCRIBBLE: _BACKGROUND}, keep=True)
+
+    def _slicer_scribbles(
+        self, values: LabelArray, options: LabelOptions, selected: str | None, marks: LabelArray | None
+    ) -> LabelArray | None:
+        """The marks of 3D Slicer's two scribble segments on top of the stored ones."""
+        names = names_by_value(_present(values), options.label_info) if options.label_info else {}
+        index = self.names.indices.get(selected or "")
+        meaning = {FOREGROUND_SCRIBBLES: index, BACKGROUND_SCRIBBLES: _BACKGROUND}
+        drawn = {value: mark for value, name in names.items() if (mark := meaning.get(name))}
+        if not drawn:
+            return marks
+        new = _replace_values(values, drawn)
+        return new if marks is None else np.where(new > 0, new, marks)
+
+    def _label_info(self, labels: LabelArray, annotation: Annotation | None) -> dict[str, Any]:
+        """What is stored beside a label file; the names are listed in the order of the values in the file."""
+        present, names = _present(labels), self.names.indices
+        info: dict[str, Any] = {"label_info": [{"name": n, "idx": i} for n, i in names.items() if i in present]}
+        if annotation is not None:
+            info |= {"slice_axis": annotation.slice_axis, "partial": annotation.partial}
+        if annotation is not None and not annotation.partial:
+            info |= {"annotated_slices": list(annotation.annotated_slices)}
+        return info
+
+    def _store(self, case: Case, tag: str, labels: LabelArray, info: Mapping[str, Any]) -> None:
+        assert case.record is not None
+        replaced = self._label_file(case.image_id, tag)
+        if replaced is not None:
+            case.record.keep(replaced, tag)
+        stored = _replace_values(labels, {_BACKGROUND: BACKGROUND_SCRIBBLE}, keep=True)
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "label.nii.gz"
+            io.write_image(file, stored, self.scan(case))
+            # An archive cannot hold an empty DICOM SEG; then the label stays with this server.
+            save = type(self.store).save_label if stored.any() else LocalDatastore.save_label
+            save(self.store, case.image_id, str(file), tag, dict(info))
+
+    def _label_file(self, image_id: str, tag: str) -> Path | None:
+        # The method of the base class: the DICOMweb datastore's one would fetch a cropped DICOM SEG instead.
+        uri = LocalDatastore.get_label_uri(self.store, image_id, tag)
+        return Path(uri) if uri and Path(uri).is_file() else None
+
+    def _version(self, case: Case, tag: str) -> str:
+        file = self._label_file(case.image_id, tag)
+        return f"{tag}:{file.stat().st_mtime_ns}" if file else ""
+
+
+def _open(
+    scan: io.Image, annotation: Annotation | None, scribbles: LabelArray | None, slice_axis: str | int = "auto"
+) -> Study:
+    marks = None if scribbles is None else replace(scan, array=scribbles)
+    if annotation is None:
+        return open_study(scan, scribbles=marks, slice_axis=slice_axis, background_scribble=_BACKGROUND)
+    axis = annotation.slice_axis if slice_axis == "auto" else slice_axis
+    blank = set(annotation.annotated_slices) - marked_slices(annotation.labels != 0, annotation.slice_axis)
+    return open_study(
+        scan,
+        replace(scan, array=annotation.labels),
+        scribbles=marks,
+        slice_axis=axis,
+        annotated_slices=annotation.annotated_slices if blank and axis == annotation.slice_axis else None,
+        partial=annotation.partial,
+        background_scribble=_BACKGROUND,
+    )
+
+
+def _present(values: LabelArray) -> set[int]:
+    """The values other than 0; counting is much faster than the sorting of `np.unique`."""
+    return {int(value) for value in np.flatnonzero(np.bincount(values.ravel()))} - {0}
+
+
+def _replace_values(values: LabelArray, new: Mapping[int, int], *, keep: bool = False) -> LabelArray:
+    """Every value replaced; those not in `new` become 0, or stay with `keep`."""
+    top = max([int(values.max(initial=0)), *new])
+    table = np.arange(top + 1, dtype=np.int32) if keep else np.zeros(top + 1, dtype=np.int32)
+    for old, value in new.items():
+        table[old] = value
+    return table[values]
+
+
+@lru_cache(maxsize=2)
+def _read_scan(file: Path, mtime_ns: int) -> io.Image:
+    return io.read_image(file)

@@ -1,0 +1,466 @@
+"""Use cases on one study: open, train, propagate, suggest. Every front end calls these and holds no algorithm."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sliceprop import io
+from sliceprop.config import BACKGROUND_SCRIBBLE, PropagateConfig, TrainConfig
+from sliceprop.engine import selection
+from sliceprop.engine.anchors import make_anchors
+from sliceprop.engine.evidence import hold_out, motion_weights
+from sliceprop.engine.extent import supported_slices
+from sliceprop.engine.filling import Filled, apply_scribbles, disagreement, fill
+from sliceprop.engine.interpolation import INTERPOLATIONS, interpolate, keep_known
+from sliceprop.engine.network import RegistrationNet
+from sliceprop.engine.propagation import Carrier
+from sliceprop.engine.quality import Quality, estimate_quality
+from sliceprop.engine.registration import Model, SliceTransforms, crop, network_fields, register
+from sliceprop.engine.training import Fields, Learner, Progress, half_size
+from sliceprop.errors import CheckpointError, InputError, NoAnnotationError
+from sliceprop.labels import SparseLabels, check_labels, sparse_labels
+from sliceprop.roi import Roi, region_of_interest
+from sliceprop.volume import Volume, check_affine, check_image, normalise_intensity, resolve_slice_axis
+
+SECONDS_BETWEEN_SAVES = 3.0
+
+TARGET_DICE = 0.95
+
+__all__ = [
+    "Progress",
+    "Propagation",
+    "Study",
+    "Suggestion",
+    "open_study",
+    "propagate",
+    "suggest",
+    "train",
+]
+
+Source = str | Path | io.Image | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A slice to annotate next.
+
+    Attributes:
+        slice: 0-based index, None when every slice is annotated.
+        slice_axis: axis of the image file that counts slices.
+        position_ras: centre of the slice in RAS mm, None without a slice.
+        reason: one sentence for a clinician.
+        expected_gain: expected rise of the mean Dice over the volume, in [0, 1].
+        stop: whether nothing worth annotating is left.
+    """
+
+    slice: int | None
+    slice_axis: int
+    position_ras: tuple[float, float, float] | None
+    reason: str
+    expected_gain: float
+    stop: bool
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """The volume that came out, everything on the original grid `(i, j, k)`.
+
+    Attributes:
+        labels: fused labels, int32; annotated slices are bit-identical to the input.
+        from_lower: labels carried from the annotated slice below only.
+        from_upper: labels carried from the annotated slice above only.
+        uncertainty: float32 in [0, 1], 0 on annotated slices.
+        report: `slice_axis`, `annotated_slices`, `method`, `trained`, `quality`, `suggestion`; plain values for JSON.
+    """
+
+    labels: NDArray[np.int32]
+    from_lower: NDArray[np.int32]
+    from_upper: NDArray[np.int32]
+    uncertainty: NDArray[np.float32]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One scan with its sparse annotation; made by `open_study`."""
+
+    volume: Volume
+    annotation: SparseLabels
+
+    @cached_property
+    def study_hash(self) -> str:
+        """SHA-256 over the normalised voxels, slice axis and affine: ties a checkpoint to its scan."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.volume.slices).tobytes())
+        digest.update(np.round(self.volume.affine, 4).tobytes() + bytes([self.volume.slice_axis]))
+        return digest.hexdigest()
+
+
+def open_study(
+    image: Source,
+    labels: Source | None = None,
+    *,
+    affine: NDArray[Any] | None = None,
+    scribbles: Source | None = None,
+    slice_axis: str | int = "auto",
+    annotated_slices: Iterable[int] | None = None,
+    partial: bool = False,
+    background_scribble: int = BACKGROUND_SCRIBBLE,
+) -> Study:
+    """Check and bring together a scan and what was drawn on it.
+
+    Args:
+        image: file, DICOM folder, `io.Image`, or array `(i, j, k)`.
+        labels: the same kinds on the same grid, integers up to 65,535; None or all zero for no annotation yet.
+        affine: for arrays, `(4, 4)` voxel index to RAS mm; 1 mm voxels without it.
+        scribbles: partial marks in any plane: label values, and `background_scribble` for background.
+        slice_axis: `auto`, 0, 1 or 2 in the image's axis order.
+        annotated_slices: explicit 0-based list of completely annotated slices; may name slices without any label.
+        partial: a slice counts as annotated only for the labels painted on it.
+        background_scribble: the scribble value that means background.
+
+    Raises:
+        InputError: or a subclass, for anything that cannot be used; the message says what to do.
+    """
+    scan = load_image(image, affine)
+    check_image(scan.array)
+    painted = np.zeros(scan.array.shape, np.int32) if labels is None else load_labels(scan, labels, "labels")
+    marks = None if scribbles is None else load_labels(scan, scribbles, "scribbles")
+    marked = painted > 0 if painted.any() else None
+    axis = resolve_slice_axis(slice_axis, scan.array.shape, scan.affine, marked)
+    volume = Volume(normalise_intensity(np.moveaxis(scan.array, axis, 0)), axis, scan.affine)
+    annotation = sparse_labels(
+        np.ascontiguousarray(volume.to_canonical(painted)),
+        scribbles=None if marks is None else np.ascontiguousarray(volume.to_canonical(marks)),
+        annotated_slices=annotated_slices,
+        partial=partial,
+        background_scribble=background_scribble,
+    )
+    return Study(volume, annotation)
+
+
+def load_image(source: Source, affine: NDArray[Any] | None = None) -> io.Image:
+    """A file, folder or array as an image; `affine` is for arrays, 1 mm voxels without it."""
+    if isinstance(source, io.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        return io.Image(source, check_affine(np.eye(4) if affine is None else affine))
+    return io.read_image(source)
+
+
+def load_labels(scan: io.Image, source: Source, name: str) -> NDArray[np.int32]:
+    """Label values `(i, j, k)` after checking that they lie on the scan's grid; `name` is for the message."""
+    other = load_image(source, scan.affine)
+    values = check_labels(other.array, scan.array.shape, name)
+    io.check_same_grid(scan, other, name)
+    return values
+
+
+def train(
+    study: Study,
+    config: TrainConfig | None = None,
+    *,
+    init: Model | None = None,
+    device: str = "auto",
+    progress: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    save: Callable[[Model], None] | None = None,
+) -> Model:
+    """Learn how each slice of the study deforms into the next.
+
+    Args:
+        study: annotation is optional; what there is joins the loss and says which part of the slices matters.
+        config: defaults of `TrainConfig`.
+        init: warm start from an earlier checkpoint of this study or from one of another study.
+        device: `auto` (CUDA if present), `cpu`, `cuda`, `cuda:1`...
+        progress: called after every epoch.
+        cancelled: asked after every step; True ends learning and keeps the best so far.
+        save: called with the best model so far every few seconds, so that a process that is killed loses little.
+
+    Raises:
+        InputError: an unknown or absent device.
+
+    Returns:
+        the best model found within `config.budget_s`.
+    """
+    config = config or TrainConfig()
+    target = resolve_device(device)
+    roi = region_of_interest(study.annotation)
+    start = None
+    if init is not None and init.fits(study.study_hash, roi):
+        assert init.roi is not None and init.fields is not None
+        roi, start = init.roi, init.fields.velocity
+    annotation, images = study.annotation.cropped(roi.window), crop(study.volume.slices, roi)
+    anchors = make_anchors(annotation, *half_size(*images.shape[-2:]), device=target)
+    network = init.network() if init is not None else _seeded_network(config.seed)
+    last_saved = time.monotonic()
+
+    def result(learner: Learner) -> Model:
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+        return Model(weights, config, study.study_hash, roi, learner.best(), learner.metric)
+
+    def report(event: Progress) -> None:
+        nonlocal last_saved
+        if progress is not None:
+            progress(event)
+        if save is not None and time.monotonic() - last_saved > SECONDS_BETWEEN_SAVES:
+            save(result(learner))
+            last_saved = time.monotonic()
+
+    learner = Learner(
+        images.to(target),
+        network,
+        config,
+        anchors=anchors,
+        start=start,
+        progress=report,
+        cancelled=cancelled or (lambda: False),
+    )
+    learner.run()
+    return result(learner)
+
+
+def propagate(study: Study, model: Model | None = None, config: PropagateConfig | None = None) -> Propagation:
+    """Fill the volume from the annotated slices.
+
+    Args:
+        study: with at least one annotated slice or scribble.
+        model: from `train` or a checkpoint; without one `auto` interpolates and `registration` registers directly.
+        config: defaults of `PropagateConfig`.
+
+    Raises:
+        NoAnnotationError: if nothing is annotated.
+        CheckpointError: if the model was trained on another study.
+    """
+    config = config or PropagateConfig()
+    filling = _fill(study, model, config)
+    quality = filling.quality(study.annotation)
+    suggestion = _suggestions(study, quality, n=1, target=TARGET_DICE, names=None)[0]
+    report = {
+        "slice_axis": study.volume.slice_axis,
+        "annotated_slices": list(study.annotation.annotated_slices),
+        "method": config.method,
+        "trained": model is not None,
+        "methods": {str(v): name for v, name in zip(study.annotation.values, filling.methods, strict=True)},
+        "quality": _quality_report(study.annotation, quality),
+        "suggestion": asdict(suggestion),
+    }
+    original = study.volume.to_original
+    return Propagation(
+        np.ascontiguousarray(original(filling.filled.labels)),
+        np.ascontiguousarray(original(filling.filled.from_lower)),
+        np.ascontiguousarray(original(filling.filled.from_upper)),
+        np.ascontiguousarray(original(filling.filled.uncertainty)),
+        report,
+    )
+
+
+def suggest(
+    study: Study,
+    model: Model | None = None,
+    *,
+    n: int = 1,
+    target: float = TARGET_DICE,
+    names: Mapping[int, str] | None = None,
+) -> list[Suggestion]:
+    """The `n` slices to annotate next, best first; never an annotated one. Works without annotation and without model.
+
+    Args:
+        study: annotation may be empty: the best first slices.
+        model: sharpens the estimate.
+        n: how many, fewer come back when fewer slices are left; with none left one suggestion with `slice` None.
+        target: estimated Dice above which a slice needs no annotation; `stop` when all remaining ones are above.
+        names: label value to name, for the reason; without a name a label is called "label 3".
+
+    Raises:
+        InputError: `n` below 1, or a target outside (0, 1].
+        CheckpointError: if the model was trained on another study.
+    """
+    if n < 1 or not 0 < target <= 1:
+        raise InputError(f"the number of suggestions must be at least 1 and the target in (0, 1], not {n} and {target}")
+    if not study.annotation.values:
+        return _suggestions(study, None, n=n, target=target, names=names)
+    quality = _fill(study, model, PropagateConfig()).quality(study.annotation)
+    return _suggestions(study, quality, n=n, target=target, names=names)
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: a name that torch does not know or a device that is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from error
+    count = torch.cuda.device_count()
+    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and (chosen.index or 0) >= count):
+        raise InputError(f"device {device!r} is not on this machine; use cpu, or one of {count} CUDA devices")
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """A filled study; `methods` names per label what decided."""
+
+    filled: Filled
+    methods: list[str]
+
+    def quality(self, annotation: SparseLabels) -> Quality:
+        filled = self.filled
+        return estimate_quality(annotation, filled.labels, filled.from_lower, filled.from_upper)
+
+
+def _fill(study: Study, model: Model | None, config: PropagateConfig) -> _Filling:
+    annotation = study.annotation
+    if not annotation.values:
+        raise NoAnnotationError("nothing is annotated yet; paint at least one slice")
+    roi = region_of_interest(annotation)
+    if model is not None and model.fits(study.study_hash, roi):
+        assert model.roi is not None
+        roi = model.roi
+    inside, images = annotation.cropped(roi.window), crop(study.volume.slices, roi)
+    still = Carrier(inside, images, None)
+    if config.method in INTERPOLATIONS:
+        filled, methods = _interpolated(still, config)
+    else:
+        filled, methods = _carried(study, model, config, roi, still)
+    whole = _uncropped(filled, roi, annotation.labels.shape)
+    apply_scribbles(whole.labels, annotation)
+    keep_known(whole.labels, annotation)
+    return _Filling(whole, methods)
+
+
+def _interpolated(still: Carrier, config: PropagateConfig) -> tuple[Filled, list[str]]:
+    """A classical interpolator, clipped to where each label may be."""
+    annotation = still.annotation
+    result = interpolate(annotation, config.method)  # type: ignore[arg-type]
+    supported = supported_slices(still, annotation.known, config.extrapolate) | annotation.known
+    for k, value in enumerate(annotation.values):
+        for labels in (result.labels, result.from_lower, result.from_upper):
+            for s in np.flatnonzero(~supported[k]):
+                labels[s][labels[s] == value] = 0
+    uncertainty = disagreement(result.from_lower, result.from_upper, annotation)
+    filled = Filled(result.labels, result.from_lower, result.from_upper, uncertainty)
+    return filled, [config.method] * len(annotation.values)
+
+
+def _carried(
+    study: Study, model: Model | None, config: PropagateConfig, roi: Roi, still: Carrier
+) -> tuple[Filled, list[str]]:
+    """Registration, for `auto` weighed against carrying straight through, which is all there is without a model."""
+    annotation, images = still.annotation, still.images
+    ones = torch.ones(len(annotation.values))
+    if model is None and config.method == "auto":
+        supported = supported_slices(still, annotation.known, config.extrapolate)
+        filled = fill([still], [ones], supported, config.fusion)
+        return filled, ["shape"] * len(ones)
+    fields = _fields(study, model, roi, images)
+    size = images.shape[-2:]
+    moving = Carrier(annotation, images, SliceTransforms(fields.velocity, *size))
+    supported = supported_slices(moving, annotation.known, config.extrapolate)
+    if config.method == "registration":
+        return fill([moving], [ones], supported, config.fusion), ["registration"] * len(ones)
+    judge = Carrier(annotation, images, SliceTransforms(fields.image_velocity, *size))
+    weights = motion_weights(hold_out(judge, config.fusion), hold_out(still, config.fusion), len(ones))
+    filled = fill([moving, still], [weights, 1 - weights], supported, config.fusion)
+    return filled, ["registration" if w > 0.5 else "shape" for w in weights.tolist()]
+
+
+def _fields(study: Study, model: Model | None, roi: Roi, images: torch.Tensor) -> Fields:
+    if model is None:
+        return register(images)
+    if model.study_hash is not None and model.study_hash != study.study_hash:
+        raise CheckpointError(
+            "the checkpoint was trained on another study (other voxels, affine or slice axis); "
+            "train on this one, with the checkpoint as a start"
+        )
+    if model.fits(study.study_hash, roi):
+        assert model.fields is not None
+        return model.fields
+    return network_fields(model, images)
+
+
+def _uncropped(filled: Filled, roi: Roi, shape: tuple[int, ...]) -> Filled:
+    def whole(part: NDArray[Any]) -> NDArray[Any]:
+        array = np.zeros(shape, part.dtype)
+        array[roi.window] = part
+        return array
+
+    return Filled(whole(filled.labels), whole(filled.from_lower), whole(filled.from_upper), whole(filled.uncertainty))
+
+
+def _seeded_network(seed: int) -> RegistrationNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return RegistrationNet()
+
+
+def _quality_report(annotation: SparseLabels, quality: Quality) -> dict[str, Any]:
+    report: dict[str, Any] = {}
+    for k, value in enumerate(annotation.values):
+        slices = {str(s): round(float(d), 4) for s, d in enumerate(quality.dice[k]) if math.isfinite(d)}
+        overall = quality.label_dice(k)
+        report[str(value)] = {"dice": round(overall, 4) if math.isfinite(overall) else None, "slices": slices}
+    return report
+
+
+def _suggestions(
+    study: Study, quality: Quality | None, *, n: int, target: float, names: Mapping[int, str] | None
+) -> list[Suggestion]:
+    axis, annotated = study.volume.slice_axis, set(study.annotation.annotated_slices)
+    n_slices = study.volume.shape[0]
+    if len(annotated) == n_slices:
+        return [Suggestion(None, axis, None, "Every slice is annotated; nothing is left to suggest.", 0.0, True)]
+    if quality is None:
+        firsts = [s for s in selection.first_slices(study.volume.slices, n_slices) if s not in annotated]
+        plan = [s for s in selection.first_slices(study.volume.slices, n + len(annotated)) if s not in annotated]
+        reason = (
+            "Nothing is annotated yet; this slice stands for its neighbours on both sides better than an end slice."
+        )
+        return [_suggestion(study, s, reason, 1.0 / n_slices, stop=False) for s in (plan or firsts)[:n]]
+    stop = _good_enough(quality, study.annotation, target)
+    choices = selection.choose_slices(quality, annotated, n)
+    return [_suggestion(study, c.index, _reason(study, c, stop, target, names), c.gain, stop=stop) for c in choices]
+
+
+def _suggestion(study: Study, index: int, reason: str, gain: float, *, stop: bool) -> Suggestion:
+    return Suggestion(
+        index, study.volume.slice_axis, study.volume.slice_centre_ras(index), reason, round(gain, 4), stop
+    )
+
+
+def _good_enough(quality: Quality, annotation: SparseLabels, target: float) -> bool:
+    """Whether every label is expected above the target on every slice that is not annotated and not only its tip."""
+    tips = 0.05 * quality.size.max(axis=1, keepdims=True)
+    judged = ~annotation.known & np.isfinite(quality.dice) & (quality.size > tips)
+    return bool((quality.dice[judged] >= target).all())
+
+
+def _reason(study: Study, choice: selection.Choice, stop: bool, target: float, names: Mapping[int, str] | None) -> str:
+    if stop:
+        return f"All remaining slices are expected above a Dice of {target:.2f}; this one would still gain most."
+    if choice.label is None:
+        return "No label is expected to gain; this slice is the furthest from the annotated ones."
+    value = study.annotation.values[choice.label]
+    label = (names or {}).get(value, f"label {value}")
+    below = [s for s in study.annotation.known_slices(choice.label) if s < choice.index]
+    above = [s for s in study.annotation.known_slices(choice.label) if s > choice.index]
+    if below and above:
+        where = f"between the annotated slices {below[-1]} and {above[0]}"
+    else:
+        where = f"beyond the outermost annotated slice {(below or above)[-1 if below else 0]}"
+    return f"It lies {where}, where {label} is least certain (expected Dice {choice.dice:.2f} on this slice)."

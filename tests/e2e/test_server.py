@@ -1,0 +1,532 @@
+"""The app as its clients meet it: the real `monailabel start_server` as a process, driven over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import requests
+import SimpleITK as sitk
+from requests_toolbelt.multipart import decoder
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 120
+SHAPE, AXIS, DRAWN = (40, 36, 14), 2, (2, 7, 11)
+AFFINE = np.array([[-1.0, 0, 0, 10], [0, -1, 0, 20], [0, 0, 4, -30], [0, 0, 0, 1]])
+NAMES = [{"name": "disc", "idx": 1}, {"name": "core", "idx": 2}]
+
+
+def truth(seed: int = 0) -> np.ndarray:
+    """Two columns that move and swell along the last axis."""
+    i, j, k = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
+    radius = 6 + 2 * np.sin(k / 4 + seed)
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[(i - 13 - k * 0.3) ** 2 + (j - 18) ** 2 < radius**2] = 1
+    labels[(i - 28) ** 2 + (j - 12 - k * 0.4) ** 2 < (radius - 2) ** 2] = 2
+    return labels
+
+
+def scan(seed: int = 0) -> np.ndarray:
+    return (truth(seed) * 120 + np.random.default_rng(seed).normal(100, 8, SHAPE)).astype(np.int16)
+
+
+def only(labels: np.ndarray, slices: tuple[int, ...] = DRAWN) -> np.ndarray:
+    sparse = np.zeros_like(labels)
+    sparse[..., list(slices)] = labels[..., list(slices)]
+    return sparse
+
+
+def nifti(array: np.ndarray, affine: np.ndarray = AFFINE) -> bytes:
+    return bytes(nib.Nifti1Image(array, affine).to_bytes())
+
+
+def eventually(condition: Callable[[], Any], what: str) -> Any:
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.2)
+    raise AssertionError(f"waited {PATIENCE_S} s for {what}")
+
+
+@dataclass
+class Client:
+    """Speaks to one server as a front end does."""
+
+    url: str
+    folder: Path
+
+    def call(self, method: str, path: str, **options: Any) -> requests.Response:
+        return requests.request(method, self.url + path, timeout=PATIENCE_S, **options)
+
+    def ok(self, method: str, path: str, **options: Any) -> Any:
+        response = self.call(method, path, **options)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def add_image(self, image: str, seed: int = 0) -> str:
+        self.ok("PUT", f"/datastore/image?image={image}", files={"file": (f"{image}.nii", nifti(scan(seed)))})
+        return image
+
+    def submit(self, image: str, labels: np.ndarray, tag: str | None = "sparse", **params: Any) -> Any:
+        query = f"/datastore/label?image={image}" + (f"&tag={tag}" if tag else "")
+        params = {"label_info": NAMES, **params}
+        return self.ok("PUT", query, files={"label": ("l.nii", nifti(labels))}, data={"params": json.dumps(params)})
+
+    def infer(
+        self, query: str, model: str = "labelprop", label: tuple[str, bytes] | None = None, **params: Any
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        response = self.call(
+            "POST",
+            f"/infer/{model}?{query}",
+            data={"params": json.dumps({"result_extension": ".nrrd", **params})},
+            files={"label": label} if label else {"none": ("", b"")},
+        )
+        assert response.status_code == 200, response.text
+        parts = decoder.MultipartDecoder.from_response(response).parts
+        file = self.folder / "result.nrrd"
+        file.write_bytes(parts[1].content)
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(file))).T, json.loads(parts[0].content)
+
+    def stats(self) -> dict[str, Any]:
+        return dict(self.ok("GET", "/info/")["train_stats"]["labelprop"])
+
+    def next_slice(self, image: str, strategy: str = "next_slice") -> dict[str, Any]:
+        return dict(self.ok("POST", f"/activelearning/{strategy}", json={"image": image} if image else {}))
+
+    def train(self, image: str, budget_s: float = 2) -> None:
+        self.ok("POST", "/train/labelprop", json={"image": image, "budget_s": budget_s})
+        eventually(lambda: self.stats()["status"] in ("DONE", "ERROR"), "the training to end")
+        eventually(lambda: self.ok("GET", "/train/")["status"] != "RUNNING", "the training process to end")
+
+
+@dataclass
+class Server:
+    """A server process on a folder of studies."""
+
+    studies: Path
+    work: Path
+
+    def __enter__(self) -> Client:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(ROOT / "apps" / "labelprop")]
+        command += ["--studies", str(self.studies), "--host", "127.0.0.1", "--port", str(port)]
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        environment = os.environ | {"PATH": path, "MONAI_LABEL_SESSION_PATH": str(self.work / "sessions")}
+        self.log = (self.work / "server.log").open("ab")
+        self.process = subprocess.Popen(
+            command, cwd=self.work, env=environment, stdout=self.log, stderr=subprocess.STDOUT
+        )
+        client = Client(f"http://127.0.0.1:{port}", self.work)
+        eventually(lambda: self._ready(client), "the server to answer")
+        return client
+
+    def _ready(self, client: Client) -> bool:
+        assert self.process.poll() is None, (self.work / "server.log").read_text()
+        try:
+            return client.call("GET", "/info/").ok
+        except requests.ConnectionError:
+            return False
+
+    def __exit__(self, *error: object) -> None:
+        self.process.terminate()
+        self.process.wait(PATIENCE_S)
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """One server for all tests; each test adds images of its own."""
+    work = tmp_path_factory.mktemp("server")
+    with Server(work / "studies", work) as client:
+        yield client
+
+
+def test_an_empty_folder_starts_and_answers(client: Client) -> None:
+    info = client.ok("GET", "/info/")
+    assert info["models"]["labelprop"]["type"] == "segmentation"
+    assert info["models"]["labelprop_scribbles"]["type"] == "scribbles"
+    assert list(info["trainers"]) == ["labelprop"]
+    assert {"random", "next_slice"} <= info["strategies"].keys()
+    assert "quality" in info["scoring"]
+    assert client.next_slice("") == {} or client.next_slice("")["id"]
+
+
+def test_annotate_train_propagate_suggest_correct(client: Client) -> None:
+    image, labels = client.add_image("story"), truth()
+    answer = client.submit(image, only(labels))
+    assert answer["annotated_slices"] == list(DRAWN)
+
+    untrained, params = client.infer(f"image={image}")
+    assert params["trained"] is False
+    np.testing.assert_array_equal(untrained[..., list(DRAWN)], labels[..., list(DRAWN)])
+
+    client.train(image)
+    stats = client.stats()
+    assert stats["status"] == "DONE" and stats["epoch"] > 0 and stats["total_epochs"] >= stats["epoch"]
+    assert {"best_metric", "seconds_left", "total_time"} <= stats.keys()
+    assert client.ok("GET", "/train/")["status"] == "DONE"
+
+    result, params = client.infer(f"image={image}")
+    assert params["trained"] is True
+    assert (params["slice_axis"], params["annotated_slices"]) == (AXIS, list(DRAWN))
+    assert params["label_names"].items() >= {"disc": 1, "core": 2}.items()
+    assert params["quality"].keys() == {"disc", "core"}
+    assert 0 <= params["quality"]["disc"]["dice"] <= 1
+    assert all(0 <= int(s) < SHAPE[AXIS] for s in params["quality"]["disc"]["slices"])
+    np.testing.assert_array_equal(result[..., list(DRAWN)], labels[..., list(DRAWN)])
+    overlap = 2 * np.sum((result == 1) & (labels == 1)) / (np.sum(result == 1) + np.sum(labels == 1))
+    assert overlap > 0.8
+
+    for kind in ("labels", "from_lower", "from_upper", "uncertainty"):
+        response = client.call("GET", f"/labelprop/result?image={image}&kind={kind}")
+        assert response.ok
+        (client.folder / "kind.nii.gz").write_bytes(response.content)
+        volume = nib.load(client.folder / "kind.nii.gz")
+        np.testing.assert_allclose(volume.affine, AFFINE)
+        if kind == "labels":
+            np.testing.assert_array_equal(np.asarray(volume.dataobj), result)
+
+    suggestion = client.next_slice(image)
+    assert suggestion["id"] == image and suggestion["slice_axis"] == AXIS
+    assert suggestion["slice"] not in DRAWN and 0 <= suggestion["slice"] < SHAPE[AXIS]
+    centre = AFFINE @ [(SHAPE[0] - 1) / 2, (SHAPE[1] - 1) / 2, suggestion["slice"], 1]
+    np.testing.assert_allclose(suggestion["position_ras"], centre[:3])
+    assert suggestion["reason"] and isinstance(suggestion["stop"], bool) and suggestion["expected_gain"] >= 0
+    assert client.next_slice(image, "random")["slice"] == suggestion["slice"]
+    assert client.next_slice("")["id"] == image
+
+    # The viewer now holds a dense label: sent back as it is, it adds no annotation; corrected, it adds that slice.
+    assert client.submit(image, result, tag=None)["annotated_slices"] == list(DRAWN)
+    corrected = result.copy()
+    corrected[..., 5] = labels[..., 5]
+    corrected[0, 0, 5] = 2
+    assert client.submit(image, corrected, tag=None)["annotated_slices"] == [2, 5, 7, 11]
+    again, params = client.infer(f"image={image}")
+    assert params["annotated_slices"] == [2, 5, 7, 11]
+    np.testing.assert_array_equal(again[..., 5], corrected[..., 5])
+    assert client.submit(image, again, tag=None, reviewed_slices=[9])["annotated_slices"] == [2, 5, 7, 9, 11]
+
+
+def test_stopping_keeps_the_best_checkpoint(client: Client) -> None:
+    image = client.add_image("stopped", seed=1)
+    client.submit(image, only(truth(1)))
+    client.ok("POST", "/train/labelprop", json={"image": image, "budget_s": 600})
+    assert client.stats()["status"] in ("SUBMITTED", "RUNNING")
+    assert client.call("POST", "/train/labelprop", json={"image": image}).status_code == 429
+    eventually(lambda: client.stats()["epoch"] > 0, "the first epoch")
+    client.ok("DELETE", "/train/")
+    eventually(lambda: client.stats()["status"] != "RUNNING", "the training to be stopped")
+    assert client.stats()["status"] in ("STOPPED", "DONE")
+    _, params = client.infer(f"image={image}")
+    assert params["trained"] is True
+
+
+def test_two_studies_do_not_mix(client: Client) -> None:
+    images = [client.add_image(f"two{seed}", seed) for seed in (0, 3)]
+    for image, seed in zip(images, (0, 3), strict=True):
+        client.submit(image, only(truth(seed)))
+    clients = [Client(client.url, client.folder / image) for image in images]
+    for one in clients:
+        one.folder.mkdir()
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda one, image: one.infer(f"image={image}")[0], clients, images))
+    for result, seed in zip(results, (0, 3), strict=True):
+        np.testing.assert_array_equal(result[..., list(DRAWN)], truth(seed)[..., list(DRAWN)])
+
+
+def test_a_study_without_annotation_gets_an_empty_mask_and_a_first_slice(client: Client) -> None:
+    image = client.add_image("bare")
+    options = {"method": ["auto", "shape"], "result_dtype": "uint8", "result_compress": False}
+    result, params = client.infer(f"image={image}", restore_label_idx=False, **options)
+    assert result.shape == SHAPE and result.dtype == np.uint8 and not result.any()
+    assert params["annotated_slices"] == [] and params["quality"] == {}
+    assert client.next_slice(image)["slice"] in range(SHAPE[AXIS])
+
+
+def test_the_body_alone_is_the_image_for_viewers_that_ask_so(client: Client) -> None:
+    image = client.add_image("body")
+    client.submit(image, only(truth()))
+    params = {"result_extension": ".nrrd", "result_dtype": "uint8", "fusion": ["sdf"], "budget_s": [3]}
+    response = client.call(
+        "POST", f"/infer/labelprop?image={image}&output=image", files={"params": (None, json.dumps(params))}
+    )
+    assert response.status_code == 200, response.text
+    assert response.content.startswith(b"NRRD")
+
+
+def test_names_decide_about_values(client: Client) -> None:
+    image, labels = client.add_image("names"), truth()
+    swapped = np.array([0, 2, 1], np.uint8)[labels]
+    answer = client.submit(image, only(swapped), label_info=[{"name": "core", "idx": 1}, {"name": "disc", "idx": 2}])
+    assert answer["label_names"]["disc"] == 1
+    result, _ = client.infer(f"image={image}", method="nearest")
+    np.testing.assert_array_equal(result[..., list(DRAWN)], labels[..., list(DRAWN)])
+
+
+def test_raw_bytes_and_lists_of_slices(client: Client) -> None:
+    image, labels = client.add_image("raw"), only(truth(), (7,))
+    params = {"label_info": NAMES, "slice_axis": AXIS, "annotated_slices": [7, 13]}
+    client.ok(
+        "PUT",
+        f"/datastore/label?image={image}&tag=sparse",
+        files={"label": ("label.bin", labels.tobytes(order="F"))},
+        data={"params": json.dumps(params)},
+    )
+    result, params = client.infer(f"image={image}")
+    assert params["annotated_slices"] == [7, 13]
+    np.testing.assert_array_equal(result[..., 7], labels[..., 7])
+    assert not result[..., 13].any()
+
+
+def test_a_label_with_the_request_wins_and_is_not_stored(client: Client) -> None:
+    image, labels = client.add_image("upload"), truth()
+    client.submit(image, only(labels))
+    upload = ("current.nii", nifti(only(labels, (4, 9))))
+    result, params = client.infer(f"image={image}", label=upload, label_info=NAMES)
+    assert params["annotated_slices"] == [4, 9]
+    np.testing.assert_array_equal(result[..., 4], labels[..., 4])
+    assert client.infer(f"image={image}")[1]["annotated_slices"] == list(DRAWN)
+
+
+def test_the_scribbles_model_answers_with_the_selected_label(client: Client) -> None:
+    image, labels = client.add_image("scribbles"), truth()
+    marks = np.zeros(SHAPE, np.uint8)
+    marks[0:3, 0:3, 5] = 255
+    client.submit(image, marks, tag="scribbles")
+    upload = ("current.nii", nifti(only(labels)))
+    result, params = client.infer(
+        f"image={image}", "labelprop_scribbles", upload, label_info=NAMES, selected_label_name="core", roi=[]
+    )
+    assert params["label_names"] == {"core": 1}
+    np.testing.assert_array_equal(result[..., list(DRAWN)], labels[..., list(DRAWN)] == 2)
+    assert set(np.unique(result)) == {0, 1}
+
+
+def test_a_session_needs_no_image_in_the_datastore(client: Client) -> None:
+    session = client.ok("PUT", "/session/", files={"files": ("mine.nii", nifti(scan()))})["session_id"]
+    labels = truth()
+    query, upload = f"image=unknown&session_id={session}", ("current.nii", nifti(only(labels)))
+    result, params = client.infer(query, label=upload, label_info=NAMES)
+    np.testing.assert_array_equal(result[..., list(DRAWN)], labels[..., list(DRAWN)])
+    back = ("current.nii", nifti(result.astype(np.uint8)))
+    assert client.infer(query, label=back, label_info=NAMES)[1]["annotated_slices"] == params["annotated_slices"]
+
+
+def test_scoring_stores_the_quality_of_each_annotated_study(client: Client) -> None:
+    image = client.add_image("scored")
+    client.submit(image, only(truth()))
+    client.ok("POST", "/scoring/quality", json={"image": image})
+    eventually(lambda: client.ok("GET", "/scoring/")["status"] != "RUNNING", "the scoring to end")
+    info = eventually(
+        lambda: client.ok("GET", f"/datastore/image/info?image={image}").get("quality"), "the score to be stored"
+    )
+    assert info.keys() == {"disc", "core"}
+
+
+def test_checkpoints_travel(client: Client) -> None:
+    image = client.add_image("travelling", seed=2)
+    client.submit(image, only(truth(2)))
+    client.train(image)
+    assert image in [entry["id"] for entry in client.ok("GET", "/labelprop/checkpoints")]
+    content = client.call("GET", f"/labelprop/checkpoints/{image}").content
+
+    client.ok("PUT", "/labelprop/checkpoints/copy", data=content)
+    client.ok("PUT", "/labelprop/checkpoints/copy", files={"file": ("copy.safetensors", content)})
+    assert client.infer(f"image={image}", init="copy")[1]["trained"] is True
+    assert client.infer(f"image={image}", init="none")[1]["trained"] is False
+
+    other = client.add_image("other", seed=5)
+    assert client.call("PUT", f"/labelprop/checkpoints/{other}", data=content).status_code == 400
+    for damaged in (content[: len(content) // 2], b"", b"x" * 100, content[:-1] + bytes([content[-1] ^ 1])):
+        response = client.call("PUT", "/labelprop/checkpoints/damaged", data=damaged)
+        assert response.status_code == 400 and response.json()["detail"]
+    assert client.call("GET", "/labelprop/checkpoints/damaged").status_code == 404
+
+
+def test_everything_survives_a_restart(tmp_path: Path) -> None:
+    studies = tmp_path / "studies"
+    with Server(studies, tmp_path) as client:
+        image = client.add_image("kept")
+        client.submit(image, only(truth()))
+        result, before = client.infer(f"image={image}")
+    with Server(studies, tmp_path) as client:
+        assert client.ok("GET", "/info/")["labels"] == ["disc", "core"]
+        assert client.next_slice("")["id"] == image
+        assert client.submit(image, result.astype(np.uint8), tag=None)["annotated_slices"] == list(DRAWN)
+        again, after = client.infer(f"image={image}")
+        np.testing.assert_array_equal(again, result)
+        assert after == before
+
+
+JSON, FORM = "json", "params"
+SHIFTED = AFFINE + np.diag([0, 0, 0.7, 0])
+BAD_LABELS: dict[str, bytes] = {
+    "shape": nifti(np.ones((5, 5, 5), np.uint8)),
+    "affine": nifti(only(truth()), SHIFTED),
+    "2d": nifti(np.ones((40, 36), np.uint8)),
+    "4d": nifti(np.ones((*SHAPE, 2), np.uint8)),
+    "fractions": nifti(only(truth()) * np.float32(0.5)),
+    "too large": nifti(only(truth()).astype(np.int32) * 70_000),
+    "negative": nifti(-only(truth()).astype(np.int16)),
+    "truncated": nifti(only(truth()))[:1000],
+    "not an image": b"hello",
+    "empty": b"",
+}
+
+
+@pytest.fixture(scope="module")
+def bad(client: Client) -> Client:
+    client.add_image("bad")
+    client.submit("bad", only(truth()))
+    return client
+
+
+def refused(response: requests.Response) -> str:
+    assert 400 <= response.status_code < 500, (response.status_code, response.text)
+    assert response.json()["detail"]
+    return str(response.json()["detail"])
+
+
+@pytest.mark.parametrize("kind", BAD_LABELS)
+def test_a_bad_label_is_refused_and_the_old_one_kept(bad: Client, kind: str) -> None:
+    files = {"label": ("l.nii", BAD_LABELS[kind])}
+    refused(bad.call("PUT", "/datastore/label?image=bad&tag=sparse", files=files))
+    refused(bad.call("POST", "/infer/labelprop?image=bad", files=files))
+    assert bad.infer("image=bad", method="nearest")[1]["annotated_slices"] == list(DRAWN)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"label_info": [{"name": "disc"}]},
+        {"label_info": "disc"},
+        {"annotated_slices": [99]},
+        {"annotated_slices": "x"},
+        {"slice_axis": 7},
+        {"partial": True, "annotated_slices": [2]},
+        [],
+    ],
+)
+def test_a_badly_described_label_is_refused(bad: Client, params: Any) -> None:
+    files = {"label": ("l.nii", nifti(only(truth())))}
+    data = {"params": json.dumps(params)}
+    refused(bad.call("PUT", "/datastore/label?image=bad&tag=sparse", files=files, data=data))
+
+
+@pytest.mark.parametrize(
+    "query", ["image=bad&tag=../x", "image=bad&tag=a/b", "image=nope", "image=../bad", "image=/etc/passwd"]
+)
+def test_a_label_for_a_strange_place_is_refused(bad: Client, query: str) -> None:
+    refused(bad.call("PUT", f"/datastore/label?{query}", files={"label": ("l.nii", nifti(only(truth())))}))
+    assert not list(bad.folder.glob("x*"))
+
+
+def test_an_uploaded_file_with_a_strange_name_is_refused(bad: Client) -> None:
+    files = {"label": ("../l.nii", nifti(only(truth())))}
+    refused(bad.call("PUT", "/datastore/label?image=bad&tag=sparse", files=files))
+    refused(bad.call("POST", "/infer/labelprop?image=bad", files=files))
+    refused(bad.call("PUT", "/datastore/image?image=new", files={"file": ("../l.nii", nifti(scan()))}))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros(SHAPE, np.int16),
+        np.full(SHAPE, np.nan, np.float32),
+        scan()[..., 0],
+        np.stack([scan()] * 2, axis=-1),
+        scan()[:1, :1, :1],
+    ],
+    ids=["constant", "nan", "2d", "4d", "one voxel"],
+)
+def test_a_bad_image_is_refused(bad: Client, array: np.ndarray) -> None:
+    refused(bad.call("PUT", "/datastore/image?image=rejected", files={"file": ("i.nii", nifti(array))}))
+    assert "rejected" not in bad.ok("GET", "/datastore/?output=all")["objects"]
+
+
+def test_an_image_that_cannot_be_read_is_the_clients_problem_only_when_it_is_used(bad: Client) -> None:
+    studies = bad.folder / "studies"
+    (studies / "damaged.nii.gz").write_bytes(b"\x1f\x8b damaged")
+    (studies / "flat.nii").write_bytes(nifti(np.zeros(SHAPE, np.int16)))
+    for image in ("damaged", "flat"):
+        refused(bad.call("POST", f"/infer/labelprop?image={image}"))
+        refused(bad.call("POST", "/train/labelprop", json={"image": image}))
+        refused(bad.call("POST", "/activelearning/next_slice", json={"image": image}))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind", "content"),
+    [
+        ("POST", "/infer/nope?image=bad", None, None),
+        ("POST", "/infer/labelprop", None, None),
+        ("POST", "/infer/labelprop?image=nope", None, None),
+        ("POST", "/infer/labelprop?image=/etc/hostname", None, None),
+        ("POST", "/infer/labelprop?image=main.py", None, None),
+        ("POST", "/infer/labelprop?image=bad&session_id=nope", None, None),
+        ("POST", "/infer/labelprop?image=bad", FORM, {"image": "/etc/hostname"}),
+        ("POST", "/infer/labelprop?image=bad", FORM, {"label": "/etc/hostname"}),
+        ("POST", "/infer/labelprop?image=bad", FORM, {"session": {"path": "/etc"}}),
+        ("POST", "/infer/labelprop?image=bad", FORM, {"method": "magic"}),
+        ("POST", "/infer/labelprop?image=bad", FORM, {"fusion": "mean"}),
+        ("POST", "/infer/labelprop?image=bad", FORM, {"extrapolate": -2}),
+        ("POST", "/infer/labelprop?image=bad", FORM, {"slice_axis": 3}),
+        ("POST", "/infer/labelprop?image=bad", FORM, {"init": "nope"}),
+        ("POST", "/infer/labelprop?image=bad", FORM, {"init": "../nope"}),
+        ("POST", "/infer/labelprop?image=bad", FORM, {"result_extension": ".exe"}),
+        ("POST", "/infer/labelprop?image=bad", FORM, {"result_dtype": "text"}),
+        ("POST", "/infer/labelprop?image=bad", FORM, {"save_label": True, "label_tag": "../x"}),
+        ("POST", "/infer/labelprop?image=bad", FORM, [1]),
+        ("POST", "/infer/labelprop_scribbles?image=bad", FORM, {"selected_label_name": "nope"}),
+        ("POST", "/infer/wsi/labelprop?image=bad", JSON, {}),
+        ("POST", "/train/nope", JSON, {"image": "bad"}),
+        ("POST", "/train/labelprop", JSON, {"image": "nope"}),
+        ("POST", "/train/labelprop", JSON, {"image": "/etc/hostname"}),
+        ("POST", "/train/labelprop", JSON, {"image": "bad", "budget_s": "soon"}),
+        ("POST", "/train/labelprop", JSON, {"image": "bad", "init": "nope"}),
+        ("POST", "/train/", JSON, {"labelprop": {"image": "nope"}}),
+        ("POST", "/activelearning/nope", JSON, {"image": "bad"}),
+        ("POST", "/activelearning/next_slice", JSON, {"image": "nope"}),
+        ("POST", "/activelearning/next_slice", JSON, {"image": 5}),
+        ("POST", "/scoring/nope", JSON, {}),
+        ("POST", "/scoring/quality", JSON, {"image": "nope"}),
+        ("POST", "/batch/infer/nope", JSON, {}),
+        ("POST", "/batch/infer/labelprop", JSON, {"label_tag": "../x"}),
+        ("GET", "/labelprop/result?image=nope", None, None),
+        ("GET", "/labelprop/result?image=bad&kind=nope", None, None),
+        ("GET", "/labelprop/checkpoints/nope", None, None),
+        ("GET", "/labelprop/checkpoints/%2e%2e%2fx", None, None),
+        ("GET", "/datastore/image?image=nope", None, None),
+        ("GET", "/datastore/image?image=../../etc/passwd", None, None),
+        ("GET", "/datastore/label?label=bad&tag=../x", None, None),
+        ("DELETE", "/datastore/image?id=nope", None, None),
+        ("PUT", "/datastore/image/info?image=nope", "info", {}),
+        ("DELETE", "/session/%2e%2e", None, None),
+        ("GET", "/model/labelprop", None, None),
+    ],
+)
+def test_a_bad_request_is_refused_with_the_reason(
+    bad: Client, method: str, path: str, kind: str | None, content: Any
+) -> None:
+    options: dict[str, Any] = {"json": content} if kind == JSON else {}
+    if kind not in (JSON, None):
+        options = {"data": {kind: json.dumps(content)}}
+    refused(bad.call(method, path, **options))
+    assert bad.call("GET", "/info/").ok

@@ -1,0 +1,58 @@
+"""Suggestions on error profiles with an obvious answer."""
+
+import numpy as np
+import pytest
+
+from sliceprop.engine.quality import Quality, estimate_quality
+from sliceprop.engine.selection import choose_slices, first_slices
+from sliceprop.labels import sparse_labels
+
+
+def test_the_middle_of_the_wider_gap_comes_first() -> None:
+    dice = np.full((1, 21), 0.8)
+    dice[0, [0, 6, 20]] = 1
+    choices = choose_slices(Quality(dice, np.full((1, 21), 100.0)), {0, 6, 20}, 2)
+    assert choices[0].index == 13
+    assert 0 < choices[1].gain < choices[0].gain
+
+
+def test_a_bad_label_attracts_more_than_a_good_one() -> None:
+    dice = np.full((2, 21), 0.98)
+    dice[1, 3:6] = 0.2
+    dice[:, [0, 10, 20]] = 1
+    best = choose_slices(Quality(dice, np.full((2, 21), 50.0)), {0, 10, 20}, 1)[0]
+    assert 2 <= best.index <= 6
+    assert best.label == 1
+
+
+def test_annotated_slices_are_never_chosen_and_no_slice_twice() -> None:
+    dice, annotated = np.full((1, 8), 0.5), {1, 4}
+    chosen = [c.index for c in choose_slices(Quality(dice, np.ones((1, 8))), annotated, 99)]
+    assert sorted(chosen) == [0, 2, 3, 5, 6, 7]
+
+
+@pytest.mark.parametrize(("n_slices", "n"), [(30, 1), (30, 3), (7, 7), (5, 9), (2, 1)])
+def test_first_slices_are_distinct_and_central_first(n_slices: int, n: int) -> None:
+    slices = np.random.default_rng(0).random((n_slices, 16, 16)).astype(np.float32)
+    plan = first_slices(slices, n)
+    assert len(plan) == len(set(plan)) == min(n, n_slices)
+    assert abs(plan[0] - n_slices / 2) <= n_slices / 4 + 1
+
+
+def test_first_slices_skip_empty_ends() -> None:
+    slices = np.zeros((30, 16, 16), np.float32)
+    slices[20:] = np.random.default_rng(0).random((10, 16, 16))
+    assert 23 <= first_slices(slices, 1)[0] <= 26
+
+
+def test_expected_dice_is_one_where_known_and_falls_with_disagreement() -> None:
+    labels = np.zeros((5, 40, 40), np.int32)
+    labels[:, 10:30, 10:30] = 2
+    sparse = labels.copy()
+    sparse[1:4] = 0
+    agree = estimate_quality(sparse_labels(sparse), labels, labels, labels)
+    moved = np.roll(labels, 6, axis=2)
+    differ = estimate_quality(sparse_labels(sparse), labels, labels, moved)
+    assert (agree.dice[0, [0, 4]] == 1).all()
+    assert (differ.dice[0, 1:4] < agree.dice[0, 1:4] - 0.05).all()
+    assert agree.label_dice(0) > differ.label_dice(0)

@@ -1,0 +1,110 @@
+import json
+
+import pytest
+
+from sliceprop.errors import InputError
+from sliceprop.server.names import LabelNames, configured_names, names_by_value, parse_names
+
+
+@pytest.fixture
+def table(tmp_path):
+    return LabelNames(tmp_path / "sub" / "names.json")
+
+
+def submit(table, present, info):
+    mapping, new = table.mapping(present, info)
+    table.register(new)
+    return mapping
+
+
+@pytest.mark.parametrize(
+    "text", ["a, b,c", '["a", "b", "c"]', '{"c": 30, "a": 1, "b": 7}', '["background", "a", "b", "c"]']
+)
+def test_configured_names_are_contiguous_in_order(text):
+    assert parse_names(text) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("text", ["a,,b", '["a", "a"]', "[1, 2]", "{]", '["background"]'])
+def test_bad_configured_names_are_refused(tmp_path, text):
+    with pytest.raises(InputError):
+        configured_names({"labels": text}, tmp_path)
+
+
+def test_conf_wins_over_the_file_of_the_studies_folder(tmp_path):
+    assert configured_names({}, tmp_path) is None
+    (tmp_path / "labels.json").write_text(json.dumps({"disc": 2, "core": 1}))
+    assert configured_names({}, tmp_path) == ["core", "disc"]
+    assert configured_names({"labels": "x"}, tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("present", "info", "expected"),
+    [
+        # segment numbers as values, as the OHIF panel writes them, with one segment deleted
+        ({1, 3}, [{"name": "a", "idx": 1}, {"name": "b", "idx": 3}], {1: "a", 3: "b"}),
+        ({1, 2}, [{"name": "b", "idx": 2}, {"name": "a", "idx": 1}], {1: "a", 2: "b"}),
+        # Slicer's Submit with the first segment skipped: idx 2, 3, values 1, 2
+        ({1, 2}, [{"name": "a", "idx": 2}, {"name": "b", "idx": 3}], {1: "a", 2: "b"}),
+        # Slicer's Scribbles tab says id
+        ({2}, [{"name": "a", "id": 1}, {"name": "b", "id": 2}], {2: "b"}),
+        # names only
+        ({1, 2}, [{"name": "a"}, {"name": "b"}], {1: "a", 2: "b"}),
+        ({7}, [{"name": "a", "idx": "7"}], {7: "a"}),
+    ],
+)
+def test_values_are_named_by_idx_where_that_explains_them_else_by_position(present, info, expected):
+    assert names_by_value(present, info) == expected
+
+
+@pytest.mark.parametrize(
+    "info", [[{"name": "a"}], [{"idx": 1}, {"name": "b"}], [{"name": "a"}, {"name": "a"}], [{"name": 5}]]
+)
+def test_values_without_a_proper_name_are_refused(info):
+    with pytest.raises(InputError):
+        names_by_value({1, 2}, info)
+
+
+def test_indices_follow_the_first_submission_and_never_change(table):
+    assert submit(table, {1, 2}, [{"name": "disc", "idx": 1}, {"name": "core", "idx": 2}]) == {1: 1, 2: 2}
+    assert submit(table, {1, 2, 3}, [{"name": "core"}, {"name": "fat"}, {"name": "disc"}]) == {1: 2, 2: 3, 3: 1}
+    assert table.indices == {"disc": 1, "core": 2, "fat": 3}
+
+
+def test_names_survive_a_restart(table, tmp_path):
+    submit(table, {1}, [{"name": "Bündel"}])
+    assert LabelNames(tmp_path / "sub" / "names.json").indices == {"Bündel": 1}
+
+
+def test_a_refused_submission_leaves_no_name(table):
+    table.mapping({1}, [{"name": "disc"}])
+    assert table.names == []
+
+
+def test_background_is_not_a_label(table):
+    assert submit(table, {1, 2}, [{"name": "background"}, {"name": "disc"}]) == {2: 1}
+
+
+def test_values_without_names_keep_their_value(table):
+    assert submit(table, {1, 3}, None) == {1: 1, 3: 3}
+    assert table.names == ["label_1", "label_2", "label_3"]
+    assert submit(table, {2}, None) == {2: 2}
+
+
+def test_large_values_without_names_do_not_invent_names_for_the_gap(table):
+    assert submit(table, {4, 60_000}, None) == {4: 1, 60_000: 2}
+
+
+def test_without_label_info_values_are_the_indices_of_the_configured_names(tmp_path):
+    table = LabelNames(tmp_path / "names.json", ["a", "b"])
+    assert submit(table, {2}, None) == {2: 2}
+    with pytest.raises(InputError, match="label_3"):
+        table.mapping({3}, None)
+
+
+def test_names_that_are_not_configured_are_refused_only_if_they_were_painted(tmp_path):
+    table = LabelNames(tmp_path / "names.json", ["a"])
+    info = [{"name": "x", "idx": 1}, {"name": "a", "idx": 2}]
+    assert submit(table, {2}, info) == {2: 1}
+    with pytest.raises(InputError, match="x"):
+        table.mapping({1}, info)
+    assert table.names == ["a"]

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from sliceprop.server.provenance import Annotation, Sent
+from sliceprop.server.records import MAX_HISTORY, StudyRecord
+from sliceprop.study import Propagation
+
+
+@pytest.fixture
+def record(tmp_path):
+    return StudyRecord(tmp_path / "studies" / "case")
+
+
+@pytest.fixture
+def labels():
+    return np.random.default_rng(0).integers(0, 400, (4, 5, 6), dtype=np.int32)
+
+
+def test_a_new_study_has_no_past(record):
+    assert (record.annotation(), record.sent(), record.report(), record.result("labels")) == (None,) * 4
+
+
+def test_an_annotation_comes_back_as_it_was(record, labels):
+    record.save_annotation(Annotation(labels, 1, (0, 3), partial=True, source="sparse:17"))
+    kept = record.annotation()
+    np.testing.assert_array_equal(kept.labels, labels)
+    assert kept.labels.dtype == np.int32
+    assert (kept.slice_axis, kept.annotated_slices, kept.partial, kept.source) == (1, (0, 3), True, "sparse:17")
+
+
+def test_the_result_sent_comes_back_as_it_was(record, labels):
+    record.save_sent(Sent(labels, labels * 0, 2, ()))
+    kept = record.sent()
+    np.testing.assert_array_equal(kept.labels, labels)
+    assert not kept.drawn.any() and (kept.slice_axis, kept.annotated_slices) == (2, ())
+
+
+def test_a_propagation_comes_back_in_all_its_kinds(record, labels):
+    uncertainty = np.linspace(0, 1, labels.size, dtype=np.float32).reshape(labels.shape)
+    record.save_result(Propagation(labels, labels + 1, labels + 2, uncertainty, {"method": "shape"}), "sparse:3")
+    assert record.report() == {"method": "shape", "source": "sparse:3"}
+    for added, kind in enumerate(("labels", "from_lower", "from_upper")):
+        np.testing.assert_array_equal(record.result(kind), labels + added)
+    np.testing.assert_allclose(record.result("uncertainty"), uncertainty, atol=1e-3)
+
+
+def test_a_damaged_file_counts_as_absent(record, labels):
+    record.save_annotation(Annotation(labels, 1, (0,)))
+    file = record.folder / "annotation.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    assert record.annotation() is None
+
+
+def test_the_history_keeps_the_newest_files(record, tmp_path):
+    file = tmp_path / "label.nii.gz"
+    for number in range(MAX_HISTORY + 3):
+        file.write_text(str(number))
+        record.keep(file, "sparse")
+    kept = sorted((record.folder / "history").iterdir())
+    assert len(kept) == MAX_HISTORY
+    assert kept[-1].name.endswith("-sparse.nii.gz") and kept[-1].read_text() == str(MAX_HISTORY + 2)

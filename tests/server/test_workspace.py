@@ -1,0 +1,210 @@
+"""A studies folder with one scan of 12 slices along its last axis, and a workspace on it, without a server."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pytest.importorskip("monailabel")
+
+from sliceprop import io
+from sliceprop.errors import InputError
+from sliceprop.server.datastore import LocalStudies
+from sliceprop.server.errors import NotFoundError
+from sliceprop.server.provenance import Sent
+from sliceprop.server.requests import LabelOptions, label_options
+from sliceprop.server.workspace import Workspace
+
+SHAPE, AFFINE = (20, 18, 12), np.diag([1.0, 1, 3, 1])
+NAMES = [{"name": "disc", "idx": 1}, {"name": "core", "idx": 2}]
+
+
+ALL = tuple(range(12))
+
+
+def column(slices=ALL, value=1):
+    labels = np.zeros(SHAPE, np.uint16)
+    labels[5:12, 6:14, list(slices)] = value
+    return labels
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.setattr("monailabel.config.settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    scan = np.random.default_rng(0).normal(column() * 100, 5, SHAPE).astype(np.float32)
+    nib.save(nib.Nifti1Image(scan, AFFINE), studies / "case.nii.gz")
+    return Workspace(LocalStudies(str(studies)))
+
+
+@pytest.fixture
+def submit(workspace, tmp_path):
+    def submit(labels, tag="sparse", **params):
+        file = tmp_path / "upload.nii.gz"
+        nib.save(nib.Nifti1Image(labels, AFFINE), file)
+        return workspace.submit("case", tag, file, label_options({"label_info": NAMES, **params}))
+
+    return submit
+
+
+def opened(workspace, **options):
+    return workspace.open(workspace.case("case"), LabelOptions(**options))
+
+
+def answered(workspace, labels):
+    """As if `labels` had been the answer to an infer request."""
+    case = workspace.case("case")
+    drawn = workspace.annotation(case)
+    case.record.save_sent(Sent(labels.astype(np.int32), drawn.labels, drawn.slice_axis, drawn.annotated_slices))
+
+
+def test_a_study_nobody_touched_has_no_annotation(workspace):
+    assert opened(workspace).annotation is None
+    assert opened(workspace).study.annotation.annotated_slices == ()
+
+
+def test_what_is_submitted_is_what_is_opened(workspace, submit):
+    assert submit(column([2, 7]))["annotated_slices"] == [2, 7]
+    study = opened(workspace).study
+    assert study.volume.slice_axis == 2 and study.annotation.annotated_slices == (2, 7)
+    np.testing.assert_array_equal(study.volume.to_original(study.annotation.labels), column([2, 7]))
+
+
+def test_sparse_counts_before_a_final_label_of_another_origin(workspace, submit):
+    submit(column([4]), tag="final")
+    submit(column([2, 7]))
+    assert opened(workspace).annotation.annotated_slices == (2, 7)
+    submit(column([5]), tag="final")
+    assert opened(workspace).annotation.annotated_slices == (2, 7)
+
+
+def test_our_result_corrected_under_final_counts_before_sparse(workspace, submit):
+    submit(column([2, 7]))
+    answered(workspace, column(range(1, 10)))
+    corrected = column(range(1, 10))
+    corrected[0, 0, 4] = 1
+    submit(corrected, tag="final")
+    assert opened(workspace).annotation.annotated_slices == (2, 4, 7)
+    submit(column([3]))
+    assert opened(workspace).annotation.annotated_slices == (3,)
+
+
+def test_our_own_result_saved_as_a_label_is_no_annotation(workspace, submit):
+    submit(column([2, 7]), tag="final")
+    answered(workspace, column())
+    file = workspace.store.get_label_uri("case", "final")
+    nib.save(nib.Nifti1Image(column(), AFFINE), file)
+    assert opened(workspace).annotation.annotated_slices == (2, 7)
+
+
+def test_a_label_file_put_there_by_hand_counts(workspace):
+    folder = workspace.folder.parent / "labels" / "sparse"
+    folder.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(column([3, 8], 2), AFFINE), folder / "case.nii.gz")
+    workspace.store.refresh()
+    assert opened(workspace).annotation.annotated_slices == (3, 8)
+    assert workspace.names.indices == {"label_1": 1, "label_2": 2}
+
+
+def test_replaced_labels_go_to_the_history(workspace, submit):
+    submit(column([2]))
+    submit(column([9]))
+    (kept,) = (workspace.folder / "studies" / "case" / "history").iterdir()
+    np.testing.assert_array_equal(nib.load(kept).get_fdata(), column([2]))
+
+
+def test_annotation_in_two_planes_is_refused_and_the_old_one_kept(workspace, submit):
+    submit(column([2]))
+    crossed = column([2, 6, 9])
+    crossed[10, 3:15] = 1
+    with pytest.raises(InputError, match="plane"):
+        submit(crossed)
+    assert opened(workspace).annotation.annotated_slices == (2,)
+
+
+def test_partial_is_remembered(workspace, submit):
+    submit(column([2, 7]), partial=True)
+    study = opened(workspace).study
+    assert study.annotation.known.tolist()[0][2] and not study.annotation.known.tolist()[0][3]
+    assert opened(workspace).annotation.partial
+
+
+def test_a_listed_slice_without_labels_is_background(workspace, submit):
+    submit(column([2]), annotated_slices=[2, 11])
+    assert opened(workspace).study.annotation.annotated_slices == (2, 11)
+
+
+def test_another_axis_can_be_asked_for(workspace, submit):
+    submit(column([2, 7]))
+    assert opened(workspace, slice_axis=0).study.volume.slice_axis == 0
+
+
+def test_scribbles_have_their_own_background_value(workspace, submit):
+    marks = np.zeros(SHAPE, np.uint16)
+    marks[0, :, 4], marks[8, 8:10, 4] = 9, 2
+    submit(column([2, 7]))
+    submit(marks, tag="scribbles", background_scribble=9)
+    annotation = opened(workspace).study.annotation
+    assert annotation.annotated_slices == (2, 7)
+    assert set(np.unique(annotation.scribbles)) == {-1, 0, 2}
+    assert set(np.unique(nib.load(workspace.store.get_label_uri("case", "scribbles")).dataobj)) == {0, 2, 255}
+
+
+def test_label_255_and_background_scribbles_get_along(workspace, submit):
+    submit(column([2, 7], 255), label_info=None)
+    marks = np.zeros(SHAPE, np.uint16)
+    marks[0, :, 4] = 255
+    submit(marks, tag="scribbles", label_info=None)
+    annotation = opened(workspace).study.annotation
+    assert annotation.values == (255,) and (annotation.scribbles == -1).any()
+
+
+def test_scribble_segments_of_slicer_are_marks(workspace, tmp_path):
+    current = column([2, 7])
+    current[0, :, 4], current[8, 8:10, 4] = 3, 4
+    file = tmp_path / "current.nii.gz"
+    nib.save(nib.Nifti1Image(current, AFFINE), file)
+    segments = [*NAMES, {"name": "background_scribbles", "idx": 3}, {"name": "foreground_scribbles", "idx": 4}]
+    options = label_options({"label_info": segments})
+    study = workspace.open(workspace.case("case"), options, file, selected="core").study
+    assert study.annotation.annotated_slices == (2, 7)
+    assert set(np.unique(study.annotation.scribbles)) == {-1, 0, 2}
+    assert workspace.names.names == ["disc", "core"]
+
+
+def test_the_last_study_touched_is_the_one_meant(workspace, submit):
+    other = workspace.folder.parent / "aaa.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(1).normal(0, 1, SHAPE), AFFINE), other)
+    workspace.store.refresh()
+    assert workspace.requested_case({}).image_id == "aaa"
+    submit(column([2]))
+    assert workspace.requested_case({}).image_id == "case"
+    assert workspace.requested_case({"image": "aaa"}).image_id == "aaa"
+
+
+@pytest.mark.parametrize(
+    ("image", "error"), [("nope", NotFoundError), ("../case", InputError), (None, InputError), (3, InputError)]
+)
+def test_other_images_are_refused(workspace, image, error):
+    with pytest.raises(error):
+        workspace.case(image)
+
+
+def test_a_new_file_is_found_without_a_restart(workspace):
+    nib.save(nib.Nifti1Image(column(), AFFINE), workspace.folder.parent / "new.nii.gz")
+    assert workspace.case("new").image_id == "new"
+
+
+def test_the_scan_is_read_anew_when_its_file_changes(workspace):
+    case = workspace.case("case")
+    before = workspace.scan(case)
+    assert workspace.scan(case) is before
+    io.write_image(case.image, before.array + 1, before)
+    np.testing.assert_allclose(workspace.scan(case).array, before.array + 1, rtol=1e-5)
+
+
+def test_a_session_has_no_labels_in_the_datastore(workspace):
+    case = replace(workspace.case("case"), image_id="", record=None)
+    assert workspace.open(case, LabelOptions()).annotation is None
