@@ -180,7 +180,7 @@ def test_suggestions(phantom: tuple[np.ndarray, np.ndarray], model: Model) -> No
 def test_suggestions_without_annotation_and_with_all(phantom: tuple[np.ndarray, np.ndarray]) -> None:
     image, labels = phantom
     assert 3 <= suggest(open_study(image, slice_axis=0))[0].slice <= 7
-    done = suggest(open_study(image, labels))[0]
+    done = suggest(open_study(image, labels, slice_axis=0))[0]
     assert done.slice is None and done.stop
     empty_slices = suggest(open_study(image, slice_axis=0, annotated_slices=[5]), n=99)
     assert 5 not in [s.slice for s in empty_slices] and len(empty_slices) == 10

@@ -31,3 +31,7 @@ class CheckpointError(InputError):
 
 class TooLargeError(InputError):
     """A study that would not fit into memory, found before the memory runs out."""
+
+
+class ContourError(SlicePropError):
+    """The contour interpolator crashed or took too long; another method works."""

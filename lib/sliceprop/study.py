@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -185,7 +186,8 @@ def train(
         device: `auto` (CUDA if present), `cpu`, `cuda`, `cuda:1`...
         progress: called after every epoch.
         cancelled: asked after every step; True ends learning and keeps the best so far.
-        save: called with the best model so far every few seconds, so that a process that is killed loses little.
+        save: called with the best model so far after the first epoch and then every few seconds, before `progress`,
+            so that a process that is killed loses little and never has shown an epoch that it cannot keep.
 
     Raises:
         InputError: an unknown or absent device.
@@ -203,7 +205,7 @@ def train(
     annotation, images = study.annotation.cropped(roi.window), crop(study.volume.slices, roi)
     anchors = make_anchors(annotation, *half_size(*images.shape[-2:]), device=target)
     network = init.network() if init is not None else _seeded_network(config.seed)
-    last_saved = time.monotonic()
+    last_saved = -math.inf
 
     def result(learner: Learner) -> Model:
         weights = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
@@ -211,11 +213,11 @@ def train(
 
     def report(event: Progress) -> None:
         nonlocal last_saved
-        if progress is not None:
-            progress(event)
         if save is not None and time.monotonic() - last_saved > SECONDS_BETWEEN_SAVES:
             save(result(learner))
             last_saved = time.monotonic()
+        if progress is not None:
+            progress(event)
 
     learner = Learner(
         images.to(target),
@@ -230,13 +232,22 @@ def train(
     return result(learner)
 
 
-def propagate(study: Study, model: Model | None = None, config: PropagateConfig | None = None) -> Propagation:
+def propagate(
+    study: Study,
+    model: Model | None = None,
+    config: PropagateConfig | None = None,
+    *,
+    target: float = TARGET_DICE,
+    names: Mapping[int, str] | None = None,
+) -> Propagation:
     """Fill the volume from the annotated slices.
 
     Args:
         study: with at least one annotated slice or scribble.
         model: from `train` or a checkpoint; without one `auto` interpolates and `registration` registers directly.
         config: defaults of `PropagateConfig`.
+        target: estimated Dice above which a slice needs no annotation, for the suggestion in the report.
+        names: label value to name, for the suggestion's reason.
 
     Raises:
         NoAnnotationError: if nothing is annotated.
@@ -245,7 +256,7 @@ def propagate(study: Study, model: Model | None = None, config: PropagateConfig 
     config = config or PropagateConfig()
     filling = _fill(study, model, config)
     quality = filling.quality(study.annotation)
-    suggestion = _suggestions(study, quality, n=1, target=TARGET_DICE, names=None)[0]
+    suggestion = _suggestions(study, quality, n=1, target=target, names=names)[0]
     report = {
         "slice_axis": study.volume.slice_axis,
         "annotated_slices": list(study.annotation.annotated_slices),
@@ -337,7 +348,9 @@ def _fill(study: Study, model: Model | None, config: PropagateConfig) -> _Fillin
     if config.method in INTERPOLATIONS:
         filled, methods = _interpolated(still, config)
     else:
-        filled, methods = _carried(study, model, config, roi, still)
+        fields = None if model is None and config.method == "auto" else _fields(study, model, roi, images)
+        with _one_thread():
+            filled, methods = _carried(still, fields, config)
     whole = _uncropped(filled, roi, annotation.labels.shape)
     apply_scribbles(whole.labels, annotation)
     keep_known(whole.labels, annotation)
@@ -358,26 +371,32 @@ def _interpolated(still: Carrier, config: PropagateConfig) -> tuple[Filled, list
     return filled, [config.method] * len(annotation.values)
 
 
-def _carried(
-    study: Study, model: Model | None, config: PropagateConfig, roi: Roi, still: Carrier
-) -> tuple[Filled, list[str]]:
-    """Registration, for `auto` weighed against carrying straight through, which is all there is without a model."""
+def _carried(still: Carrier, fields: Fields | None, config: PropagateConfig) -> tuple[Filled, list[str]]:
+    """Registration, for `auto` weighed against carrying straight through, which is all there is without fields."""
     annotation, images = still.annotation, still.images
-    ones = torch.ones(len(annotation.values))
-    if model is None and config.method == "auto":
+    ones, size = np.ones(len(annotation.values)), images.shape[-2:]
+    if fields is None:
         supported = supported_slices(still, annotation.known, config.extrapolate)
-        filled = fill([still], [ones], supported, config.fusion)
-        return filled, ["shape"] * len(ones)
-    fields = _fields(study, model, roi, images)
-    size = images.shape[-2:]
+        return fill([(still, ones)], supported, config.fusion), ["shape"] * len(ones)
     moving = Carrier(annotation, images, SliceTransforms(fields.velocity, *size))
     supported = supported_slices(moving, annotation.known, config.extrapolate)
     if config.method == "registration":
-        return fill([moving], [ones], supported, config.fusion), ["registration"] * len(ones)
+        return fill([(moving, ones)], supported, config.fusion), ["registration"] * len(ones)
     judge = Carrier(annotation, images, SliceTransforms(fields.image_velocity, *size))
     weights = motion_weights(hold_out(judge, config.fusion), hold_out(still, config.fusion), len(ones))
-    filled = fill([moving, still], [weights, 1 - weights], supported, config.fusion)
-    return filled, ["registration" if w > 0.5 else "shape" for w in weights.tolist()]
+    filled = fill([(moving, weights), (still, 1 - weights)], supported, config.fusion)
+    return filled, ["registration" if weight > 0.5 else "shape" for weight in weights]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread: for the many small steps of carrying labels, waking a second costs more than it saves."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fields(study: Study, model: Model | None, roi: Roi, images: torch.Tensor) -> Fields:

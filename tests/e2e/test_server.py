@@ -16,6 +16,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 import requests
 import SimpleITK as sitk
@@ -361,13 +362,19 @@ def test_checkpoints_travel(client: Client) -> None:
     assert client.call("GET", "/labelprop/checkpoints/damaged").status_code == 404
 
 
-def test_everything_survives_a_restart(tmp_path: Path) -> None:
+def test_everything_but_a_training_survives_a_restart(tmp_path: Path) -> None:
     studies = tmp_path / "studies"
     with Server(studies, tmp_path) as client:
+        options = {"image": client.add_image("training"), "budget_s": [600]}
+        assert client.ok("POST", "/train/", json={"labelprop": options})["labelprop"]["result"]["id"]
+        eventually(lambda: client.stats()["status"] == "RUNNING", "the training process")
+        training = json.loads((studies / ".labelprop" / "training.json").read_text())["process"]["pid"]
         image = client.add_image("kept")
         client.submit(image, only(truth()))
         result, before = client.infer(f"image={image}")
+    eventually(lambda: not psutil.pid_exists(training), "the training to end with its server")
     with Server(studies, tmp_path) as client:
+        assert client.stats()["status"] in ("STOPPED", "DONE")
         assert client.ok("GET", "/info/")["labels"] == ["disc", "core"]
         assert client.next_slice("")["id"] == image
         assert client.submit(image, result.astype(np.uint8), tag=None)["annotated_slices"] == list(DRAWN)
@@ -444,29 +451,42 @@ def test_an_uploaded_file_with_a_strange_name_is_refused(bad: Client) -> None:
     refused(bad.call("PUT", "/datastore/label?image=bad&tag=sparse", files=files))
     refused(bad.call("POST", "/infer/labelprop?image=bad", files=files))
     refused(bad.call("PUT", "/datastore/image?image=new", files={"file": ("../l.nii", nifti(scan()))}))
+    refused(bad.call("PUT", "/session/", files={"files": ("..", nifti(scan()))}))
+    refused(bad.call("PUT", "/session/?uncompress=true", files={"files": ("a.zip", b"PK")}))
 
 
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros(SHAPE, np.int16),
-        np.full(SHAPE, np.nan, np.float32),
-        scan()[..., 0],
-        np.stack([scan()] * 2, axis=-1),
-        scan()[:1, :1, :1],
-    ],
-    ids=["constant", "nan", "2d", "4d", "one voxel"],
-)
-def test_a_bad_image_is_refused(bad: Client, array: np.ndarray) -> None:
-    refused(bad.call("PUT", "/datastore/image?image=rejected", files={"file": ("i.nii", nifti(array))}))
+def header_of(*shape: int) -> bytes:
+    """A file that claims to be an image of this shape."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    return bytes(header.binaryblock) + bytes(4)
+
+
+BAD_IMAGES: dict[str, bytes] = {
+    "constant": nifti(np.zeros(SHAPE, np.int16)),
+    "nan": nifti(np.full(SHAPE, np.nan, np.float32)),
+    "infinite": nifti(np.where(truth() > 0, np.inf, 0).astype(np.float32)),
+    "2d": nifti(scan()[..., 0]),
+    "4d": nifti(np.stack([scan()] * 2, axis=-1)),
+    "one voxel": nifti(scan()[:1, :1, :1]),
+    "huge": header_of(30_000, 30_000, 30_000),
+    "truncated": nifti(scan())[:5000],
+    "not an image": b"hello",
+}
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_a_bad_image_is_refused(bad: Client, kind: str) -> None:
+    refused(bad.call("PUT", "/datastore/image?image=rejected", files={"file": ("i.nii", BAD_IMAGES[kind])}))
     assert "rejected" not in bad.ok("GET", "/datastore/?output=all")["objects"]
 
 
-def test_an_image_that_cannot_be_read_is_the_clients_problem_only_when_it_is_used(bad: Client) -> None:
+def test_a_bad_image_in_the_folder_is_refused_when_it_is_used(bad: Client) -> None:
     studies = bad.folder / "studies"
     (studies / "damaged.nii.gz").write_bytes(b"\x1f\x8b damaged")
-    (studies / "flat.nii").write_bytes(nifti(np.zeros(SHAPE, np.int16)))
-    for image in ("damaged", "flat"):
+    (studies / "flat.nii").write_bytes(BAD_IMAGES["constant"])
+    (studies / "single.nii").write_bytes(nifti(scan()[..., :1]))
+    for image in ("damaged", "flat", "single"):
         refused(bad.call("POST", f"/infer/labelprop?image={image}"))
         refused(bad.call("POST", "/train/labelprop", json={"image": image}))
         refused(bad.call("POST", "/activelearning/next_slice", json={"image": image}))

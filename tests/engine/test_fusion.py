@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sliceprop.config import FUSIONS, Fusion
-from sliceprop.engine.fusion import fuse, position_weight, score, similarity_weight, softness
+from sliceprop.engine.fusion import position_weight, score, similarity_weight, softness
 
 
 @pytest.mark.parametrize("rule", ["sdf", "distance"])
@@ -19,26 +19,30 @@ def test_position_weights(rule: Fusion) -> None:
 
 @pytest.mark.parametrize("rule", [rule for rule in FUSIONS if rule.startswith("lncc")])
 def test_similarity_prefers_the_side_that_looks_like_the_slice(rule: Fusion) -> None:
-    generator = torch.Generator().manual_seed(0)
-    fixed, other = torch.rand(1, 1, 40, 40, generator=generator), torch.rand(1, 1, 40, 40, generator=generator)
-    region = torch.zeros(2, 40, 40, dtype=torch.bool)
-    region[:, 10:30, 10:30] = True
-    weight = similarity_weight(fixed, other, fixed, region, rule=rule)
-    assert weight.min() > 0.7
-    assert weight.max() <= 1
-    swapped = similarity_weight(fixed, fixed, other, region, rule=rule)
-    assert torch.allclose(weight + swapped, torch.ones_like(weight), atol=1e-5)
+    bad, good = torch.full((40, 40), 0.1), torch.full((40, 40), 0.8)
+    window = slice(5, 35), slice(5, 35)
+    region = torch.zeros(30, 30, dtype=torch.bool)
+    region[10:20, 10:20] = True
+    weight = similarity_weight(bad, good, window, region, rule=rule)
+    assert 0.85 < weight.min() <= weight.max() <= 1
+    swapped = similarity_weight(good, bad, window, region, rule=rule)
+    assert torch.allclose(weight + swapped, torch.ones_like(weight))
+
+
+def test_only_the_pixel_rule_follows_the_place_and_only_the_mask_rule_the_label() -> None:
+    below, above = torch.full((40, 40), 0.5), torch.zeros(40, 40)
+    above[20:] = 0.9
+    window, region = (slice(0, 40), slice(0, 40)), torch.zeros(40, 40, dtype=torch.bool)
+    region[25:30] = True
+    pixel, whole, mask = (
+        similarity_weight(below, above, window, region, rule=rule) for rule in ("lncc-pixel", "lncc-slice", "lncc-mask")
+    )
+    assert pixel[5, 5] < 0.01 and pixel[30, 30] > 0.6
+    assert whole < 0.5 < mask
 
 
 def test_scores_have_the_sign_of_the_distance_and_thin_structures_are_sharp() -> None:
-    distance = torch.tensor([-2.0, -0.5, 0.5, 2.0]).view(1, 1, 4).repeat(2, 1, 1)
-    scores = score(distance, softness(torch.tensor([1.0, 40.0])))
-    assert torch.equal(scores > 0, distance > 0)
-    assert scores[0, 0, 3] > 0.99 > 0.3 > scores[1, 0, 3]
-
-
-def test_a_label_held_by_one_side_only_is_not_faded() -> None:
-    lower, upper = torch.full((2, 3, 3), 0.8), torch.full((2, 3, 3), -1.0)
-    fused = fuse(lower, upper, 0.75, torch.tensor([True, False]))
-    assert torch.allclose(fused[0], torch.tensor(0.8))
-    assert torch.allclose(fused[1], torch.tensor(0.25 * 0.8 - 0.75))
+    distance = torch.tensor([-2.0, -0.5, 0.5, 2.0])
+    thin, thick = (score(distance, softness(torch.tensor(radius))) for radius in (1.0, 40.0))
+    assert torch.equal(thin > 0, distance > 0) and torch.equal(thick > 0, distance > 0)
+    assert thin[3] > 0.99 > 0.3 > thick[3]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sliceprop.engine.contour import ContourError, ContourWorker
+from sliceprop.engine.contour import ContourWorker
 from sliceprop.engine.interpolation import (
     FAR_PX,
     INTERPOLATIONS,
@@ -21,7 +21,7 @@ from sliceprop.engine.interpolation import (
     signed_distance,
     sources,
 )
-from sliceprop.errors import InputError
+from sliceprop.errors import ContourError, InputError
 from sliceprop.labels import sparse_labels
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from sliceprop import io
 from sliceprop.errors import GeometryError, InputError, ShapeError
-from sliceprop.server.label_files import place_on_grid, read_labels
+from sliceprop.server.label_files import place_on_grid, present_values, read_labels, replace_values
 
 AFFINE = np.array([[0, 0, 4.0, -10], [1.5, 0, 0, 20], [0, -1.5, 0, 5], [0, 0, 0, 1]])
 SCAN = io.Image(np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7), AFFINE)
@@ -88,3 +88,12 @@ def test_probabilities_are_not_labels(tmp_path, labels):
     io.write_image(tmp_path / "l.nii.gz", labels / 3, io.Image(labels, AFFINE))
     with pytest.raises(InputError, match="whole numbers"):
         read_labels(tmp_path / "l.nii.gz", SCAN)
+
+
+def test_values_are_counted_and_replaced():
+    labels = np.array([[[0, 3], [3, 60_000]]], np.int32)
+    assert present_values(labels) == {3, 60_000}
+    assert present_values(labels * 0) == set()
+    assert replace_values(labels, {3: 1}).tolist() == [[[0, 1], [1, 0]]]
+    assert replace_values(labels, {3: 1}, keep=True).tolist() == [[[0, 1], [1, 60_000]]]
+    assert replace_values(labels * 0, {}).tolist() == (labels * 0).tolist()

@@ -125,7 +125,7 @@ def test_annotation_in_two_planes_is_refused_and_the_old_one_kept(workspace, sub
 
 
 def test_partial_is_remembered(workspace, submit):
-    submit(column([2, 7]), partial=True)
+    assert submit(column([2, 7]), partial=True)["annotated_slices"] == [2, 7]
     study = opened(workspace).study
     assert study.annotation.known.tolist()[0][2] and not study.annotation.known.tolist()[0][3]
     assert opened(workspace).annotation.partial
@@ -208,3 +208,16 @@ def test_the_scan_is_read_anew_when_its_file_changes(workspace):
 def test_a_session_has_no_labels_in_the_datastore(workspace):
     case = replace(workspace.case("case"), image_id="", record=None)
     assert workspace.open(case, LabelOptions()).annotation is None
+
+
+def test_an_empty_label_clears_the_annotation(workspace, submit):
+    submit(column([2]))
+    assert submit(column([]))["annotated_slices"] == []
+    assert opened(workspace).study.annotation.values == ()
+
+
+def test_a_scan_that_is_gone_is_told_so(workspace):
+    case = workspace.case("case")
+    case.image.unlink()
+    with pytest.raises(InputError):
+        workspace.scan(case)

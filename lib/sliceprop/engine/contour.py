@@ -14,15 +14,11 @@ import threading
 import numpy as np
 
 from sliceprop.engine import contour_worker
-from sliceprop.errors import SlicePropError
+from sliceprop.errors import ContourError
 from sliceprop.labels import LabelArray
 
 LIMIT_S = 60.0
 """For one volume, start included: 400x400x29 with 4 labels takes a tenth of a second once the child runs."""
-
-
-class ContourError(SlicePropError):
-    """The contour interpolator crashed or took too long."""
 
 
 class ContourWorker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sliceprop.config import Fusion
@@ -32,15 +32,13 @@ class HeldOut:
 
 
 def hold_out(carrier: Carrier, rule: Fusion) -> list[HeldOut]:
-    """Predict every annotated slice that lies between two others, for each label known on it."""
-    annotation, results = carrier.annotation, []
-    for s in annotation.annotated_slices:
-        known = annotation.known.copy()
-        known[:, s] = False
-        scores = carrier.scores(s, known, rule)
-        for k in np.flatnonzero(annotation.known[:, s] & known[:, :s].any(axis=1) & known[:, s:].any(axis=1)):
-            truth = torch.from_numpy(annotation.labels[s] == annotation.values[k])
-            results.append(HeldOut(int(k), overlap(scores.fused[k] > 0, truth)))
+    """Predict each label on every slice where it is known that lies between two others."""
+    results = []
+    for k in range(len(carrier.annotation.values)):
+        slices = carrier.annotation.known_slices(k)
+        for low, held_out, up in zip(slices, slices[1:], slices[2:], strict=False):
+            predicted = carrier.scores(k, held_out, low, up, rule).fused > 0
+            results.append(HeldOut(k, overlap(predicted, carrier.distance(k, held_out) > 0)))
     return results
 
 
@@ -50,7 +48,7 @@ def overlap(first: Tensor, second: Tensor) -> float:
     return 1.0 if total == 0 else 2 * int((first & second).sum()) / total
 
 
-def motion_weights(moving: list[HeldOut], still: list[HeldOut], n_labels: int) -> Tensor:
+def motion_weights(moving: list[HeldOut], still: list[HeldOut], n_labels: int) -> NDArray[np.float64]:
     """Weight of registration against carrying straight through, per label, `(K,)` in [0, 1].
 
     `1 / (1 + exp(-(dice_moving - dice_still + PRIOR_LEAD) / DECISION_WIDTH))`, with mean Dice over held-out slices.
@@ -63,5 +61,6 @@ def motion_weights(moving: list[HeldOut], still: list[HeldOut], n_labels: int) -
     gains: list[list[float]] = [[] for _ in range(n_labels)]
     for with_motion, without in zip(moving, still, strict=True):
         gains[with_motion.k].append(with_motion.dice - without.dice)
-    lead = torch.tensor([float(np.mean(label)) if label else 0.0 for label in gains])
-    return torch.sigmoid((lead + PRIOR_LEAD) / DECISION_WIDTH)
+    lead = np.array([np.mean(label) if label else 0.0 for label in gains])
+    weights: NDArray[np.float64] = 1 / (1 + np.exp(-(lead + PRIOR_LEAD) / DECISION_WIDTH))
+    return weights

@@ -63,7 +63,7 @@ def _holds(carrier: Carrier, known: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _before_end(carrier: Carrier, k: int, index: int, low: int, up: int, *, lower_holds: bool) -> bool:
     """Whether a label that only one of its two annotated slices holds still exists on slice `index`."""
     present, missing = (low, up) if lower_holds else (up, low)
-    pull = carrier.resemblance(present, present, index, k) - carrier.resemblance(missing, present, index, k)
+    pull = carrier.resemblance(k, present, present, index) - carrier.resemblance(k, missing, present, index)
     return abs(index - present) / (up - low) <= 0.5 + RESEMBLANCE_PULL * pull
 
 
@@ -81,7 +81,7 @@ def _goes_on(carrier: Carrier, k: int, outermost: int, index: int, extrapolate: 
     if extrapolate == "none":
         return False
     if extrapolate == "auto":
-        return carrier.resemblance(outermost, outermost, index, k) >= LEAST_RESEMBLANCE
+        return carrier.resemblance(k, outermost, outermost, index) >= LEAST_RESEMBLANCE
     return abs(index - outermost) <= int(extrapolate)
 
 

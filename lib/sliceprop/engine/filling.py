@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from sliceprop.config import Fusion
-from sliceprop.engine.propagation import Carrier, SliceScores
+from sliceprop.engine.propagation import Carrier, LabelScores, label_sources
 from sliceprop.labels import SCRIBBLED_BACKGROUND, LabelArray, SparseLabels
 
 SCRIBBLE_SIGMA_PX = 4.0
@@ -22,6 +22,8 @@ SCRIBBLE_SLICE_DECAY = 0.5
 
 ENDED_UNCERTAINTY = 0.5
 """Uncertainty where a label was carried to but judged to have ended."""
+
+NEGLIGIBLE_WEIGHT = 0.02
 
 
 @dataclass(frozen=True)
@@ -41,31 +43,66 @@ class Filled:
     uncertainty: NDArray[np.float32]
 
 
-def fill(carriers: list[Carrier], weights: list[Tensor], supported: NDArray[np.bool_], rule: Fusion) -> Filled:
+class _Claims:
+    """The labels' claims on one slice: highest score so far, the runner-up, and whose the highest is."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.best = torch.full((height, width), -1.0)
+        self.second = torch.full((height, width), -1.0)
+        self.label = torch.zeros((height, width), dtype=torch.int32)
+
+    def add(self, score: Tensor, window: tuple[slice, slice], value: int) -> None:
+        best = self.best[window]
+        wins = score > best
+        self.second[window] = torch.maximum(self.second[window], torch.minimum(score, best))
+        self.label[window] = torch.where(wins, value, self.label[window])
+        self.best[window] = torch.maximum(score, best)
+
+    def winner(self) -> LabelArray:
+        """Label of the highest score above 0, else 0."""
+        labels: LabelArray = torch.where(self.best > 0, self.label, 0).numpy()
+        return labels
+
+    def doubt(self) -> Tensor:
+        """1 at a tie between two labels or a label and background, 0 where one wins clearly."""
+        margin = torch.where(self.best > 0, torch.minimum(self.best, self.best - self.second), -self.best)
+        return (1 - margin).clamp(0, 1)
+
+
+def fill(candidates: list[tuple[Carrier, NDArray[np.float64]]], supported: NDArray[np.bool_], rule: Fusion) -> Filled:
     """Fill every slice of the region of interest; what is known comes back unchanged.
 
     Args:
-        carriers: candidates that carry the same annotation.
-        weights: per carrier `(K,)`, summing to 1 over carriers.
+        candidates: carriers of the same annotation, each with its weight per label, `(K,)`; weights sum to 1.
         supported: `(K, S)`, slices on which each label may appear.
         rule: how the lower and the upper side are merged.
     """
-    annotation = carriers[0].annotation
+    annotation = candidates[0][0].annotation
     shape = annotation.labels.shape
     labels, below, above = (np.zeros(shape, np.int32) for _ in range(3))
     uncertainty = np.zeros(shape, np.float32)
-    scribbles = _scribble_influence(annotation)
+    origins = label_sources(annotation.known)
+    scribbles = _scribble_influence(candidates[0][0])
     for s in range(shape[0]):
-        allowed = torch.from_numpy(supported[:, s])[:, None, None]
-        scores = _mixed([c.scores(s, annotation.known, rule) for c in carriers], weights)
-        fused = torch.where(allowed, scores.fused, -1.0)
-        if s in scribbles:
-            fused = (fused + scribbles[s]).clamp(-1, 1)
-        labels[s] = _winner(fused, annotation.values)
-        below[s] = _winner(torch.where(allowed, scores.lower, -1.0), annotation.values)
-        above[s] = _winner(torch.where(allowed, scores.upper, -1.0), annotation.values)
+        lower, upper, fused, ended = (_Claims(*shape[1:]) for _ in range(4))
+        for k, value in enumerate(annotation.values):
+            window = candidates[0][0].windows[k]
+            low, up = (int(source) for source in origins[k, s])
+            scores = _mixed(candidates, k, s, low, up, rule)
+            pushed = scores.fused if supported[k, s] else torch.full_like(scores.fused, -1.0)
+            if (k, s) in scribbles:
+                pushed = (pushed + scribbles[k, s]).clamp(-1, 1)
+            fused.add(pushed, window, value)
+            if supported[k, s]:
+                lower.add(scores.lower, window, value)
+                upper.add(scores.upper, window, value)
+            else:
+                ended.add(scores.fused, window, value)
+        labels[s], below[s], above[s] = fused.winner(), lower.winner(), upper.winner()
         if not annotation.known[:, s].all():
-            uncertainty[s] = _doubt(fused, scores.fused)
+            doubt = fused.doubt()
+            lost = (ended.best > 0) & (fused.best <= 0)
+            uncertainty[s] = torch.where(lost, doubt.clamp_min(ENDED_UNCERTAINTY), doubt).numpy()
     return Filled(labels, below, above, uncertainty)
 
 
@@ -91,51 +128,30 @@ def apply_scribbles(labels: LabelArray, annotation: SparseLabels) -> LabelArray:
     return labels
 
 
-def _mixed(candidates: list[SliceScores], weights: list[Tensor]) -> SliceScores:
-    if len(candidates) == 1:
-        return candidates[0]
-    share = [weight[:, None, None] for weight in weights]
-    lower, upper, fused = (
-        torch.stack([w * getattr(c, side) for c, w in zip(candidates, share, strict=True)]).sum(dim=0)
-        for side in ("lower", "upper", "fused")
-    )
-    return SliceScores(lower, upper, fused)
+def _mixed(
+    candidates: list[tuple[Carrier, NDArray[np.float64]]], k: int, index: int, low: int, up: int, rule: Fusion
+) -> LabelScores:
+    weighed = [(carrier, float(weights[k])) for carrier, weights in candidates if weights[k] > NEGLIGIBLE_WEIGHT]
+    if len(weighed) == 1:
+        return weighed[0][0].scores(k, index, low, up, rule)
+    scores = [(weight, carrier.scores(k, index, low, up, rule)) for carrier, weight in weighed]
+    mixed = (sum(weight * side[i] for weight, side in scores) for i in range(3))
+    return LabelScores(*(torch.as_tensor(side) for side in mixed))
 
 
-def _winner(scores: Tensor, values: tuple[int, ...]) -> LabelArray:
-    """Label value of the highest score above 0, else 0; `(K, H, W)` to `(H, W)`."""
-    best, index = scores.max(dim=0)
-    lookup = np.array([0, *values], dtype=np.int32)
-    winner: LabelArray = lookup[torch.where(best > 0, index + 1, 0).numpy()]
-    return winner
-
-
-def _doubt(fused: Tensor, carried: Tensor) -> NDArray[np.float32]:
-    """1 at a tie between two labels or a label and background, 0 where one wins clearly."""
-    best = fused.topk(min(2, len(fused)), dim=0).values
-    margin = best[0].abs()
-    if len(fused) > 1:
-        margin = torch.where(best[0] > 0, torch.minimum(margin, best[0] - best[1]), margin)
-    ended = (carried.amax(dim=0) > 0) & (best[0] <= 0)
-    doubt = torch.where(ended, (1 - margin).clamp_min(ENDED_UNCERTAINTY), 1 - margin)
-    return doubt.clamp(0, 1).numpy().astype(np.float32)
-
-
-def _scribble_influence(annotation: SparseLabels) -> dict[int, Tensor]:
-    """Per slice what scribbles add to the scores, `(K, H, W)`: up to 2 for their label, down to -2 for all others."""
-    marks = annotation.scribbles
+def _scribble_influence(carrier: Carrier) -> dict[tuple[int, int], Tensor]:
+    """What scribbles add to the score of label `k` on slice `s`: up to 2 for their label, down to -2 for all others."""
+    marks = carrier.annotation.scribbles
     if marks is None:
         return {}
-    influence: dict[int, Tensor] = {}
+    influence: dict[tuple[int, int], Tensor] = {}
     for s in np.flatnonzero(marks.any(axis=(1, 2))):
-        near = np.stack([_nearness(marks[s] == value) for value in annotation.values])
-        other = np.stack([_nearness((marks[s] != 0) & (marks[s] != value)) for value in annotation.values])
-        push = torch.from_numpy(2 * (near - other))
-        for distance in range(3):
-            for t in {s - distance, s + distance}:
-                if 0 <= t < len(marks):
-                    weaker = SCRIBBLE_SLICE_DECAY**distance * push
-                    influence[t] = influence[t] + weaker if t in influence else weaker
+        for k, value in enumerate(carrier.annotation.values):
+            drawn = marks[s][carrier.windows[k]]
+            push = torch.from_numpy(2 * (_nearness(drawn == value) - _nearness((drawn != 0) & (drawn != value))))
+            for t in range(max(0, s - 2), min(len(marks), s + 3)):
+                weaker = SCRIBBLE_SLICE_DECAY ** abs(t - s) * push
+                influence[k, t] = influence[k, t] + weaker if (k, t) in influence else weaker
     return influence
 
 

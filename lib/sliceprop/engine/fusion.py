@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sliceprop.config import Fusion
-from sliceprop.engine.losses import lncc
+from sliceprop.engine.interpolation import Box
 
 THICKNESS_SHARE = 0.25
 """`tau` as a share of the structure's inner radius."""
@@ -27,15 +27,18 @@ ARCTAN_STEEPNESS = 4.0
 LNCC_RADIUS_PX = 15
 """Window of 31 pixels, as in LabelProp."""
 
+EPSILON = 1e-3
+"""Two slices that say nothing count the same."""
+
 
 def softness(inner_radius: Tensor) -> Tensor:
-    """`tau` in pixels for structures of the given inner radius (largest signed distance), same shape."""
+    """`tau` in pixels for a structure of the given inner radius (largest signed distance)."""
     return (THICKNESS_SHARE * inner_radius).clamp_min(LEAST_TAU_PX)
 
 
 def score(distance: Tensor, tau: Tensor) -> Tensor:
-    """`tanh(distance / tau)`; distance `(K, H, W)`, tau `(K,)`, pixels."""
-    return torch.tanh(distance / tau[:, None, None])
+    """`tanh(distance / tau)`, both in pixels."""
+    return torch.tanh(distance / tau)
 
 
 def position_weight(lower: int, upper: int, index: int, *, rule: Fusion) -> float:
@@ -46,37 +49,23 @@ def position_weight(lower: int, upper: int, index: int, *, rule: Fusion) -> floa
     return t
 
 
-def similarity_weight(fixed: Tensor, lower: Tensor, upper: Tensor, region: Tensor, *, rule: Fusion) -> Tensor:
-    """Weight of the upper slice by local correlation of each warped source image with the slice.
+def similarity_weight(below: Tensor, above: Tensor, window: Box, region: Tensor, *, rule: Fusion) -> Tensor:
+    """Weight of the upper slice by local correlation of each carried annotated slice with the slice in between.
 
     Args:
-        fixed: `(1, 1, H, W)`, the slice.
-        lower: the image of the lower annotated slice, warped onto it.
-        upper: the same of the upper one.
-        region: `(K, H, W)` bool, where either side sees the label: what `lncc-mask` averages over.
+        below: `(H, W)`, correlation of the lower annotated slice, carried there.
+        above: the same of the upper one.
+        window: the label's part of the slice.
+        region: bool in the window, where either side sees the label: what `lncc-mask` averages over.
         rule: `lncc-pixel`, `lncc-slice` or `lncc-mask`.
 
     Returns:
-        broadcastable to `(K, H, W)`, in [0, 1]; the weight of the lower slice is the rest to 1.
+        a value or a map of the window, in [0, 1]; the weight of the lower slice is the rest to 1.
     """
-    below, above = (lncc(image, fixed, radius=LNCC_RADIUS_PX)[0].clamp_min(1e-3) for image in (lower, upper))
     if rule == "lncc-slice":
-        below, above = below.mean(dim=(1, 2), keepdim=True), above.mean(dim=(1, 2), keepdim=True)
-    elif rule == "lncc-mask":
-        area = region.sum(dim=(1, 2), keepdim=True).clamp_min(1)
-        below, above = ((sim * region).sum(dim=(1, 2), keepdim=True) / area + 1e-3 for sim in (below, above))
-    return above / (below + above)
-
-
-def fuse(lower: Tensor, upper: Tensor, weight: Tensor | float, one_sided: Tensor) -> Tensor:
-    """`(1 - weight) lower + weight upper`; a label that only one of the two slices holds is taken from that one.
-
-    Fading such a label would shrink it everywhere; `extent.supported_slices` decides where it ends.
-
-    Args:
-        lower: scores `(K, H, W)`.
-        upper: the same.
-        weight: of `upper`, broadcastable.
-        one_sided: `(K,)` bool, label held by exactly one of the two annotated slices.
-    """
-    return torch.where(one_sided[:, None, None], torch.maximum(lower, upper), (1 - weight) * lower + weight * upper)
+        lower, upper = below.mean(), above.mean()
+    elif rule == "lncc-mask" and region.any():
+        lower, upper = below[window][region].mean(), above[window][region].mean()
+    else:
+        lower, upper = below[window], above[window]
+    return (upper + EPSILON) / (lower + upper + 2 * EPSILON)

@@ -1,11 +1,12 @@
-"""Carrying every label from its annotated slices through the volume, in the region of interest.
+"""Carrying every label from its annotated slices to any other slice, in the region of interest.
 
-Labels are carried as signed distance maps; displacements are composed first, so that each map is resampled once.
+Labels are carried as signed distance maps; displacements are composed first, so that each map is resampled once. Each
+label is worked on in a window of its own, around all places where it was drawn.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,18 +16,29 @@ from torch import Tensor
 from sliceprop.config import Fusion
 from sliceprop.engine import fusion
 from sliceprop.engine.flow import warp
-from sliceprop.engine.interpolation import FAR_PX, bounding_box, signed_distance, sources
+from sliceprop.engine.interpolation import FAR_PX, Box, bounding_box, signed_distance, sources
 from sliceprop.engine.losses import lncc
 from sliceprop.engine.registration import SliceTransforms
 from sliceprop.labels import SparseLabels
 
+RESEMBLANCE_RADIUS_PX = 3
 RESEMBLANCE_MARGIN_PX = 3.0
 """Width of the rim outside a label that counts when images are compared: the border must match, not only the inside."""
 
+WINDOW_MARGIN = 0.25
+"""Share of its size by which a label's window grows on each side: labels move between annotated slices."""
 
-@dataclass(frozen=True)
-class SliceScores:
-    """What one slice looks like from below, from above, and together; `(K, H, W)` scores in [-1, 1], > 0 is inside."""
+LEAST_WINDOW_MARGIN_PX = 12
+
+
+class LabelScores(NamedTuple):
+    """How much a label claims the pixels of its window on one slice: `(h, w)` in [-1, 1], > 0 is inside.
+
+    Attributes:
+        lower: carried from the slice below, -1 where there is none.
+        upper: from above.
+        fused: both together.
+    """
 
     lower: Tensor
     upper: Tensor
@@ -34,7 +46,7 @@ class SliceScores:
 
 
 class Carrier:
-    """Carries the labels of the annotated slices to any other slice, with or without motion."""
+    """Carries labels and images of the annotated slices to any other slice, with or without motion."""
 
     def __init__(self, annotation: SparseLabels, images: Tensor, transforms: SliceTransforms | None) -> None:
         """Prepare to carry.
@@ -45,87 +57,101 @@ class Carrier:
             transforms: of the same region; None carries labels straight through, without motion.
         """
         self.annotation, self.images, self.transforms = annotation, images, transforms
-        self._distances: dict[int, Tensor] = {}
-        self._similarity: dict[tuple[int, int], Tensor] = {}
+        self.windows = [_window(annotation, value) for value in annotation.values]
+        self._distances: dict[tuple[int, int], Tensor] = {}
+        self._similarities: dict[tuple[int, int, int], Tensor] = {}
 
-    def distances(self, source: int) -> Tensor:
-        """Signed distances of all labels on an annotated slice, `(K, H, W)` pixels."""
-        if source not in self._distances:
-            painted = self.annotation.labels[source]
-            maps = [_windowed_distance(painted == value) for value in self.annotation.values]
-            self._distances[source] = torch.from_numpy(np.stack(maps))
-        return self._distances[source]
+    def distance(self, k: int, source: int) -> Tensor:
+        """Signed distance of label `k` on an annotated slice, in its window, pixels."""
+        if (k, source) not in self._distances:
+            mask = self.annotation.labels[source][self.windows[k]] == self.annotation.values[k]
+            self._distances[k, source] = torch.from_numpy(signed_distance(mask))
+        return self._distances[k, source]
 
-    def carried(self, source: int, target: int, labels: Tensor) -> Tensor:
-        """Signed distances of some labels of slice `source`, as they lie on slice `target`, `(len(labels), H, W)`."""
-        distances = self.distances(source)[labels]
-        if self.transforms is None or source == target:
-            return distances
-        return warp(distances[None], self.transforms.between(source, target))[0]
+    def carried(self, k: int, source: int, target: int) -> Tensor:
+        """Signed distance of label `k` of slice `source`, as it lies on slice `target`."""
+        distance = self.distance(k, source)
+        if self.transforms is None or source == target or distance.max() <= -FAR_PX:
+            return distance
+        disp = self.transforms.between(source, target)[:, :, *self.windows[k]]
+        return warp(distance[None, None], disp)[0, 0]
 
-    def warped_image(self, source: int, target: int) -> Tensor:
-        """Image of slice `source` on slice `target`, `(1, 1, H, W)`."""
-        image = self.images[source : source + 1]
-        return image if self.transforms is None else warp(image, self.transforms.between(source, target))
+    def similarity(self, source: int, target: int, radius_px: int) -> Tensor:
+        """Squared local correlation of slice `source`, carried to `target`, with that slice, `(H, W)`."""
+        key = source, target, radius_px
+        if key not in self._similarities:
+            image = self.images[source : source + 1]
+            if self.transforms is not None:
+                image = warp(image, self.transforms.between(source, target))
+            self._similarities[key] = lncc(image, self.images[target : target + 1], radius=radius_px)[0, 0]
+        return self._similarities[key]
 
-    def resemblance(self, source: int, around: int, target: int, k: int) -> float:
+    def resemblance(self, k: int, source: int, around: int, target: int) -> float:
         """How well slice `source`, carried to `target`, looks like it near a label: mean squared local correlation.
 
         Args:
-            source: annotated slice whose image is compared.
-            around: annotated slice that says where label `k` lies on `target`.
-            target: the slice in question.
             k: index of the label.
+            source: annotated slice whose image is compared.
+            around: annotated slice that says where the label lies on `target`.
+            target: the slice in question.
         """
-        key = source, target
-        if key not in self._similarity:
-            self._similarity[key] = lncc(self.warped_image(source, target), self.images[target : target + 1])[0, 0]
-        near = self.carried(around, target, torch.tensor([k]))[0] > -RESEMBLANCE_MARGIN_PX
-        return float(self._similarity[key][near].mean()) if near.any() else 0.0
+        near = self.carried(k, around, target) > -RESEMBLANCE_MARGIN_PX
+        similarity = self.similarity(source, target, RESEMBLANCE_RADIUS_PX)[self.windows[k]]
+        return float(similarity[near].mean()) if near.any() else 0.0
 
-    def scores(self, index: int, known: NDArray[np.bool_], rule: Fusion) -> SliceScores:
-        """Scores of all labels on slice `index`, each from the nearest slices on which it is known.
+    def scores(self, k: int, index: int, low: int, up: int, rule: Fusion) -> LabelScores:
+        """Scores of label `k` on slice `index`.
 
         Args:
+            k: index of the label.
             index: the slice.
-            known: `(K, S)`; a held-out slice is marked unknown here.
+            low: slice below, or the slice itself, on which the label is known; -1 for none.
+            up: the same above.
             rule: how both sides are merged.
         """
-        lower_source, upper_source = (side[:, index] for side in sources(known))
-        shape = (len(known), *self.annotation.labels.shape[1:])
-        lower, upper, fused = (torch.full(shape, -1.0) for _ in range(3))
-        for low, up in {(int(a), int(b)) for a, b in zip(lower_source, upper_source, strict=True)}:
-            if low < 0 and up < 0:
-                continue
-            labels = torch.from_numpy(np.flatnonzero((lower_source == low) & (upper_source == up)))
-            lower[labels], upper[labels], fused[labels] = self._merged(index, low, up, labels, rule)
-        return SliceScores(lower, upper, fused)
+        known = [s for s in (low, up) if s >= 0]
+        radii = [self.distance(k, s).max() for s in known]
+        if not known or max(radii) <= 0:
+            nothing = torch.full_like(self.distance(k, known[0]), -1.0) if known else self._nothing(k)
+            return LabelScores(nothing, nothing, nothing)
+        tau = fusion.softness(max(radii))
+        sides = [fusion.score(self.carried(k, s, index), tau) for s in known]
+        if len(sides) == 1 or low == up:
+            nothing = torch.full_like(sides[0], -1.0)
+            return LabelScores(sides[0] if low >= 0 else nothing, sides[0] if up >= 0 else nothing, sides[0])
+        lower, upper = sides
+        if min(radii) <= 0:
+            return LabelScores(lower, upper, torch.maximum(lower, upper))
+        weight = self._upper_weight(k, index, low, up, (lower > 0) | (upper > 0), rule)
+        return LabelScores(lower, upper, (1 - weight) * lower + weight * upper)
 
-    def _merged(self, index: int, low: int, up: int, labels: Tensor, rule: Fusion) -> tuple[Tensor, Tensor, Tensor]:
-        sides = [self.carried(s, index, labels) for s in (low, up) if s >= 0]
-        radii = [self.distances(s)[labels].amax(dim=(1, 2)) for s in (low, up) if s >= 0]
-        tau = fusion.softness(torch.stack(radii).amax(dim=0))
-        scores = [fusion.score(side, tau) for side in sides]
-        if len(scores) == 1 or low == up:
-            nothing = torch.full_like(scores[0], -1.0)
-            return (scores[0] if low >= 0 else nothing), (scores[0] if up >= 0 else nothing), scores[0]
-        lower, upper = scores
-        weight: Tensor | float = fusion.position_weight(low, up, index, rule=rule)
-        if rule.startswith("lncc"):
-            fixed, region = self.images[index : index + 1], (lower > 0) | (upper > 0)
-            images = self.warped_image(low, index), self.warped_image(up, index)
-            weight = fusion.similarity_weight(fixed, *images, region, rule=rule)
-        one_sided = (radii[0] > 0) != (radii[1] > 0)
-        return lower, upper, fusion.fuse(lower, upper, weight, one_sided)
+    def _nothing(self, k: int) -> Tensor:
+        rows, columns = self.windows[k]
+        return torch.full((rows.stop - rows.start, columns.stop - columns.start), -1.0)
+
+    def _upper_weight(self, k: int, index: int, low: int, up: int, region: Tensor, rule: Fusion) -> Tensor | float:
+        if not rule.startswith("lncc"):
+            return fusion.position_weight(low, up, index, rule=rule)
+        below, above = (self.similarity(s, index, fusion.LNCC_RADIUS_PX) for s in (low, up))
+        return fusion.similarity_weight(below, above, self.windows[k], region, rule=rule)
 
 
-def _windowed_distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Signed distance where it matters for a score: within a margin around the mask, constant further out."""
-    if not mask.any():
-        return np.full(mask.shape, -FAR_PX, np.float32)
-    box = bounding_box(mask)
-    margin = max(8, min(box[0].stop - box[0].start, box[1].stop - box[1].start) // 2)
-    box = bounding_box(mask, margin)
-    distance = np.full(mask.shape, -margin, np.float32)
-    distance[box] = signed_distance(mask[box])
-    return distance
+def _window(annotation: SparseLabels, value: int) -> Box:
+    """Rows and columns around all marks of a label, grown by a margin and cut at the border."""
+    marks = (annotation.labels == value).any(axis=0)
+    if annotation.scribbles is not None:
+        marks |= (annotation.scribbles == value).any(axis=0)
+    tight = bounding_box(marks, margin_px=0)
+    grown = (_grown(side, size) for side, size in zip(tight, marks.shape, strict=True))
+    rows, columns = grown
+    return rows, columns
+
+
+def _grown(side: slice, size: int) -> slice:
+    margin = max(LEAST_WINDOW_MARGIN_PX, round(WINDOW_MARGIN * (side.stop - side.start)))
+    return slice(max(0, side.start - margin), min(size, side.stop + margin))
+
+
+def label_sources(known: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Nearest known slice at or below and at or above, for each label and slice: `(K, S, 2)`, -1 for none."""
+    return np.stack(sources(known), axis=-1)

@@ -19,8 +19,8 @@ Areas = NDArray[np.float64]
 
 BETWEEN = (-0.04, 0.40, 0.50)
 """Expected error 1 - Dice between two annotated slices: constant, per disagreement, and per 1 / radius in pixels (half
-a pixel of border). Least squares over 6,285 label slices of ten volumes of MRI and CT; leaving one volume out at a time,
-mean absolute error 0.12 and rank correlation 0.81 per label and slice."""
+a pixel of border). Least squares over 6,285 label slices of ten volumes of MRI and CT; leaving one volume out at a
+time, mean absolute error 0.12 and rank correlation 0.81 per label and slice."""
 
 BEYOND = (0.12, 0.23, 0.55)
 """The same beyond the outermost annotated slice: constant, per square root of distance over radius, per 1 / radius;

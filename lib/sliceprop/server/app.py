@@ -15,7 +15,9 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
+from sliceprop import __version__
 from sliceprop.config import TrainConfig
+from sliceprop.engine.contour import interpolate_contours
 from sliceprop.errors import InputError
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import NotFoundError
@@ -43,8 +45,8 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         os.environ.setdefault("PYTHONPATH", "")  # MONAI Label reads it when it starts a training process
-        description = "Annotate a few slices, get the volume"
-        super().__init__(app_dir, studies, conf, name="LabelProp", description=description)
+        about = {"name": "LabelProp", "description": "Annotate a few slices, get the volume", "version": __version__}
+        super().__init__(app_dir, studies, conf, **about)
         self._auto_update_scoring = False  # would start a process after every request
 
     @cached_property
@@ -85,6 +87,7 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
 
         super().on_init_complete()
         install()
+        interpolate_contours.start()  # takes a second or two, which the first preview then need not wait for
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Run a model; unlike the stock method it never takes an image id for a path of the server.

@@ -102,7 +102,7 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         study, config = opened.study, propagate_config(options)
         model, names = self._workspace.model(case, study, options.get("init")), self._workspace.names.by_index
         if study.annotation.values:
-            result = propagate(study, model, config)
+            result = propagate(study, model, config, target=self._target, names=names)
             if case.record is not None:
                 case.record.save_result(result, opened.annotation.source if opened.annotation else "")
             return result.labels, named(result.report, names)

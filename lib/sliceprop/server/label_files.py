@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,14 @@ def read_labels(file: Path, scan: io.Image, *, cropped: bool = False) -> LabelAr
     labels = check_labels(image.array, scan.array.shape)
     io.check_same_grid(scan, image, "labels")
     return labels
+
+
+def replace_values(labels: LabelArray, new: Mapping[int, int], *, keep: bool = False) -> LabelArray:
+    """Every value replaced by its entry in `new`; without an entry it becomes 0, or stays with `keep`."""
+    top = max([int(labels.max(initial=0)), *new])
+    table = np.arange(top + 1, dtype=np.int32) if keep else np.zeros(top + 1, dtype=np.int32)
+    table[list(new.keys())] = list(new.values())
+    return table[labels]
 
 
 def check_raw(values: NDArray[np.uint8], scan: io.Image) -> NDArray[np.uint8]:

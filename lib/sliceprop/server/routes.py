@@ -138,6 +138,22 @@ def save_image(
     return answer
 
 
+@router.put("/session/")
+def create_session(
+    background_tasks: BackgroundTasks,
+    files: list[UploadFile],
+    user: Reader,
+    uncompress: bool = False,
+    expiry: int = 0,
+) -> Any:
+    """Take the image of a session; no archives, whose members could be written anywhere."""
+    for file in files:
+        plain_filename(file.filename)
+    if uncompress:
+        raise InputError("archives are not accepted; send the image, or the files of one DICOM series")
+    return session.create_session(background_tasks, False, expiry, files)
+
+
 @router.post("/activelearning/{strategy}")
 def next_sample(strategy: str, user: Reader, params: dict[str, Any] | None = None) -> Any:
     """Ask a strategy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import RLock
@@ -18,12 +18,13 @@ from sliceprop import io
 from sliceprop.config import BACKGROUND_SCRIBBLE, MAX_LABEL
 from sliceprop.engine.registration import Model
 from sliceprop.errors import CheckpointError, FileError, InputError
-from sliceprop.labels import LabelArray
+from sliceprop.labels import LabelArray, present_values
 from sliceprop.server.checkpoints import Checkpoints
+from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.files import read_json, write_json
 from sliceprop.server.guard import plain_name
-from sliceprop.server.label_files import read_labels
+from sliceprop.server.label_files import read_labels, replace_values
 from sliceprop.server.names import BACKGROUND_SCRIBBLES, FOREGROUND_SCRIBBLES, LabelNames, names_by_value
 from sliceprop.server.provenance import Annotation, hand_made, is_our_result, marked_slices
 from sliceprop.server.records import StudyRecord
@@ -137,7 +138,7 @@ class Workspace:
         Raises:
             FileError: or another `InputError`, if it cannot be read.
         """
-        return _read_scan(case.image, case.image.stat().st_mtime_ns)
+        return _read_scan(case.image, case.image.stat().st_mtime_ns if case.image.exists() else 0)
 
     def submit(self, image_id: str, tag: str, file: Path, options: LabelOptions) -> dict[str, Any]:
         """Check a client's label file and store it under its tag; nothing is replaced if anything is wrong with it.
@@ -165,7 +166,8 @@ class Workspace:
             if annotation is not None and in_force:
                 case.record.save_annotation(replace(annotation, source=self._version(case, tag)))
             self.remember(case)
-        return {**info, "label_names": self.names.indices}
+        slices = {} if annotation is None else {"annotated_slices": list(annotation.annotated_slices)}
+        return {**info, **slices, "label_names": self.names.indices}
 
     def open(
         self, case: Case, options: LabelOptions, upload: Path | None = None, selected: str | None = None
@@ -237,11 +239,11 @@ class Workspace:
         self, values: LabelArray, options: LabelOptions, background: int | None = None
     ) -> tuple[LabelArray, list[str]]:
         """A client's label values as label indices, and the names that are new."""
-        present = _present(values) - {background}
+        present = present_values(values) - {background}
         indices, new = self.names.mapping(present, options.label_info)
         if background is not None:
             indices[background] = _BACKGROUND
-        return _replace_values(values, indices), new
+        return replace_values(values, indices), new
 
     def _annotate(self, case: Case, labels: LabelArray, options: LabelOptions) -> Annotation:
         sent = case.record.sent() if case.record else None
@@ -278,24 +280,24 @@ class Workspace:
         if file is None:
             return None
         marks = read_labels(file, self.scan(case), cropped=True)
-        return _replace_values(marks, {BACKGROUND_SCRIBBLE: _BACKGROUND}, keep=True)
+        return replace_values(marks, {BACKGROUND_SCRIBBLE: _BACKGROUND}, keep=True)
 
     def _slicer_scribbles(
         self, values: LabelArray, options: LabelOptions, selected: str | None, marks: LabelArray | None
     ) -> LabelArray | None:
         """The marks of 3D Slicer's two scribble segments on top of the stored ones."""
-        names = names_by_value(_present(values), options.label_info) if options.label_info else {}
+        names = names_by_value(present_values(values), options.label_info) if options.label_info else {}
         index = self.names.indices.get(selected or "")
         meaning = {FOREGROUND_SCRIBBLES: index, BACKGROUND_SCRIBBLES: _BACKGROUND}
         drawn = {value: mark for value, name in names.items() if (mark := meaning.get(name))}
         if not drawn:
             return marks
-        new = _replace_values(values, drawn)
+        new = replace_values(values, drawn)
         return new if marks is None else np.where(new > 0, new, marks)
 
     def _label_info(self, labels: LabelArray, annotation: Annotation | None) -> dict[str, Any]:
         """What is stored beside a label file; the names are listed in the order of the values in the file."""
-        present, names = _present(labels), self.names.indices
+        present, names = present_values(labels), self.names.indices
         info: dict[str, Any] = {"label_info": [{"name": n, "idx": i} for n, i in names.items() if i in present]}
         if annotation is not None:
             info |= {"slice_axis": annotation.slice_axis, "partial": annotation.partial}
@@ -308,13 +310,14 @@ class Workspace:
         replaced = self._label_file(case.image_id, tag)
         if replaced is not None:
             case.record.keep(replaced, tag)
-        stored = _replace_values(labels, {_BACKGROUND: BACKGROUND_SCRIBBLE}, keep=True)
+        stored = replace_values(labels, {_BACKGROUND: BACKGROUND_SCRIBBLE}, keep=True)
         with TemporaryDirectory() as folder:
             file = Path(folder) / "label.nii.gz"
             io.write_image(file, stored, self.scan(case))
-            # An archive cannot hold an empty DICOM SEG; then the label stays with this server.
-            save = type(self.store).save_label if stored.any() else LocalDatastore.save_label
-            save(self.store, case.image_id, str(file), tag, dict(info))
+            # An archive cannot hold an empty DICOM SEG: such a label stays with this server.
+            possible = isinstance(self.store, LocalStudies) or stored.any()
+            save = self.store.save_label if possible else partial(LocalDatastore.save_label, self.store)
+            save(case.image_id, str(file), tag, dict(info))
 
     def _label_file(self, image_id: str, tag: str) -> Path | None:
         # The method of the base class: the DICOMweb datastore's one would fetch a cropped DICOM SEG instead.
@@ -343,20 +346,6 @@ def _open(
         partial=annotation.partial,
         background_scribble=_BACKGROUND,
     )
-
-
-def _present(values: LabelArray) -> set[int]:
-    """The values other than 0; counting is much faster than the sorting of `np.unique`."""
-    return {int(value) for value in np.flatnonzero(np.bincount(values.ravel()))} - {0}
-
-
-def _replace_values(values: LabelArray, new: Mapping[int, int], *, keep: bool = False) -> LabelArray:
-    """Every value replaced; those not in `new` become 0, or stay with `keep`."""
-    top = max([int(values.max(initial=0)), *new])
-    table = np.arange(top + 1, dtype=np.int32) if keep else np.zeros(top + 1, dtype=np.int32)
-    for old, value in new.items():
-        table[old] = value
-    return table[values]
 
 
 @lru_cache(maxsize=2)
