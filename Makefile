@@ -11,6 +11,8 @@ STAMP := $(VENV)/.sliceprop-installed
 
 unexport PYTHONPATH PYTHONHOME PIP_USER
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Threads of torch sleep while they wait: spinning ones starve each other on a busy machine.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help install serve test lint format types unit-tests sample-data demo benchmark
 .DEFAULT_GOAL := help

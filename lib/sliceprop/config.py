@@ -58,12 +58,12 @@ class TrainConfig:
     """
 
     budget_s: float = 30.0
-    max_epochs: int = 60
+    max_epochs: int = 25
     refine_steps: int = 60
     similarity: Similarity = "lncc"
     smoothness: float = 1.0
     mask_weight: float = 1.0
-    patience: int = 15
+    patience: int = 10
     learning_rate: float = 1e-3
     seed: int = 0
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +27,7 @@ from sliceprop.engine.network import RegistrationNet
 from sliceprop.engine.propagation import Carrier
 from sliceprop.engine.quality import Quality, estimate_quality
 from sliceprop.engine.registration import Model, SliceTransforms, crop, network_fields, register
+from sliceprop.engine.threads import one_thread
 from sliceprop.engine.training import Fields, Learner, Progress, half_size
 from sliceprop.errors import CheckpointError, InputError, NoAnnotationError
 from sliceprop.labels import SparseLabels, check_labels, sparse_labels
@@ -349,7 +349,7 @@ def _fill(study: Study, model: Model | None, config: PropagateConfig) -> _Fillin
         filled, methods = _interpolated(still, config)
     else:
         fields = None if model is None and config.method == "auto" else _fields(study, model, roi, images)
-        with _one_thread():
+        with one_thread():
             filled, methods = _carried(still, fields, config)
     whole = _uncropped(filled, roi, annotation.labels.shape)
     apply_scribbles(whole.labels, annotation)
@@ -386,17 +386,6 @@ def _carried(still: Carrier, fields: Fields | None, config: PropagateConfig) -> 
     weights = motion_weights(hold_out(judge, config.fusion), hold_out(still, config.fusion), len(ones))
     filled = fill([(moving, weights), (still, 1 - weights)], supported, config.fusion)
     return filled, ["registration" if weight > 0.5 else "shape" for weight in weights]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch on one thread: for the many small steps of carrying labels, waking a second costs more than it saves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _fields(study: Study, model: Model | None, roi: Roi, images: torch.Tensor) -> Fields:

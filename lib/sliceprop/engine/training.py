@@ -23,6 +23,7 @@ from sliceprop.engine.anchors import Anchors, anchor_loss
 from sliceprop.engine.flow import integrate_velocity, resize_flow, warp
 from sliceprop.engine.losses import diffusion_loss, lncc_loss, mse_loss
 from sliceprop.engine.network import RegistrationNet
+from sliceprop.engine.threads import one_thread
 
 INTEGRATION_STEPS = 4
 """Squarings while learning: neighbouring slices differ by a few pixels, so 1/16 of the velocity is a small step."""
@@ -38,6 +39,9 @@ MSE_SCALE = 20.0
 
 MASK_SCALE = 0.05
 """Weight of the mean Dice loss beside the image loss: found to help on few slices without bending the image fit."""
+
+SMALL_STUDY_VOXELS = 150_000
+"""Up to here one thread learns faster than two."""
 
 MAX_ANCHOR_GROUPS = 8
 """Groups of labels drawn per step where labels are known on different slices, so that a step stays short."""
@@ -115,16 +119,20 @@ class Learner:
 
     def run(self) -> Fields:
         """Learn until done, out of time or cancelled, and return the best."""
+        with one_thread(self.full.numel() < SMALL_STUDY_VOXELS):
+            self._run()
+        return self.best()
+
+    def _run(self) -> None:
         refine = self.config.refine_steps
         half, masks = round(0.4 * refine), round(0.3 * refine) if self.anchors else 0
-        self._learn_network(self.config.max_epochs, budget_share=0.35)
+        self._learn_network(self.config.max_epochs, budget_share=0.3)
         if self._velocity is None:
             self._velocity = self.predict()
-        self._refine(self.half, half, budget_share=0.55)
+        self._refine(self.half, half, budget_share=0.45)
         self._refine(self.full, refine - half - masks, budget_share=0.8 if masks else 1.0)
         self._image_velocity = self._velocity
         self._refine(self.full, masks, budget_share=1.0, anchors=self.anchors)
-        return self.best()
 
     def best(self) -> Fields:
         """The best fields so far, also while learning goes on."""
@@ -193,8 +201,9 @@ class Learner:
     def _backward_anchors(self, velocity: Tensor, anchors: Sequence[Anchors]) -> float:
         drawn = torch.randperm(len(anchors), generator=self._generator)[:MAX_ANCHOR_GROUPS]
         up, down = integrate_velocity(torch.cat([velocity, -velocity]), INTEGRATION_STEPS).chunk(2)
-        loss = self.config.mask_weight * MASK_SCALE * anchor_loss(up, down, [anchors[i] for i in drawn])
-        loss.backward()
+        with one_thread():
+            loss = self.config.mask_weight * MASK_SCALE * anchor_loss(up, down, [anchors[i] for i in drawn])
+            loss.backward()
         return float(loss.detach())
 
     def _image_loss(self, lower: Tensor, upper: Tensor, velocity: Tensor) -> Tensor:

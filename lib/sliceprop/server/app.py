@@ -45,6 +45,7 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         os.environ.setdefault("PYTHONPATH", "")  # MONAI Label reads it when it starts a training process
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for that process: spinning threads starve each other
         about = {"name": "LabelProp", "description": "Annotate a few slices, get the volume", "version": __version__}
         super().__init__(app_dir, studies, conf, **about)
         self._auto_update_scoring = False  # would start a process after every request
