@@ -10,11 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from ignite.engine import Engine, Events
-from ignite.handlers import EarlyStopping
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,6 +22,9 @@ from sliceprop.engine.flow import integrate_velocity, resize_flow, warp
 from sliceprop.engine.losses import diffusion_loss, lncc_loss, mse_loss
 from sliceprop.engine.network import RegistrationNet
 from sliceprop.engine.threads import one_thread
+
+if TYPE_CHECKING:
+    from ignite.engine import Engine
 
 INTEGRATION_STEPS = 4
 """Squarings while learning: neighbouring slices differ by a few pixels, so 1/16 of the velocity is a small step."""
@@ -224,6 +225,9 @@ class Learner:
         patience: int | None = None,
     ) -> None:
         """Run one ignite engine; `keep` is called whenever the epoch's mean loss is the lowest so far."""
+        from ignite.engine import Engine, Events  # here, since it takes seconds that only learning should cost
+        from ignite.handlers import EarlyStopping
+
         deadline = self._began + budget_share * self.config.budget_s
         if epochs == 0 or not batches or time.monotonic() >= deadline or self._cancelled():
             self._epoch += epochs
@@ -250,7 +254,7 @@ class Learner:
                 keep()
             self.metric = max(self.metric, 1 - image)
             self._epoch += 1
-            self._progress(self._event(deadline))
+            self._progress(self._event())
 
         if patience is not None:
             stopper = EarlyStopping(patience, score_function=lambda e: -e.state.metrics["loss"], trainer=engine)
@@ -258,7 +262,7 @@ class Learner:
         engine.run(batches, max_epochs=epochs)
         self._epoch = first + epochs
 
-    def _event(self, deadline: float) -> Progress:
+    def _event(self) -> Progress:
         elapsed = time.monotonic() - self._began
         planned = elapsed / max(self._epoch, 1) * (self._total_epochs - self._epoch)
         left = max(0.0, min(planned, self.config.budget_s - elapsed))
