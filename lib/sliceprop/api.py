@@ -57,7 +57,7 @@ def train(
         config: budget in seconds and the rest; see `TrainConfig`.
         init: model or checkpoint file to start from.
         device: `auto`, `cpu`, `cuda`, `cuda:1`...
-        progress: called after every step.
+        progress: called after every epoch.
         cancelled: asked after every step; True ends learning and keeps the best so far.
         **options: see `open_study`.
 

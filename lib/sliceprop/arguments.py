@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sliceprop import __version__
-from sliceprop.config import BACKGROUND_SCRIBBLE, FUSIONS, METHODS, TrainConfig
+from sliceprop.config import BACKGROUND_SCRIBBLE, FUSIONS, MAX_SEED, METHODS, TrainConfig
 
 _BUDGET = f"default: {TrainConfig.budget_s:g}"
 
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     sample = add("sample-data", "write the synthetic scan, its reference and three annotated slices")
     sample.add_argument("folder", metavar="DIR", type=Path)
     sample.add_argument("--dicom", action="store_true", help="also as a DICOM series, in DIR/dicom")
-    sample.add_argument("--seed", type=int, default=0, help="of all that is random in it (default: 0)")
+    sample.add_argument("--seed", type=_seed, default=0, help="of all that is random in it (default: 0)")
     return parser
 
 
@@ -149,7 +149,7 @@ def _add_learning(parser: argparse.ArgumentParser, budget: str) -> None:
         help=f"seconds for learning ({budget}); Ctrl-C ends it earlier, keeping the best so far",
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--seed", type=int, default=TrainConfig.seed, metavar="N", help="default: 0")
+    parser.add_argument("--seed", type=_seed, default=TrainConfig.seed, metavar="N", help="default: 0")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -161,3 +161,9 @@ def _slices(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"give whole numbers separated by commas, not {text!r}") from None
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"give a whole number from 0 to {MAX_SEED}, not {text!r}")
+    return int(text)

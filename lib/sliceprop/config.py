@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -16,6 +17,7 @@ FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 LEARNED_METHODS: tuple[Method, ...] = ("auto", "registration")
 
 MAX_LABEL = 65_535
+MAX_SEED = 2**63 - 1
 BACKGROUND_SCRIBBLE = 255
 
 
@@ -68,12 +70,13 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.budget_s > 0, f"budget_s must be positive seconds, not {self.budget_s}")
+        _require(0 < self.budget_s < math.inf, f"budget_s must be positive seconds, not {self.budget_s}")
         _require(self.max_epochs >= 0, f"max_epochs must be >= 0, not {self.max_epochs}")
         _require(self.refine_steps >= 0, f"refine_steps must be >= 0, not {self.refine_steps}")
         _require(self.similarity in get_args(Similarity), f"similarity must be one of {get_args(Similarity)}")
         _require(self.smoothness >= 0 and self.mask_weight >= 0, "loss weights must be >= 0")
         _require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
+        _require(0 <= self.seed <= MAX_SEED, f"seed must lie in 0..{MAX_SEED}, not {self.seed}")
 
 
 @dataclass(frozen=True)

@@ -469,6 +469,8 @@ def _reason(study: Study, choice: selection.Choice, stop: bool, target: float, n
     above = [s for s in study.annotation.known_slices(choice.label) if s > choice.index]
     if below and above:
         where = f"between the annotated slices {below[-1]} and {above[0]}"
+    elif not below and not above:
+        where = "where there are scribbles only"
     else:
         where = f"beyond the outermost annotated slice {(below or above)[-1 if below else 0]}"
     return f"It lies {where}, where {label} is least certain (expected Dice {choice.dice:.2f} on this slice)."

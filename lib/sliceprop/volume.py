@@ -17,6 +17,10 @@ from sliceprop.errors import GeometryError, InputError, ShapeError, TooLargeErro
 FloatArray = NDArray[np.float32]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
+LOOSE = 0.75
+"""Neighbours are few where their share stays below this part of the shares along both other axes: two adjacent painted
+slices touch in half of their voxels, while a solid structure's shares differ little."""
+
 BYTES_PER_VOXEL = 40
 """Peak memory of a propagation per voxel of the study: image, labels, three results, uncertainty and scratch space."""
 
@@ -89,7 +93,7 @@ def check_image(array: NDArray[Any], name: str = "image") -> None:
     """Refuse what is not a 3D scan with contrast.
 
     Raises:
-        ShapeError: not 3D, or a single slice along every axis.
+        ShapeError: not 3D.
         InputError: empty, not numeric, NaN, infinite or constant.
         TooLargeError: if the study would not fit into the memory that is free.
     """
@@ -126,12 +130,17 @@ def normalise_intensity(array: NDArray[Any]) -> FloatArray:
     """Map intensities to [0, 1]: the 0.5 and 99.5 percentiles of the non-minimum voxels become 0 and 1, then clipped.
 
     Leaving out the minimum keeps the air around a body, often more than half of all voxels, from setting the scale.
+    The range is brought to [0, 1] in double precision first, since single precision may not hold the values or tell
+    them apart.
     """
-    data = np.asarray(array, dtype=np.float32)
-    body = data[data > data.min()]
+    least, most = float(array.min()), float(array.max())
+    data = np.subtract(array, least, dtype=np.float64)
+    data /= most - least
+    data = data.astype(np.float32)
+    body = data[data > 0]
     low, high = np.percentile(body[:: max(1, body.size // 1_000_000)], (0.5, 99.5))
     if high <= low:
-        low, high = float(data.min()), float(data.max())
+        low, high = 0.0, 1.0
     scaled: FloatArray = np.clip((data - np.float32(low)) / np.float32(high - low), 0, 1)
     return scaled
 
@@ -141,8 +150,8 @@ def resolve_slice_axis(
 ) -> int:
     """Which original axis counts slices.
 
-    A given axis wins; else the axis along which the marked voxels leave gaps (the user's own plane); else the axis of
-    the largest spacing; else the last one.
+    A given axis wins; else the axis across the painted planes, along which marked voxels have far fewer marked
+    neighbours than within the planes; else the axis of the largest spacing; else the last one.
 
     Args:
         slice_axis: `auto`, 0, 1 or 2.
@@ -172,15 +181,12 @@ def _thickest_axis(affine: NDArray[np.float64]) -> int:
 
 
 def _annotated_axis(marked: NDArray[np.bool_]) -> int | None:
-    """The axis along which the marks fill the smallest share of their extent, if that leaves a gap or is one slice."""
-    best: tuple[float, int] | None = None
-    for axis in range(3):
-        occupied = np.flatnonzero(marked.any(axis=tuple(a for a in range(3) if a != axis)))
-        if occupied.size == 0:
-            return None
-        extent = int(occupied[-1] - occupied[0] + 1)
-        sparse = occupied.size == 1 or occupied.size < extent
-        share = occupied.size / marked.shape[axis] if occupied.size == 1 else occupied.size / extent
-        if sparse and (best is None or share < best[0]):
-            best = share, axis
-    return None if best is None else best[1]
+    """The axis across which marked voxels seldom touch, None where no axis stands out or two do (painted lines)."""
+    touching = [_share_with_neighbour(np.moveaxis(marked, axis, 0)) for axis in range(3)]
+    loosest, second, _ = sorted(range(3), key=touching.__getitem__)
+    return loosest if touching[loosest] < LOOSE * touching[second] else None
+
+
+def _share_with_neighbour(marked: NDArray[np.bool_]) -> float:
+    """Share of the marked voxels whose next voxel along the first axis is marked too."""
+    return np.count_nonzero(marked[:-1] & marked[1:]) / max(np.count_nonzero(marked), 1)

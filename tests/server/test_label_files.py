@@ -3,7 +3,8 @@ import pytest
 
 from sliceprop import io
 from sliceprop.errors import GeometryError, InputError, ShapeError
-from sliceprop.server.label_files import place_on_grid, present_values, read_labels, replace_values
+from sliceprop.labels import present_values
+from sliceprop.server.label_files import place_on_grid, read_labels, replace_values
 
 AFFINE = np.array([[0, 0, 4.0, -10], [1.5, 0, 0, 20], [0, -1.5, 0, 5], [0, 0, 0, 1]])
 SCAN = io.Image(np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7), AFFINE)
