@@ -95,3 +95,27 @@ def test_missing_file_and_folder(tmp_path: Path, model: Model) -> None:
         load_checkpoint(tmp_path / "none.safetensors")
     with pytest.raises(FileError):
         save_checkpoint(tmp_path / "none" / "m.safetensors", model)
+
+
+def test_a_description_that_was_changed(tmp_path: Path, model: Model) -> None:
+    """Claiming to be another study's must not pass, neither in the file itself nor in the JSON beside it."""
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, model)
+    beside = tmp_path / "m.json"
+    changed = json.dumps(json.loads(beside.read_text()) | {"study_hash": "cd" * 32})
+    beside.write_text(changed)
+    with pytest.raises(CheckpointError, match="another checkpoint"):
+        load_checkpoint(path)
+    beside.unlink()
+    assert load_checkpoint(path).study_hash == model.study_hash
+    save_file(load_file(path), path, metadata={"sliceprop": changed})
+    with pytest.raises(CheckpointError, match="changed"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 99}'])
+def test_json_beside_that_cannot_be_its_own(tmp_path: Path, model: Model, content: str) -> None:
+    save_checkpoint(tmp_path / "m.safetensors", model)
+    (tmp_path / "m.json").write_text(content)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "m.safetensors")

@@ -47,6 +47,11 @@ def data(phantom: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
     moved = Image(phantom.sparse, np.array([[1, 0, 0, 5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ phantom.affine)
     write_image(folder / "other_place.nii.gz", moved.array, moved)
     (folder / "truncated.nii.gz").write_bytes((folder / "scan.nii.gz").read_bytes()[:2000])
+    write_image(folder / "truncated.mha", phantom.image, scan, compress=False)
+    (folder / "truncated.mha").write_bytes((folder / "truncated.mha").read_bytes()[:2000])
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 20000 20000 20000\nElementType = MET_SHORT\n"
+    (folder / "huge.mha").write_text(f"{header}ElementDataFile = LOCAL\n")
+    (folder / "empty").mkdir()
     (folder / "text.nii.gz").write_text("this is no scan")
     (folder / "damaged.safetensors").write_bytes(b"\0" * 100)
     return folder
@@ -75,6 +80,10 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
         return code, *capfd.readouterr()
 
     return run_command
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def scan_and_labels(data: Path) -> tuple[Path, Path]:
@@ -233,6 +242,14 @@ BAD = {
     "bad device": "propagate scan.nii.gz labels.nii.gz -o out.nii.gz --device abacus",
     "missing scan": "propagate missing.nii.gz labels.nii.gz -o out.nii.gz",
     "text for a scan": "propagate text.nii.gz labels.nii.gz -o out.nii.gz",
+    "truncated MetaImage": "propagate truncated.mha labels.nii.gz -o out.nii.gz",
+    "huge MetaImage": "propagate huge.mha labels.nii.gz -o out.nii.gz",
+    "folder without DICOM": "propagate empty labels.nii.gz -o out.nii.gz",
+    "long name": f"propagate {'x' * 300}.nii.gz labels.nii.gz -o out.nii.gz",
+    "long name for output": f"propagate scan.nii.gz labels.nii.gz -o {'x' * 300}.nii.gz",
+    "negative seed": "propagate scan.nii.gz labels.nii.gz -o out.nii.gz --seed -1",
+    "huge seed": f"propagate scan.nii.gz labels.nii.gz -o out.nii.gz --seed {10**30}",
+    "endless budget": "propagate scan.nii.gz labels.nii.gz -o out.nii.gz --budget-s inf",
     "truncated scan": "propagate truncated.nii.gz labels.nii.gz -o out.nii.gz",
     "constant scan": "propagate constant.nii.gz labels.nii.gz -o out.nii.gz",
     "scan with NaN": "propagate nan.nii.gz labels.nii.gz -o out.nii.gz",
@@ -262,13 +279,13 @@ def test_bad_input_gets_one_line_and_loses_nothing(
     data: Path, command: str, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     monkeypatch.chdir(data)
-    before = {file: file.read_bytes() for file in data.iterdir()}
+    before = contents(data)
     code, out, err = run(*command.split())
     assert code == 2
     assert out == ""
     assert err.startswith("sliceprop")
     assert err.count("\n") == 1
-    assert {file: file.read_bytes() for file in data.iterdir()} == before
+    assert contents(data) == before
 
 
 def test_a_model_of_another_scan_is_refused(model: Path, tmp_path: Path, phantom: Phantom, run: Run) -> None:

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from sliceprop.dicom import write_dicom_series
-from sliceprop.errors import FileError, GeometryError, ShapeError
+from sliceprop.errors import FileError, GeometryError, ShapeError, TooLargeError
 from sliceprop.io import (
     Image,
     check_folder,
@@ -218,3 +218,11 @@ def test_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         check_folder(tmp_path / "missing" / "report.json")
     with pytest.raises(FileError, match="cannot make"):
         make_folder("/proc/series")
+
+
+def test_a_huge_volume_is_refused_from_its_header_with_an_estimate(tmp_path: Path) -> None:
+    header = nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4)).header
+    header.set_data_shape((20_000, 20_000, 20_000))
+    (tmp_path / "huge.nii").write_bytes(header.binaryblock + bytes(400))
+    with pytest.raises(TooLargeError, match="GiB"):
+        read_image(tmp_path / "huge.nii")

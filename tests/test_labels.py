@@ -51,12 +51,6 @@ def test_scribbles_are_not_annotation() -> None:
     assert (annotation.scribbles[3, 8, 2:6] == SCRIBBLED_BACKGROUND).all()
 
 
-def test_without_a_slice() -> None:
-    annotation = sparse_labels(painted()).without(1)
-    assert annotation.annotated_slices == (5,)
-    assert not annotation.labels[1].any()
-
-
 def test_a_label_with_the_value_of_the_background_scribble() -> None:
     labels, scribbles = painted(), np.zeros((8, 10, 12), np.int32)
     labels[labels == 3], scribbles[3, 3, 3] = 255, 255
@@ -109,3 +103,30 @@ def test_unusable_labels(array: np.ndarray, error: type[Exception]) -> None:
 def test_whole_numbers_in_floats_and_booleans_are_fine() -> None:
     assert check_labels(np.full((2, 2, 2), 65_535.0), (2, 2, 2)).max() == 65_535
     assert check_labels(np.ones((2, 2, 2), bool), (2, 2, 2)).max() == 1
+
+
+@pytest.mark.parametrize("planes", [[(1, 5)], [(1, 3), (1, 7)], [(1, 5), (2, 6)], [(2, 4), (2, 8)]])
+def test_crossing_planes_are_refused_however_many(planes: list[tuple[int, int]]) -> None:
+    labels = np.zeros((9, 12, 12), np.int32)
+    labels[4, 2:10, 2:10] = 3
+    for axis, index in planes:
+        np.moveaxis(labels, axis, 0)[index, 1:8, 2:10] = 3
+    with pytest.raises(InputError, match="more than one plane"):
+        sparse_labels(labels)
+
+
+def test_adjacent_slices_with_thin_tips_are_one_plane() -> None:
+    labels = painted()
+    labels[2], labels[6] = labels[1], labels[5]
+    labels[2, 7, 1:11] = labels[6, 1, 1:11] = 44
+    assert sparse_labels(labels).annotated_slices == (1, 2, 5, 6)
+
+
+def test_rounding_of_scaled_values_is_forgiven() -> None:
+    assert (check_labels(np.full((2, 2, 2), 3.00000006), (2, 2, 2)) == 3).all()
+
+
+@pytest.mark.parametrize("value", [0, -4, 65_536])
+def test_the_background_scribble_is_a_label_value(value: int) -> None:
+    with pytest.raises(InputError, match="background scribble"):
+        sparse_labels(painted(), background_scribble=value)

@@ -255,3 +255,48 @@ def test_devices_that_are_not_there(device: str) -> None:
 def test_unusable_settings(make: object) -> None:
     with pytest.raises(InputError):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_of_another_study_is_refused_by_every_method(
+    phantom: tuple[np.ndarray, np.ndarray], model: Model, method: str
+) -> None:
+    image, labels = phantom
+    other = open_study(image[:, ::-1], only(labels, ANNOTATED))
+    with pytest.raises(CheckpointError, match="another study"):
+        propagate(other, model, PropagateConfig(method))  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="another study"):
+        suggest(open_study(image[:, ::-1], slice_axis=0), model)
+
+
+def test_interpolation_is_not_reported_as_trained(phantom: tuple[np.ndarray, np.ndarray], model: Model) -> None:
+    image, labels = phantom
+    result = propagate(open_study(image, only(labels, ANNOTATED)), model, PropagateConfig("nearest"))
+    assert result.report["trained"] is False
+
+
+def test_scribbles_alone_are_enough(phantom: tuple[np.ndarray, np.ndarray]) -> None:
+    image, labels = phantom
+    scribbles = np.zeros_like(labels)
+    scribbles[3:6, 34:38, 28:32] = 7
+    study = open_study(image, scribbles=scribbles, slice_axis=0)
+    assert (propagate(study).labels[scribbles == 7] == 7).all()
+    assert "scribbles" in suggest(study)[0].reason
+
+
+def test_one_slice_is_never_enough_to_stop() -> None:
+    """In noise nothing goes on beyond the annotated slice, which shows nothing about where the structure ends."""
+    image = np.random.default_rng(0).random((9, 20, 24))
+    labels = np.zeros(image.shape, np.int32)
+    labels[4, 5:15, 5:15] = 1
+    assert not suggest(open_study(image, labels))[0].stop
+
+
+def test_candidates_keep_what_is_known_of_a_partial_slice(phantom: tuple[np.ndarray, np.ndarray]) -> None:
+    """Label 7 is drawn over where label 1 is carried to, on slices that say nothing about label 1."""
+    image, labels = phantom
+    sparse = np.where(only(labels, [1, 9]) == 1, 1, 0)
+    sparse[5, 8:24, 20:40] = 7
+    result = propagate(open_study(image, sparse, partial=True, slice_axis=0))
+    for part in (result.labels, result.from_lower, result.from_upper):
+        assert np.array_equal(part[5] == 7, sparse[5] == 7)

@@ -108,3 +108,24 @@ def test_huge_volumes_are_refused_with_an_estimate() -> None:
 def test_unusable_affines(affine: np.ndarray) -> None:
     with pytest.raises(GeometryError):
         check_affine(affine)
+
+
+@pytest.mark.parametrize("image", [np.random.default_rng(0).random((4, 5, 6))])
+@pytest.mark.parametrize(("scale", "offset"), [(1, 1e9), (1e300, 0), (1e-300, 0)])
+def test_normalisation_does_not_lose_what_single_precision_cannot_hold(
+    image: np.ndarray, scale: float, offset: float
+) -> None:
+    assert np.allclose(normalise_intensity(image * scale + offset), normalise_intensity(image), atol=1e-4)
+
+
+def test_adjacent_slices_show_their_plane_although_the_structures_leave_gaps_within_it() -> None:
+    marked = np.zeros((20, 9, 20), bool)
+    for corner in (2, 12):
+        marked[corner : corner + 6, 4:6, 3:9] = True
+    assert resolve_slice_axis("auto", marked.shape, np.eye(4), marked) == 1
+
+
+def test_a_dense_annotation_has_no_plane_of_its_own() -> None:
+    marked = np.zeros((20, 20, 20), bool)
+    marked[2:8, 2:9, 2:18] = marked[12:18, 2:9, 2:18] = True
+    assert resolve_slice_axis("auto", marked.shape, np.diag([1.0, 5, 1, 1]), marked) == 1

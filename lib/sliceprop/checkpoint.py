@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -45,15 +46,15 @@ def save_checkpoint(path: str | Path, model: Model) -> None:
     if model.fields is not None:
         tensors["velocity"] = model.fields.velocity.half().contiguous()
         tensors["image_velocity"] = model.fields.image_velocity.half().contiguous()
-    description = {
+    description: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "sha256": _checksum(tensors),
         "study_hash": model.study_hash,
         "roi": model.roi,
         "metric": model.metric,
         "config": asdict(model.config),
         "versions": {name: version(name) for name in ("sliceprop", "torch", "monai", "safetensors")},
     }
+    description["sha256"] = _checksum(tensors, description)
     data = save(tensors, metadata={_HEADER_KEY: json.dumps(description)})
     write_atomically(path, lambda temporary: _write(temporary, data))
     text = json.dumps(description, indent=2).encode()
@@ -61,7 +62,7 @@ def save_checkpoint(path: str | Path, model: Model) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Model:
-    """Read a checkpoint and check every part of it; the JSON beside it is not needed.
+    """Read a checkpoint and check every part of it; the JSON beside it may be missing, but not tell of another one.
 
     Raises:
         FileError: if the file is missing or cannot be read.
@@ -74,8 +75,9 @@ def load_checkpoint(path: str | Path) -> Model:
         with safe_open(file, framework="pt") as content:
             description = _description(content.metadata(), str(file))
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118, not a dict
-        if _checksum(tensors) != description["sha256"]:
-            raise CheckpointError(f"{file}: its tensors do not match its checksum; it was changed")
+        if _checksum(tensors, description) != description["sha256"]:
+            raise CheckpointError(f"{file}: does not match its checksum; it was changed")
+        _check_beside(file.with_suffix(".json"), description)
         roi = description["roi"]
         return Model(
             weights=_weights(tensors, str(file)),
@@ -93,8 +95,10 @@ def load_checkpoint(path: str | Path) -> Model:
         raise CheckpointError(f"{file}: is not a checkpoint of this program, or damaged ({error})") from error
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
+    """Over the tensors and the rest of the description."""
+    rest = {key: value for key, value in description.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].numpy().tobytes())
@@ -109,6 +113,20 @@ def _description(metadata: dict[str, str] | None, name: str) -> dict[str, Any]:
     if found != FORMAT_VERSION:
         raise CheckpointError(f"{name}: has format version {found}, this program reads {FORMAT_VERSION}; train again")
     return description
+
+
+def _check_beside(file: Path, description: Mapping[str, Any]) -> None:
+    """Refuse a pair that does not belong together.
+
+    The rest of the JSON may be older than the tensors for a moment, since the two files cannot appear at once.
+    """
+    if not file.is_file():
+        return
+    beside = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(beside, dict) or any(beside.get(k) != description[k] for k in ("format_version", "study_hash")):
+        raise CheckpointError(
+            f"{file}: tells of another checkpoint than the tensors beside it; one of them was changed"
+        )
 
 
 def _weights(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

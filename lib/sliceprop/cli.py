@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SlicePropError as error:
         print(f"sliceprop {chosen.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print(f"sliceprop {chosen.command}: the memory is full; crop or downsample the scan", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"sliceprop {chosen.command}: interrupted", file=sys.stderr)
         return 130
@@ -61,7 +65,7 @@ def _train(chosen: argparse.Namespace) -> None:
     if chosen.output.suffix != ".safetensors":
         raise FileError(f"{chosen.output}: the name of a checkpoint ends with .safetensors")
     check_folder(chosen.output)
-    _check_not_inputs([chosen.output], chosen)
+    _check_not_inputs([chosen.output, chosen.output.with_suffix(".json")], chosen)
     _, study = _open(chosen)
     model = _learn(study, chosen, save=lambda best: save_checkpoint(chosen.output, best))
     save_checkpoint(chosen.output, model)
@@ -80,8 +84,9 @@ def _propagate(chosen: argparse.Namespace) -> None:
     _check_not_inputs([*images.values(), *filter(None, [chosen.report])], chosen)
     scan, study = _open(chosen)
     result = _learn_and_propagate(study, chosen, config)
-    for name, file in images.items():
-        write_image(file, getattr(result, name), scan)
+    with _one_line_on_errors():
+        for name, file in images.items():
+            write_image(file, getattr(result, name), scan)
     report = _report(study, result)
     if chosen.report:
         write_json(chosen.report, report)
@@ -100,7 +105,8 @@ def _suggest(chosen: argparse.Namespace) -> None:
 def _evaluate(chosen: argparse.Namespace) -> None:
     from sliceprop import api
 
-    result = api.evaluate(chosen.prediction, chosen.reference, labels=chosen.labels, slice_axis=chosen.slice_axis)
+    with _one_line_on_errors():
+        result = api.evaluate(chosen.prediction, chosen.reference, labels=chosen.labels, slice_axis=chosen.slice_axis)
     _print(chosen, result, _evaluation_text(result))
 
 
@@ -166,16 +172,17 @@ def _open(chosen: argparse.Namespace) -> tuple[Image, Study]:
     from sliceprop.io import read_image
     from sliceprop.study import open_study
 
-    scan = read_image(chosen.image)
-    study = open_study(
-        scan,
-        chosen.labels or None,
-        scribbles=chosen.scribbles,
-        slice_axis=chosen.slice_axis,
-        annotated_slices=chosen.annotated_slices,
-        partial=chosen.partial,
-        background_scribble=chosen.background_scribble,
-    )
+    with _one_line_on_errors():
+        scan = read_image(chosen.image)
+        study = open_study(
+            scan,
+            chosen.labels or None,
+            scribbles=chosen.scribbles,
+            slice_axis=chosen.slice_axis,
+            annotated_slices=chosen.annotated_slices,
+            partial=chosen.partial,
+            background_scribble=chosen.background_scribble,
+        )
     return scan, study
 
 
@@ -207,6 +214,23 @@ def _learn(study: Study, chosen: argparse.Namespace, save: Callable[[Model], Non
         return use_cases.train(
             study, config, init=init, device=chosen.device, progress=progress, cancelled=cancelled, save=save
         )
+
+
+@contextmanager
+def _one_line_on_errors() -> Iterator[None]:
+    """Hold back what the libraries print about files: it comes after success, an error says it in one line."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as printed:
+        os.dup2(printed.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+        printed.seek(0)
+        sys.stderr.write(printed.read().decode(errors="replace"))
 
 
 @contextmanager
@@ -265,7 +289,9 @@ def _check_not_inputs(outputs: Iterable[Path], chosen: argparse.Namespace) -> No
     Raises:
         FileError: naming the file.
     """
-    given = (chosen.image, chosen.labels, chosen.scribbles, chosen.init, getattr(chosen, "model", None))
+    checkpoints = [Path(file) for file in (chosen.init, getattr(chosen, "model", None)) if file]
+    given = [chosen.image, chosen.labels, chosen.scribbles, *checkpoints]
+    given += [file.with_suffix(".json") for file in checkpoints]
     taken = {Path(file).resolve() for file in given if file}
     for file in outputs:
         if file.resolve() in taken:

@@ -22,7 +22,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from sliceprop.errors import FileError, GeometryError, ShapeError
+from sliceprop.errors import FileError, GeometryError, ShapeError, SlicePropError
 from sliceprop.volume import check_affine, check_memory
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -30,6 +30,9 @@ SITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 SUFFIXES = NIFTI_SUFFIXES + SITK_SUFFIXES
 OUTPUT_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
 """Without the formats that keep header and voxels in two files, which cannot appear at once."""
+
+LONGEST_NAME = 255
+"""Bytes of a file name, the limit of all common file systems."""
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -59,6 +62,7 @@ def read_image(path: str | Path) -> Image:
         TooLargeError: if the volume would not fit into memory.
     """
     file = Path(path)
+    _check_name(file)
     if not file.exists():
         raise FileError(f"{file}: no such file or folder")
     if file.is_dir():
@@ -66,7 +70,7 @@ def read_image(path: str | Path) -> Image:
     if file.name.endswith(NIFTI_SUFFIXES):
         return _read_nifti(file)
     if file.name.endswith(SITK_SUFFIXES):
-        return _read_sitk(file, lambda: sitk.ReadImage(str(file)))
+        return _read_sitk(file, lambda: _read_checked(file))
     raise FileError(f"{file}: unknown format; use {', '.join(SUFFIXES)} or a folder with one DICOM series")
 
 
@@ -144,6 +148,7 @@ def check_folder(file: Path) -> None:
     Raises:
         FileError: naming the folder.
     """
+    _check_name(file)
     if file.is_dir():
         raise FileError(f"{file}: is a folder, give a file")
     folder = file.absolute().parent
@@ -151,6 +156,11 @@ def check_folder(file: Path) -> None:
         raise FileError(f"{folder}: no such folder")
     if not os.access(folder, os.W_OK):
         raise FileError(f"{folder}: is read-only")
+
+
+def _check_name(file: Path) -> None:
+    if len(os.fsencode(file.name)) > LONGEST_NAME:
+        raise FileError(f"{file}: the name is too long")
 
 
 def make_folder(folder: str | Path) -> None:
@@ -219,11 +229,10 @@ def _read_nifti(file: Path) -> Image:
                 f"{file}: needs 3 axes, found {len(image.shape)} (shape {image.shape}); give one 3D volume"
             )
         check_memory(image.shape, str(file))
-        scaled = image.header.get_slope_inter() not in ((None, None), (1.0, 0.0))
-        array = image.get_fdata(dtype=np.float32) if scaled else np.asanyarray(image.dataobj)
-    except ShapeError:
+        array = np.asanyarray(image.dataobj)
+    except SlicePropError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError) as error:
         raise FileError(f"{file}: cannot be read as NIfTI, it may be truncated ({error})") from error
     return Image(np.ascontiguousarray(array), check_affine(image.affine, str(file)), image.header)
 
@@ -240,6 +249,16 @@ def _read_sitk(file: Path, read: Callable[[], sitk.Image]) -> Image:
         raise ShapeError(f"{file}: needs 3 axes, found {image.GetDimension()} (shape {image.GetSize()})")
     check_memory(image.GetSize(), str(file))
     return Image(np.ascontiguousarray(sitk.GetArrayFromImage(image).T), _sitk_affine(image, str(file)))
+
+
+def _read_checked(file: Path) -> sitk.Image:
+    """Read the header first, so that a huge volume is refused before it is read."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    check_memory(reader.GetSize(), str(file))
+    image: sitk.Image = reader.Execute()
+    return image
 
 
 def _read_dicom_series(folder: Path) -> sitk.Image:

@@ -19,6 +19,15 @@ LabelArray = NDArray[np.int32]
 
 SCRIBBLED_BACKGROUND = -1
 
+THICK_SHARE = 0.25
+"""Where lines cross in a slice, up to this share of their voxels has neighbours along both axes."""
+
+PLANE_SHARE = 0.2
+"""Share of all lines that lies in one place where they are a painted plane; those of a thin structure move about."""
+
+WHOLE = 1e-3
+"""Distance from a whole number that is rounding: NIfTI may store label values with a scale factor."""
+
 
 @dataclass(frozen=True)
 class SparseLabels:
@@ -47,14 +56,6 @@ class SparseLabels:
         scribbles = None if self.scribbles is None else self.scribbles[index]
         return replace(self, labels=self.labels[index], scribbles=scribbles)
 
-    def without(self, index: int) -> SparseLabels:
-        """The same annotation with slice `index` unknown: for holding a slice out."""
-        labels, known = self.labels.copy(), self.known.copy()
-        labels[index], known[:, index] = 0, False
-        return replace(
-            self, labels=labels, known=known, annotated_slices=tuple(s for s in self.annotated_slices if s != index)
-        )
-
 
 def check_labels(array: NDArray[Any], shape: tuple[int, ...], name: str = "labels") -> NDArray[np.int32]:
     """Label values as int32 on the image's grid.
@@ -70,8 +71,10 @@ def check_labels(array: NDArray[Any], shape: tuple[int, ...], name: str = "label
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)
     if np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all() or (array != np.round(array)).any():
+        rounded = np.round(array)
+        if not np.isfinite(array).all() or (np.abs(array - rounded) > WHOLE).any():
             raise InputError(f"{name}: values must be whole numbers; this looks like an image or a probability map")
+        array = rounded
     elif not np.issubdtype(array.dtype, np.integer):
         raise InputError(f"{name}: values must be whole numbers, found {array.dtype}")
     low, high = array.min(initial=0), array.max(initial=0)
@@ -102,9 +105,11 @@ def sparse_labels(
 
     Raises:
         InputError: a slice index out of range, annotation in more than one plane, both ways of saying what is known,
-            or a label that has the value of the background scribble.
+            a background scribble value out of range, or a label that has it.
     """
     n_slices = labels.shape[0]
+    if not 0 < background_scribble <= MAX_LABEL:
+        raise InputError(f"the background scribble value must lie in 1..{MAX_LABEL}, not {background_scribble}")
     if annotated_slices is not None:
         if partial:
             raise InputError("give either partial or annotated slices, not both")
@@ -146,23 +151,33 @@ def _signed_scribbles(scribbles: LabelArray, labels: LabelArray, background: int
 
 
 def _check_one_plane(labels: LabelArray) -> None:
-    """Refuse a painting across the slices: several slices crossed in the same line beside truly painted ones.
+    """Refuse a painting across the slices: beside a painted slice, several that hold lines only, always in one place.
+
+    The painted slice has to stand alone: where slices are painted one after the other, lines are a structure's tip.
 
     Raises:
         InputError: telling the way out.
     """
-    painted, lines = 0, {1: list[int](), 2: list[int]()}
-    for index in np.flatnonzero(labels.any(axis=(1, 2))):
-        rows, columns = np.nonzero(labels[index])
-        flat = np.unique(rows).size == 1, np.unique(columns).size == 1
-        if flat[0] and not flat[1]:
-            lines[1].append(int(rows[0]))
-        elif flat[1] and not flat[0]:
-            lines[2].append(int(columns[0]))
-        else:
-            painted += 1
-    crossing = [axis for axis, where in lines.items() if len(where) >= 3 and len(where) > 2 * len(set(where))]
-    if painted and crossing:
-        raise InputError(
-            "annotation lies in more than one plane; annotate slices of one axis and give the rest as scribbles"
-        )
+    marked = labels > 0
+    sizes = marked.sum(axis=(1, 2))
+    thick = marked & ~_alone(marked, 1) & ~_alone(marked, 2)
+    crossed = (sizes > 0) & (thick.sum(axis=(1, 2)) <= THICK_SHARE * sizes)
+    stands_alone = (thick & _alone(marked, 0)).sum(axis=(1, 2)) > sizes / 2
+    if np.count_nonzero(crossed) < 3 or not stands_alone.any():
+        return
+    lines = marked & crossed[:, None, None]
+    for axis in (1, 2):
+        plane = _alone(lines, axis) & ~_alone(lines, 0)
+        if plane.sum(axis=(0, 3 - axis)).max() > PLANE_SHARE * np.count_nonzero(lines):
+            raise InputError(
+                "annotation lies in more than one plane; annotate slices of one axis and give the rest as scribbles"
+            )
+
+
+def _alone(marked: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
+    """Marked voxels without a marked neighbour on either side along an axis."""
+    alone = marked.copy()
+    to, fro = np.moveaxis(alone, axis, 0), np.moveaxis(marked, axis, 0)
+    to[1:] &= ~fro[:-1]
+    to[:-1] &= ~fro[1:]
+    return alone

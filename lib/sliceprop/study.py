@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from sliceprop import io
-from sliceprop.config import BACKGROUND_SCRIBBLE, PropagateConfig, TrainConfig
+from sliceprop.config import BACKGROUND_SCRIBBLE, LEARNED_METHODS, PropagateConfig, TrainConfig
 from sliceprop.engine import selection
 from sliceprop.engine.anchors import make_anchors
 from sliceprop.engine.evidence import hold_out, motion_weights
@@ -32,7 +32,15 @@ from sliceprop.engine.training import Fields, Learner, Progress, half_size
 from sliceprop.errors import CheckpointError, InputError, NoAnnotationError
 from sliceprop.labels import SparseLabels, check_labels, sparse_labels
 from sliceprop.roi import Roi, region_of_interest
-from sliceprop.volume import Volume, check_affine, check_image, normalise_intensity, resolve_slice_axis
+from sliceprop.volume import (
+    BYTES_PER_WORKED_VOXEL,
+    Volume,
+    check_affine,
+    check_image,
+    check_memory,
+    normalise_intensity,
+    resolve_slice_axis,
+)
 
 SECONDS_BETWEEN_SAVES = 3.0
 
@@ -201,8 +209,8 @@ def train(
     start = None
     if init is not None and init.fits(study.study_hash, roi):
         assert init.roi is not None and init.fields is not None
-        roi, start = init.roi, init.fields.velocity
-    annotation, images = study.annotation.cropped(roi.window), crop(study.volume.slices, roi)
+        roi, start = init.roi, init.fields.image_velocity
+    annotation, images = _region(study, roi)
     anchors = make_anchors(annotation, *half_size(*images.shape[-2:]), device=target)
     network = init.network() if init is not None else _seeded_network(config.seed)
     last_saved = -math.inf
@@ -254,6 +262,7 @@ def propagate(
         CheckpointError: if the model was trained on another study.
     """
     config = config or PropagateConfig()
+    _check_model(study, model)
     filling = _fill(study, model, config)
     quality = filling.quality(study.annotation)
     suggestion = _suggestions(study, quality, n=1, target=target, names=names)[0]
@@ -261,7 +270,7 @@ def propagate(
         "slice_axis": study.volume.slice_axis,
         "annotated_slices": list(study.annotation.annotated_slices),
         "method": config.method,
-        "trained": model is not None,
+        "trained": model is not None and config.method in LEARNED_METHODS,
         "methods": {str(v): name for v, name in zip(study.annotation.values, filling.methods, strict=True)},
         "quality": _quality_report(study.annotation, quality),
         "suggestion": asdict(suggestion),
@@ -299,6 +308,7 @@ def suggest(
     """
     if n < 1 or not 0 < target <= 1:
         raise InputError(f"the number of suggestions must be at least 1 and the target in (0, 1], not {n} and {target}")
+    _check_model(study, model)
     if not study.annotation.values:
         return _suggestions(study, None, n=n, target=target, names=names)
     quality = _fill(study, model, PropagateConfig()).quality(study.annotation)
@@ -323,6 +333,14 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
+def _check_model(study: Study, model: Model | None) -> None:
+    if model is not None and model.study_hash not in (None, study.study_hash):
+        raise CheckpointError(
+            "the checkpoint was trained on another study (other voxels, affine or slice axis); "
+            "train on this one, with the checkpoint as a start"
+        )
+
+
 @dataclass(frozen=True)
 class _Filling:
     """A filled study; `methods` names per label what decided."""
@@ -343,7 +361,7 @@ def _fill(study: Study, model: Model | None, config: PropagateConfig) -> _Fillin
     if model is not None and model.fits(study.study_hash, roi):
         assert model.roi is not None
         roi = model.roi
-    inside, images = annotation.cropped(roi.window), crop(study.volume.slices, roi)
+    inside, images = _region(study, roi)
     still = Carrier(inside, images, None)
     if config.method in INTERPOLATIONS:
         filled, methods = _interpolated(still, config)
@@ -353,8 +371,20 @@ def _fill(study: Study, model: Model | None, config: PropagateConfig) -> _Fillin
             filled, methods = _carried(still, fields, config)
     whole = _uncropped(filled, roi, annotation.labels.shape)
     apply_scribbles(whole.labels, annotation)
-    keep_known(whole.labels, annotation)
+    for part in (whole.labels, whole.from_lower, whole.from_upper):
+        keep_known(part, annotation)
     return _Filling(whole, methods)
+
+
+def _region(study: Study, roi: Roi) -> tuple[SparseLabels, torch.Tensor]:
+    """Annotation and images of the region of interest.
+
+    Raises:
+        TooLargeError: if working on it would need more memory than is free.
+    """
+    shape = (study.volume.shape[0], roi.bottom - roi.top, roi.right - roi.left)
+    check_memory(shape, "region around the annotation", BYTES_PER_WORKED_VOXEL)
+    return study.annotation.cropped(roi.window), crop(study.volume.slices, roi)
 
 
 def _interpolated(still: Carrier, config: PropagateConfig) -> tuple[Filled, list[str]]:
@@ -391,11 +421,6 @@ def _carried(still: Carrier, fields: Fields | None, config: PropagateConfig) -> 
 def _fields(study: Study, model: Model | None, roi: Roi, images: torch.Tensor) -> Fields:
     if model is None:
         return register(images)
-    if model.study_hash is not None and model.study_hash != study.study_hash:
-        raise CheckpointError(
-            "the checkpoint was trained on another study (other voxels, affine or slice axis); "
-            "train on this one, with the checkpoint as a start"
-        )
     if model.fits(study.study_hash, roi):
         assert model.fields is not None
         return model.fields
@@ -434,12 +459,11 @@ def _suggestions(
     if len(annotated) == n_slices:
         return [Suggestion(None, axis, None, "Every slice is annotated; nothing is left to suggest.", 0.0, True)]
     if quality is None:
-        firsts = [s for s in selection.first_slices(study.volume.slices, n_slices) if s not in annotated]
         plan = [s for s in selection.first_slices(study.volume.slices, n + len(annotated)) if s not in annotated]
         reason = (
             "Nothing is annotated yet; this slice stands for its neighbours on both sides better than an end slice."
         )
-        return [_suggestion(study, s, reason, 1.0 / n_slices, stop=False) for s in (plan or firsts)[:n]]
+        return [_suggestion(study, s, reason, 1.0 / n_slices, stop=False) for s in plan[:n]]
     stop = _good_enough(quality, study.annotation, target)
     choices = selection.choose_slices(quality, annotated, n)
     return [_suggestion(study, c.index, _reason(study, c, stop, target, names), c.gain, stop=stop) for c in choices]
@@ -452,10 +476,13 @@ def _suggestion(study: Study, index: int, reason: str, gain: float, *, stop: boo
 
 
 def _good_enough(quality: Quality, annotation: SparseLabels, target: float) -> bool:
-    """Whether every label is expected above the target on every slice that is not annotated and not only its tip."""
+    """Whether every label is expected above the target on every slice that is not annotated and not only its tip.
+
+    A label that is known on one slice alone is never good enough: nothing shows where it ends.
+    """
     tips = 0.05 * quality.size.max(axis=1, keepdims=True)
     judged = ~annotation.known & np.isfinite(quality.dice) & (quality.size > tips)
-    return bool((quality.dice[judged] >= target).all())
+    return bool((quality.dice[judged] >= target).all() and (annotation.known.sum(axis=1) > 1).all())
 
 
 def _reason(study: Study, choice: selection.Choice, stop: bool, target: float, names: Mapping[int, str] | None) -> str:

@@ -21,8 +21,11 @@ LOOSE = 0.75
 """Neighbours are few where their share stays below this part of the shares along both other axes: two adjacent painted
 slices touch in half of their voxels, while a solid structure's shares differ little."""
 
-BYTES_PER_VOXEL = 40
-"""Peak memory of a propagation per voxel of the study: image, labels, three results, uncertainty and scratch space."""
+BYTES_PER_VOXEL = 30
+"""Peak memory per voxel of the study: image, labels, three results, uncertainty."""
+
+BYTES_PER_WORKED_VOXEL = 110
+"""Further peak memory per voxel of the region of interest: velocity fields, displacements, scores; measured."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,20 @@ def check_image(array: NDArray[Any], name: str = "image") -> None:
         raise InputError(f"{name}: is constant ({array.flat[0]}), there is nothing to register")
 
 
-def check_memory(shape: tuple[int, ...], name: str = "image") -> None:
+def check_memory(shape: tuple[int, ...], name: str = "image", bytes_per_voxel: int = BYTES_PER_VOXEL) -> None:
     """Refuse a shape that would need more memory than the machine has free.
+
+    Args:
+        shape: of what is to be read or worked on.
+        name: what it is, for the message.
+        bytes_per_voxel: peak of the work.
 
     Raises:
         TooLargeError: with the estimate and what is free.
     """
     import psutil
 
-    needed, free = float(np.prod(shape, dtype=np.float64)) * BYTES_PER_VOXEL, psutil.virtual_memory().available
+    needed, free = float(np.prod(shape, dtype=np.float64)) * bytes_per_voxel, psutil.virtual_memory().available
     if needed > free:
         raise TooLargeError(
             f"{name}: shape {shape} needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "

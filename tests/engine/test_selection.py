@@ -56,3 +56,8 @@ def test_expected_dice_is_one_where_known_and_falls_with_disagreement() -> None:
     assert (agree.dice[0, [0, 4]] == 1).all()
     assert (differ.dice[0, 1:4] < agree.dice[0, 1:4] - 0.05).all()
     assert agree.label_dice(0) > differ.label_dice(0)
+
+
+def test_without_any_gain_the_furthest_slice_is_chosen() -> None:
+    nowhere = Quality(np.full((1, 12), np.nan), np.zeros((1, 12)))
+    assert choose_slices(nowhere, {3, 11}, 1)[0].index == 7

@@ -45,7 +45,8 @@ def choose_slices(quality: Quality, annotated: set[int], n: int) -> list[Choice]
     done, choices = set(annotated), list[Choice]()
     while len(choices) < n and len(done) < error.shape[1]:
         gains = {s: _relief(error, done, s) for s in range(error.shape[1]) if s not in done}
-        best = max(gains, key=lambda s: (gains[s].sum(), -abs(s - error.shape[1] // 2)))
+        apart = {s: min((abs(s - d) for d in done), default=0) for s in gains}
+        best = max(gains, key=lambda s: (gains[s].sum(), apart[s], -abs(s - error.shape[1] // 2)))
         per_label = gains[best].sum(axis=1)
         label = int(per_label.argmax()) if per_label.any() else None
         dice = float(quality.dice[label, best]) if label is not None else float("nan")

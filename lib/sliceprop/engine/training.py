@@ -45,7 +45,7 @@ SMALL_STUDY_VOXELS = 150_000
 """Up to here one thread learns faster than two."""
 
 MAX_ANCHOR_GROUPS = 8
-"""Groups of labels drawn per step where labels are known on different slices, so that a step stays short."""
+"""Groups of labels drawn where labels are known on many different slices, so that a step stays short."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ class Learner:
 
     def run(self) -> Fields:
         """Learn until done, out of time or cancelled, and return the best."""
+
+        self._began = time.monotonic()
         with one_thread(self.full.numel() < SMALL_STUDY_VOXELS):
             self._run()
         return self.best()
@@ -174,6 +176,7 @@ class Learner:
         velocity = self._velocity.to(slices.device, copy=True).requires_grad_(True)
         optimiser = torch.optim.Adam([velocity], lr=0.1 if slices is self.half else 0.05, betas=(0.9, 0.99))
         chunks = torch.arange(len(velocity)).split(max(1, CHUNK_PIXELS // slices[0].numel()))
+        drawn = [anchors[i] for i in torch.randperm(len(anchors), generator=self._generator)[:MAX_ANCHOR_GROUPS]]
         tried = velocity.detach()
 
         def step(_: Engine, __: Any) -> tuple[float, float]:
@@ -182,8 +185,8 @@ class Learner:
             optimiser.zero_grad()
             losses = [self._backward_pairs(velocity, slices, pairs) for pairs in chunks]
             total, image = (sum(column) for column in zip(*losses, strict=True))
-            if anchors:
-                total += self._backward_anchors(velocity, anchors)
+            if drawn:
+                total += self._backward_anchors(velocity, drawn)
             optimiser.step()
             return total, image
 
@@ -200,10 +203,9 @@ class Learner:
         return float(loss.detach()), float(image.detach())
 
     def _backward_anchors(self, velocity: Tensor, anchors: Sequence[Anchors]) -> float:
-        drawn = torch.randperm(len(anchors), generator=self._generator)[:MAX_ANCHOR_GROUPS]
         up, down = integrate_velocity(torch.cat([velocity, -velocity]), INTEGRATION_STEPS).chunk(2)
         with one_thread():
-            loss = self.config.mask_weight * MASK_SCALE * anchor_loss(up, down, [anchors[i] for i in drawn])
+            loss = self.config.mask_weight * MASK_SCALE * anchor_loss(up, down, anchors)
             loss.backward()
         return float(loss.detach())
 
@@ -225,7 +227,7 @@ class Learner:
         patience: int | None = None,
     ) -> None:
         """Run one ignite engine; `keep` is called whenever the epoch's mean loss is the lowest so far."""
-        from ignite.engine import Engine, Events  # here, since it takes seconds that only learning should cost
+        from ignite.engine import Engine, Events
         from ignite.handlers import EarlyStopping
 
         deadline = self._began + budget_share * self.config.budget_s
