@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from sliceprop.io import Image, write_atomically
 from sliceprop.volume import normalise_intensity, voxel_spacing
 
+TILE_INCHES = 2.2
+"""Width of one slice in a picture."""
+
 _TOP = "SA"
 """Anatomical directions that belong at the top of a picture, the more important one first."""
 _LEFT = "RA"
@@ -49,9 +52,11 @@ def write_overlay(
     """
     scan = normalise_intensity(image.array)
     values = np.unique(labels[labels > 0])
-    figure = Figure(figsize=(2.2 * columns, 4.8), layout="constrained", facecolor="black")
-    canvas = FigureCanvasAgg(figure)
     shown = _spread(np.moveaxis(labels, slice_axis, 0), columns)
+    plane, aspect = _upright(scan, image.affine, slice_axis, shown[0])
+    height = TILE_INCHES * plane.shape[0] * aspect / plane.shape[1]
+    figure = Figure(figsize=(TILE_INCHES * len(shown), 2 * height + 0.4), layout="constrained", facecolor="black")
+    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(shown), squeeze=False)
     annotated = set(annotated_slices)
     for column, index in enumerate(shown):
