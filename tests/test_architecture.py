@@ -16,10 +16,10 @@ PACKAGE = ROOT / "lib" / "sliceprop"
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"config"},
-    {"volume", "labels", "intervals", "roi"},
+    {"volume", "labels", "roi"},
     {"engine"},
     {"io"},
-    {"checkpoint", "dicom", "overlay", "phantom"},
+    {"checkpoint", "dicom", "overlay", "phantom", "suggestion"},
     {"study"},
     {"cohort"},
     {"api"},

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from sliceprop import io
 from sliceprop.config import BACKGROUND_SCRIBBLE, LEARNED_METHODS, PropagateConfig, TrainConfig
-from sliceprop.engine import selection
 from sliceprop.engine.anchors import make_anchors
 from sliceprop.engine.evidence import hold_out, motion_weights
 from sliceprop.engine.extent import supported_slices
@@ -32,6 +31,7 @@ from sliceprop.engine.training import Fields, Learner, Progress, half_size
 from sliceprop.errors import CheckpointError, InputError, NoAnnotationError
 from sliceprop.labels import SparseLabels, check_labels, sparse_labels
 from sliceprop.roi import Roi, region_of_interest
+from sliceprop.suggestion import Suggestion, make_suggestions
 from sliceprop.volume import (
     BYTES_PER_WORKED_VOXEL,
     Volume,
@@ -58,27 +58,6 @@ __all__ = [
 ]
 
 Source = str | Path | io.Image | NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """A slice to annotate next.
-
-    Attributes:
-        slice: 0-based index, None when every slice is annotated.
-        slice_axis: axis of the image file that counts slices.
-        position_ras: centre of the slice in RAS mm, None without a slice.
-        reason: one sentence for a clinician.
-        expected_gain: expected rise of the mean Dice over the volume, in [0, 1].
-        stop: whether nothing worth annotating is left.
-    """
-
-    slice: int | None
-    slice_axis: int
-    position_ras: tuple[float, float, float] | None
-    reason: str
-    expected_gain: float
-    stop: bool
 
 
 @dataclass(frozen=True)
@@ -265,7 +244,7 @@ def propagate(
     _check_model(study, model)
     filling = _fill(study, model, config)
     quality = filling.quality(study.annotation)
-    suggestion = _suggestions(study, quality, n=1, target=target, names=names)[0]
+    suggestion = make_suggestions(study.volume, study.annotation, quality, target=target, names=names)[0]
     report = {
         "slice_axis": study.volume.slice_axis,
         "annotated_slices": list(study.annotation.annotated_slices),
@@ -310,9 +289,10 @@ def suggest(
         raise InputError(f"the number of suggestions must be at least 1 and the target in (0, 1], not {n} and {target}")
     _check_model(study, model)
     if not study.annotation.values:
-        return _suggestions(study, None, n=n, target=target, names=names)
-    quality = _fill(study, model, PropagateConfig()).quality(study.annotation)
-    return _suggestions(study, quality, n=n, target=target, names=names)
+        quality = None
+    else:
+        quality = _fill(study, model, PropagateConfig()).quality(study.annotation)
+    return make_suggestions(study.volume, study.annotation, quality, n=n, target=target, names=names)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -449,55 +429,3 @@ def _quality_report(annotation: SparseLabels, quality: Quality) -> dict[str, Any
         overall = quality.label_dice(k)
         report[str(value)] = {"dice": round(overall, 4) if math.isfinite(overall) else None, "slices": slices}
     return report
-
-
-def _suggestions(
-    study: Study, quality: Quality | None, *, n: int, target: float, names: Mapping[int, str] | None
-) -> list[Suggestion]:
-    axis, annotated = study.volume.slice_axis, set(study.annotation.annotated_slices)
-    n_slices = study.volume.shape[0]
-    if len(annotated) == n_slices:
-        return [Suggestion(None, axis, None, "Every slice is annotated; nothing is left to suggest.", 0.0, True)]
-    if quality is None:
-        plan = [s for s in selection.first_slices(study.volume.slices, n + len(annotated)) if s not in annotated]
-        reason = (
-            "Nothing is annotated yet; this slice stands for its neighbours on both sides better than an end slice."
-        )
-        return [_suggestion(study, s, reason, 1.0 / n_slices, stop=False) for s in plan[:n]]
-    stop = _good_enough(quality, study.annotation, target)
-    choices = selection.choose_slices(quality, annotated, n)
-    return [_suggestion(study, c.index, _reason(study, c, stop, target, names), c.gain, stop=stop) for c in choices]
-
-
-def _suggestion(study: Study, index: int, reason: str, gain: float, *, stop: bool) -> Suggestion:
-    return Suggestion(
-        index, study.volume.slice_axis, study.volume.slice_centre_ras(index), reason, round(gain, 4), stop
-    )
-
-
-def _good_enough(quality: Quality, annotation: SparseLabels, target: float) -> bool:
-    """Whether every label is expected above the target on every slice that is not annotated and not only its tip.
-
-    A label that is known on one slice alone is never good enough: nothing shows where it ends.
-    """
-    tips = 0.05 * quality.size.max(axis=1, keepdims=True)
-    judged = ~annotation.known & np.isfinite(quality.dice) & (quality.size > tips)
-    return bool((quality.dice[judged] >= target).all() and (annotation.known.sum(axis=1) > 1).all())
-
-
-def _reason(study: Study, choice: selection.Choice, stop: bool, target: float, names: Mapping[int, str] | None) -> str:
-    if stop:
-        return f"All remaining slices are expected above a Dice of {target:.2f}; this one would still gain most."
-    if choice.label is None:
-        return "No label is expected to gain; this slice is the furthest from the annotated ones."
-    value = study.annotation.values[choice.label]
-    label = (names or {}).get(value, f"label {value}")
-    below = [s for s in study.annotation.known_slices(choice.label) if s < choice.index]
-    above = [s for s in study.annotation.known_slices(choice.label) if s > choice.index]
-    if below and above:
-        where = f"between the annotated slices {below[-1]} and {above[0]}"
-    elif not below and not above:
-        where = "where there are scribbles only"
-    else:
-        where = f"beyond the outermost annotated slice {(below or above)[-1 if below else 0]}"
-    return f"It lies {where}, where {label} is least certain (expected Dice {choice.dice:.2f} on this slice)."
