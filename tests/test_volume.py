@@ -66,6 +66,14 @@ def test_axis_is_found_from_the_painted_plane(axis: int, slices: list[int]) -> N
     assert resolve_slice_axis("auto", (9, 9, 9), np.diag([1.0, 1, 1, 1]), marked) == axis
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_few_adjacent_slices_of_cubic_voxels(axis: int) -> None:
+    marked = np.zeros((30, 30, 30), bool)
+    np.moveaxis(marked, axis, 0)[12:15, 10:18, 5:25] = True
+    assert resolve_slice_axis("auto", marked.shape, np.diag([1.0, 1, 1, 1]), marked) == axis
+    assert resolve_slice_axis("auto", marked.shape, np.diag([1.0, 1, 3, 1]), marked) == 2
+
+
 def test_without_annotation_the_thickest_axis_counts_slices() -> None:
     assert resolve_slice_axis("auto", (9, 9, 9), np.diag([1.0, 5, 1, 1]), None) == 1
     assert resolve_slice_axis("auto", (9, 9, 9), np.diag([1.0, 1, 1, 1]), None) == 2

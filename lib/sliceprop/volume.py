@@ -159,7 +159,8 @@ def resolve_slice_axis(
     """Which original axis counts slices.
 
     A given axis wins; else the axis across the painted planes, along which marked voxels have far fewer marked
-    neighbours than within the planes; else the axis of the largest spacing; else the last one.
+    neighbours than within the planes; else, for cubic voxels, an axis with half as many marked slices as any other
+    (a few adjacent slices); else the axis of the largest spacing; else the last one.
 
     Args:
         slice_axis: `auto`, 0, 1 or 2.
@@ -177,6 +178,8 @@ def resolve_slice_axis(
         axis = int(slice_axis)
     else:
         found = None if marked is None else _annotated_axis(marked)
+        if found is None and marked is not None and np.ptp(voxel_spacing(affine)) < 0.01 * max(voxel_spacing(affine)):
+            found = _fewest_slices_axis(marked)
         axis = _thickest_axis(affine) if found is None else found
     if shape[axis] < 2:
         raise ShapeError(f"shape {tuple(shape)} has one slice along axis {axis}; at least 2 slices are needed")
@@ -193,6 +196,13 @@ def _annotated_axis(marked: NDArray[np.bool_]) -> int | None:
     touching = [_share_with_neighbour(np.moveaxis(marked, axis, 0)) for axis in range(3)]
     loosest, second, _ = sorted(range(3), key=touching.__getitem__)
     return loosest if touching[loosest] < LOOSE * touching[second] else None
+
+
+def _fewest_slices_axis(marked: NDArray[np.bool_]) -> int | None:
+    """The axis with at most half as many marked slices as the others, None where there is no such axis."""
+    occupied = [np.count_nonzero(marked.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    fewest, second, _ = sorted(range(3), key=occupied.__getitem__)
+    return fewest if 2 * occupied[fewest] <= occupied[second] else None
 
 
 def _share_with_neighbour(marked: NDArray[np.bool_]) -> float:
