@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise, takewhile
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sliceprop.engine.interpolation import sources
 from sliceprop.engine.propagation import Carrier
 
 LEAST_RESEMBLANCE = 0.3
@@ -26,29 +27,27 @@ def supported_slices(
     """Slices on which each label may appear, `(K, S)`.
 
     Between two slices that hold a label it always may. Where one of them is known not to hold it, it ends about
-    half-way, nearer to the side that resembles the slices less. Beyond the outermost slice it follows `extrapolate`,
-    and always reaches the label's own scribbles.
+    half-way, nearer to the side that resembles the slices less, and does not come back. Beyond the outermost slice it
+    follows `extrapolate`, and always reaches the label's own scribbles.
 
     Args:
         carrier: carries labels and images.
         known: `(K, S)`.
         extrapolate: `none`, a number of slices, or `auto`.
     """
-    lower, upper = sources(known)
     holds = _holds(carrier, known)
     supported = holds.copy()
     for k in range(len(known)):
-        for s in np.flatnonzero(~known[k]):
-            low, up = int(lower[k, s]), int(upper[k, s])
-            if low >= 0 and up >= 0 and holds[k, low] != holds[k, up]:
-                supported[k, s] = _before_end(carrier, k, s, low, up, lower_holds=bool(holds[k, low]))
-            elif low >= 0 and up >= 0:
-                supported[k, s] = holds[k, low]
+        for low, up in pairwise(np.flatnonzero(known[k]).tolist()):
+            if holds[k, low] and holds[k, up]:
+                supported[k, low:up] = True
+            elif holds[k, low] or holds[k, up]:
+                present, missing = (low, up) if holds[k, low] else (up, low)
+                way = range(present, missing, 1 if present < missing else -1)
+                alive = takewhile(partial(_before_end, carrier, k, present, missing), way)
+                supported[k, list(alive)] = True
         for outermost, beyond in _open_sides(known[k], holds[k]):
-            for s in beyond:
-                if not _goes_on(carrier, k, outermost, s, extrapolate):
-                    break
-                supported[k, s] = True
+            supported[k, list(takewhile(partial(_goes_on, carrier, k, outermost, extrapolate), beyond))] = True
             supported[k, beyond[: _furthest_scribble(carrier, k, beyond)]] = True
     return supported
 
@@ -60,11 +59,10 @@ def _holds(carrier: Carrier, known: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return holds
 
 
-def _before_end(carrier: Carrier, k: int, index: int, low: int, up: int, *, lower_holds: bool) -> bool:
-    """Whether a label that only one of its two annotated slices holds still exists on slice `index`."""
-    present, missing = (low, up) if lower_holds else (up, low)
+def _before_end(carrier: Carrier, k: int, present: int, missing: int, index: int) -> bool:
+    """Whether a label that `present` holds and `missing` does not still exists on slice `index` between them."""
     pull = carrier.resemblance(k, present, present, index) - carrier.resemblance(k, missing, present, index)
-    return abs(index - present) / (up - low) <= 0.5 + RESEMBLANCE_PULL * pull
+    return abs(index - present) / abs(missing - present) <= 0.5 + RESEMBLANCE_PULL * pull
 
 
 def _open_sides(known: NDArray[np.bool_], holds: NDArray[np.bool_]) -> list[tuple[int, list[int]]]:
@@ -77,7 +75,8 @@ def _open_sides(known: NDArray[np.bool_], holds: NDArray[np.bool_]) -> list[tupl
     return [side for side in sides if holds[side[0]]]
 
 
-def _goes_on(carrier: Carrier, k: int, outermost: int, index: int, extrapolate: Literal["auto", "none"] | int) -> bool:
+def _goes_on(carrier: Carrier, k: int, outermost: int, extrapolate: Literal["auto", "none"] | int, index: int) -> bool:
+    """Whether a label still exists on slice `index` beyond the outermost slice on which it is known."""
     if extrapolate == "none":
         return False
     if extrapolate == "auto":
