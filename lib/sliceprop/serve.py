@@ -20,10 +20,8 @@ APP_FOLDER = Path(__file__).resolve().parents[2] / "apps" / "labelprop"
 SETTINGS = {
     "MONAI_LABEL_TRACKING_ENABLED": "false",
     "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
-    "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""Where the defaults do not suit: no experiment tracking, no scoring after each submission, and threads that sleep
-while they wait, since spinning ones slow learning down several times on a machine that does other things too."""
+"""MONAI Label's settings where its defaults do not suit: no experiment tracking, no scoring after each submission."""
 
 GRACE_S = 5.0
 """Between asking the processes to end and ending them."""

@@ -21,6 +21,9 @@ LOOSE = 0.75
 """Neighbours are few where their share stays below this part of the shares along both other axes: two adjacent painted
 slices touch in half of their voxels, while a solid structure's shares differ little."""
 
+CUBIC = 0.99
+"""Spacings are equal where the smaller is at least this share of the larger."""
+
 BYTES_PER_VOXEL = 30
 """Peak memory per voxel of the study: image, labels, three results, uncertainty."""
 
@@ -177,18 +180,18 @@ def resolve_slice_axis(
     if slice_axis != "auto":
         axis = int(slice_axis)
     else:
+        spacing = np.array(voxel_spacing(affine))
         found = None if marked is None else _annotated_axis(marked)
-        if found is None and marked is not None and np.ptp(voxel_spacing(affine)) < 0.01 * max(voxel_spacing(affine)):
+        if found is None and marked is not None and spacing.min() > CUBIC * spacing.max():
             found = _fewest_slices_axis(marked)
-        axis = _thickest_axis(affine) if found is None else found
+        axis = _thickest_axis(spacing) if found is None else found
     if shape[axis] < 2:
         raise ShapeError(f"shape {tuple(shape)} has one slice along axis {axis}; at least 2 slices are needed")
     return axis
 
 
-def _thickest_axis(affine: NDArray[np.float64]) -> int:
-    spacing = np.array(voxel_spacing(affine))
-    return int(np.flatnonzero(spacing >= spacing.max() * 0.99)[-1])
+def _thickest_axis(spacing: NDArray[np.float64]) -> int:
+    return int(np.flatnonzero(spacing >= CUBIC * spacing.max())[-1])
 
 
 def _annotated_axis(marked: NDArray[np.bool_]) -> int | None:

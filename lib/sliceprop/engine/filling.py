@@ -11,7 +11,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from sliceprop.config import Fusion
-from sliceprop.engine.propagation import Carrier, LabelScores, label_sources
+from sliceprop.engine.interpolation import sources
+from sliceprop.engine.propagation import Carrier, LabelScores
 from sliceprop.labels import SCRIBBLED_BACKGROUND, LabelArray, SparseLabels
 
 SCRIBBLE_SIGMA_PX = 4.0
@@ -81,14 +82,13 @@ def fill(candidates: list[tuple[Carrier, NDArray[np.float64]]], supported: NDArr
     shape = annotation.labels.shape
     labels, below, above = (np.zeros(shape, np.int32) for _ in range(3))
     uncertainty = np.zeros(shape, np.float32)
-    origins = label_sources(annotation.known)
+    below_source, above_source = sources(annotation.known)
     scribbles = _scribble_influence(candidates[0][0])
     for s in range(shape[0]):
         lower, upper, fused, ended = (_Claims(*shape[1:]) for _ in range(4))
         for k, value in enumerate(annotation.values):
             window = candidates[0][0].windows[k]
-            low, up = (int(source) for source in origins[k, s])
-            scores = _mixed(candidates, k, s, low, up, rule)
+            scores = _mixed(candidates, k, s, int(below_source[k, s]), int(above_source[k, s]), rule)
             pushed = scores.fused if supported[k, s] else torch.full_like(scores.fused, -1.0)
             if (k, s) in scribbles:
                 pushed = (pushed + scribbles[k, s]).clamp(-1, 1)

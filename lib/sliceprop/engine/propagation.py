@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sliceprop.config import Fusion
 from sliceprop.engine import fusion
 from sliceprop.engine.flow import warp
-from sliceprop.engine.interpolation import FAR_PX, Box, bounding_box, signed_distance, sources
+from sliceprop.engine.interpolation import FAR_PX, Box, bounding_box, signed_distance
 from sliceprop.engine.losses import lncc
 from sliceprop.engine.registration import SliceTransforms
 from sliceprop.labels import SparseLabels
@@ -109,15 +107,13 @@ class Carrier:
             up: the same above.
             rule: how both sides are merged.
         """
-        known = [s for s in (low, up) if s >= 0]
+        known, nothing = [s for s in (low, up) if s >= 0], self._nothing(k)
         radii = [self.distance(k, s).max() for s in known]
         if not known or max(radii) <= 0:
-            nothing = torch.full_like(self.distance(k, known[0]), -1.0) if known else self._nothing(k)
             return LabelScores(nothing, nothing, nothing)
         tau = fusion.softness(max(radii))
         sides = [fusion.score(self.carried(k, s, index), tau) for s in known]
         if len(sides) == 1 or low == up:
-            nothing = torch.full_like(sides[0], -1.0)
             return LabelScores(sides[0] if low >= 0 else nothing, sides[0] if up >= 0 else nothing, sides[0])
         lower, upper = sides
         if min(radii) <= 0:
@@ -150,8 +146,3 @@ def _window(annotation: SparseLabels, value: int) -> Box:
 def _grown(side: slice, size: int) -> slice:
     margin = max(LEAST_WINDOW_MARGIN_PX, round(WINDOW_MARGIN * (side.stop - side.start)))
     return slice(max(0, side.start - margin), min(size, side.stop + margin))
-
-
-def label_sources(known: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Nearest known slice at or below and at or above, for each label and slice: `(K, S, 2)`, -1 for none."""
-    return np.stack(sources(known), axis=-1)

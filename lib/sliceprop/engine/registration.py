@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sliceprop.config import TrainConfig
 from sliceprop.engine.flow import compose, integrate_velocity, resize_flow
 from sliceprop.engine.network import RegistrationNet
-from sliceprop.engine.training import Fields, Learner, half_size, predict_velocity
+from sliceprop.engine.training import Fields, Learner, half_size, halved, predict_velocity
 from sliceprop.roi import Roi
 from sliceprop.volume import FloatArray
 
@@ -62,9 +61,7 @@ def network_fields(model: Model, images: Tensor) -> Fields:
         model: gives the network.
         images: `(S, 1, H, W)` in [0, 1].
     """
-    half = functional.interpolate(images, size=half_size(*images.shape[-2:]), mode="area")
-    start = predict_velocity(model.network(), half)
-    return register(images, start=start, budget_s=4.0)
+    return register(images, start=predict_velocity(model.network(), halved(images)), budget_s=4.0)
 
 
 def register(images: Tensor, *, start: Tensor | None = None, budget_s: float = 8.0) -> Fields:

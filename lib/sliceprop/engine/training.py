@@ -109,7 +109,7 @@ class Learner:
         """
         self.config, self.network = config, network.to(slices.device)
         self.full = slices
-        self.half = functional.interpolate(slices, size=half_size(*slices.shape[-2:]), mode="area")
+        self.half = halved(slices)
         self.anchors = list(anchors) if config.mask_weight > 0 else []
         self.metric = 0.0
         self._velocity, self._image_velocity = start, start
@@ -274,6 +274,11 @@ class Learner:
 def half_size(height: int, width: int) -> tuple[int, int]:
     """Grid of the velocity fields for slices of `height` by `width`: half, but at least 8 pixels a side."""
     return max(8, (height + 1) // 2), max(8, (width + 1) // 2)
+
+
+def halved(slices: Tensor) -> Tensor:
+    """Slices `(S, 1, H, W)` on the grid of the velocity fields."""
+    return functional.interpolate(slices, size=half_size(*slices.shape[-2:]), mode="area")
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from sliceprop import io
-from sliceprop.errors import FileError
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +20,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         FileError: if the folder cannot be made, is read-only or full.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{path.parent}: cannot be made ({error.strerror})") from error
+    io.make_folder(path.parent)
     io.write_atomically(path, write)
 
 
@@ -38,13 +34,13 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file.
+    """`io.write_json` that also makes the folder.
 
     Raises:
-        FileError: if the folder is read-only or full.
+        FileError: if the folder cannot be made, is read-only or full.
     """
-    text = json.dumps(value, ensure_ascii=False)
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    io.make_folder(path.parent)
+    io.write_json(path, value)
 
 
 def read_json(path: Path) -> Any:
