@@ -14,11 +14,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads of torch sleep while they wait: spinning ones starve each other on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help install serve test lint format types unit-tests sample-data demo benchmark
+.PHONY: help install serve test lint format types unit-tests sample-data demo benchmark benchmark-peers
 .DEFAULT_GOAL := help
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make the environment VENV=.venv and install everything into it
 
@@ -47,9 +47,21 @@ sample-data: $(STAMP) ## write the synthetic scan of sample-data/ anew
 demo: $(STAMP) ## learn, propagate and evaluate on synthetic data, draw a picture
 	$(BIN)/sliceprop demo
 
-benchmark: $(STAMP) ## measure accuracy and time on the volumes in SLICEPROP_DATA
-	$(BIN)/python benchmarks/accuracy.py
+benchmark: $(STAMP) ## measure accuracy and time on the volumes in SLICEPROP_DATA; ARGS='--jobs 8' for accuracy.py
+	$(BIN)/python benchmarks/accuracy.py $(ARGS)
 	$(BIN)/python benchmarks/speed.py
+
+PEERS := deep-labelprop biomedisa
+
+benchmark-peers: $(STAMP) $(PEERS:%=.venv-%/.installed) ## measure slow methods and other people's programs on three volumes
+	$(BIN)/python benchmarks/accuracy.py --subset slow --methods $(PEERS) unet \
+	  --peer-python $(foreach peer,$(PEERS),$(peer)=.venv-$(peer)/bin/python) $(ARGS)
+
+.venv-%/.installed: benchmarks/peers/%/requirements.txt benchmarks/peers/%/peer.txt
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --progress-bar off --requirement $<
+	$(@D)/bin/python -m pip install --no-deps --requirement benchmarks/peers/$*/peer.txt
+	@touch $@
 
 # The stamp holds the checkout that was installed, so that a second checkout with the same VENV installs itself.
 ifneq ($(shell cat '$(STAMP)' 2>/dev/null),$(CURDIR))

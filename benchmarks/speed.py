@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,11 @@ import numpy as np
 import requests
 from numpy.typing import NDArray
 
+import cases
 import common
+import layouts
+import placements
+from cases import Case
 from sliceprop import io
 from sliceprop.config import TrainConfig
 from sliceprop.engine.contour import ContourWorker
@@ -72,7 +76,12 @@ class Files:
         return [str(self.image), str(self.labels), "--slice-axis", axis, "--annotated-slices", slices]
 
 
-def split_labels(case: common.Case, pieces: int) -> NDArray[np.int32]:
+def annotated_slices(case: Case) -> list[int]:
+    """Some slices, from the first to the last labelled one."""
+    return placements.annotated_slices(case.image.array, case.labelled_range, "ends", str(COUNT))
+
+
+def split_labels(case: Case, pieces: int) -> NDArray[np.int32]:
     """Cut each label of each slice into `pieces` bands of equal size along the rows: many labels on a real scan."""
     split = np.zeros_like(case.reference)
     for source, target in zip(case.slices(case.reference), case.slices(split), strict=True):
@@ -83,10 +92,10 @@ def split_labels(case: common.Case, pieces: int) -> NDArray[np.int32]:
     return split
 
 
-def write_files(case: common.Case, folder: Path, reference: NDArray[np.int32]) -> Files:
+def write_files(case: Case, folder: Path, reference: NDArray[np.int32]) -> Files:
     """The scan, and the reference on the annotated slices only."""
     folder.mkdir()
-    annotated = common.annotated_slices(case.labelled_range, COUNT, "ends")
+    annotated = annotated_slices(case)
     sparse = np.zeros_like(reference)
     case.slices(sparse)[annotated] = case.slices(reference)[annotated]
     files = Files(folder / "image.nii.gz", folder / "labels.nii.gz", annotated, case.slice_axis)
@@ -117,14 +126,14 @@ def repeat(action: Callable[[], Any], repeats: int) -> list[float]:
     return [_timed(action) for _ in range(repeats)]
 
 
-def measure_command_line(case: common.Case, folder: Path, repeats: int) -> Iterator[Measurement]:
+def measure_command_line(case: Case, folder: Path, repeats: int) -> Iterator[Measurement]:
     """Learning and propagating as one process."""
     files = write_files(case, folder / case.name, case.reference)
     command = [SCRIPTS / "sliceprop", "propagate", *files.arguments(), "-o", folder / "out.nii.gz"]
     yield repeat_process("propagate with learning", case.name, 60, repeats, *command)
 
 
-def measure_yardstick(case: common.Case, folder: Path, repeats: int) -> Iterator[Measurement]:
+def measure_yardstick(case: Case, folder: Path, repeats: int) -> Iterator[Measurement]:
     """The command line with many labels and with a model."""
     many = write_files(case, folder / "many", split_labels(case, 15))
     few = write_files(case, folder / "few", case.reference)
@@ -137,9 +146,9 @@ def measure_yardstick(case: common.Case, folder: Path, repeats: int) -> Iterator
         yield repeat_process(name, case.name, 10, repeats, *command)
 
 
-def measure_in_process(case: common.Case, repeats: int) -> Iterator[Measurement]:
+def measure_in_process(case: Case, repeats: int) -> Iterator[Measurement]:
     """One more annotated slice in a running process, without learning again."""
-    annotated = common.annotated_slices(case.labelled_range, COUNT, "ends")
+    annotated = annotated_slices(case)
     model = train(case.study(annotated), TrainConfig())
     propagate(case.study(annotated), model)
     more = sorted({*annotated, annotated[0] + 1})
@@ -147,9 +156,9 @@ def measure_in_process(case: common.Case, repeats: int) -> Iterator[Measurement]
     yield Measurement("propagate again after one more slice, in process", case.name, seconds, 1)
 
 
-def measure_previews(case: common.Case, repeats: int) -> Iterator[Measurement]:
+def measure_previews(case: Case, repeats: int) -> Iterator[Measurement]:
     """The classical interpolators, the contour worker warm and cold."""
-    annotation = case.study(common.annotated_slices(case.labelled_range, COUNT, "ends")).annotation
+    annotation = case.study(annotated_slices(case)).annotation
     labels = annotation.labels
     yield Measurement("contour worker, first volume", case.name, repeat(lambda: ContourWorker()(labels), repeats))
     for method in INTERPOLATIONS:
@@ -158,7 +167,7 @@ def measure_previews(case: common.Case, repeats: int) -> Iterator[Measurement]:
         yield Measurement(f"preview, {method}", case.name, seconds, 1)
 
 
-def measure_server(case: common.Case, folder: Path, repeats: int) -> Iterator[Measurement]:
+def measure_server(case: Case, folder: Path, repeats: int) -> Iterator[Measurement]:
     """A fresh server each time: its start, a training with the defaults, an inference."""
     runs = [_session(case, folder / f"server{index}") for index in range(repeats)]
     for name, goal_s in _SERVER_GOALS_S.items():
@@ -174,7 +183,7 @@ _SERVER_GOALS_S: dict[str, float | None] = {
 }
 
 
-def _session(case: common.Case, folder: Path) -> dict[str, float]:
+def _session(case: Case, folder: Path) -> dict[str, float]:
     files = write_files(case, folder, case.reference)
     labels = files.labels.rename(folder.with_suffix(".nii.gz"))
     start = time.perf_counter()
@@ -273,18 +282,22 @@ PARTS = ("previews", "in-process", "command-line", "yardstick", "server")
 
 def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[Measurement]:
     """All the parts that were asked for."""
-    yardstick = common.load_case(arguments.data / YARDSTICK)
+    yardstick = _load(arguments, [YARDSTICK])[0]
     if "previews" in arguments.parts:
         yield from measure_previews(yardstick, arguments.repeats)
     if "in-process" in arguments.parts:
         yield from measure_in_process(yardstick, arguments.repeats)
     if "command-line" in arguments.parts:
-        for path in common.folders(arguments.data, arguments.volumes):
-            yield from measure_command_line(common.load_case(path), folder, arguments.repeats)
+        for case in _load(arguments, arguments.volumes):
+            yield from measure_command_line(case, folder, arguments.repeats)
     if "yardstick" in arguments.parts:
         yield from measure_yardstick(yardstick, folder, arguments.repeats)
     if "server" in arguments.parts:
         yield from measure_server(yardstick, folder, arguments.repeats)
+
+
+def _load(arguments: argparse.Namespace, names: Sequence[str]) -> list[Case]:
+    return [cases.load(source) for source in layouts.sources("measuring", arguments.data, names)]
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ HOMES = {
     "torch": {"engine", "checkpoint", "study"},
     "monai": {"engine"},
     "ignite": {"engine"},
+    "segmentation_models_pytorch": {"engine"},
     "argparse": {"arguments", "cli", "engine"},
     "tqdm": {"cli"},
     "matplotlib": {"overlay"},

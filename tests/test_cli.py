@@ -145,6 +145,20 @@ def test_propagate_learns_first_and_prints_json_only(data: Path, tmp_path: Path,
     assert "left" in err
 
 
+def test_an_overfitted_network_shows_its_progress_and_is_named(
+    data: Path, tmp_path: Path, phantom: Phantom, run: Run
+) -> None:
+    output = tmp_path / "out.nii.gz"
+    code, out, err = run("propagate", *scan_and_labels(data), "-o", output, "--method", "unet", "--budget-s", 1)
+    assert code == 0, err
+    assert "method unet" in out
+    assert "encoder resnet18" in out
+    assert "learning" in err
+    assert "fit" in err
+    slices = list(phantom.annotated_slices)
+    np.testing.assert_array_equal(read_image(output).array[..., slices], phantom.reference[..., slices])
+
+
 @pytest.mark.parametrize("method", ["shape", "contour", "nearest"])
 def test_interpolation_needs_no_learning(data: Path, tmp_path: Path, method: str, run: Run) -> None:
     code, out, err = run(
@@ -240,6 +254,8 @@ BAD = {
     "two ways": "propagate scan.nii.gz labels.nii.gz -o out.nii.gz --partial --annotated-slices 3",
     "bad budget": "propagate scan.nii.gz labels.nii.gz -o out.nii.gz --budget-s 0",
     "bad device": "propagate scan.nii.gz labels.nii.gz -o out.nii.gz --device abacus",
+    "network on a bad device": "propagate scan.nii.gz labels.nii.gz -o out.nii.gz --method unet --device abacus",
+    "missing weights": "propagate scan.nii.gz labels.nii.gz -o out.nii.gz --method unet --encoder-weights missing.pth",
     "missing scan": "propagate missing.nii.gz labels.nii.gz -o out.nii.gz",
     "text for a scan": "propagate text.nii.gz labels.nii.gz -o out.nii.gz",
     "truncated MetaImage": "propagate truncated.mha labels.nii.gz -o out.nii.gz",

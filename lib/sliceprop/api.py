@@ -98,7 +98,7 @@ def propagate(
     opened, loaded = _study(image, labels, options), _model(model)
     if loaded is None and worth_learning(opened, config or PropagateConfig()):
         loaded = study.train(opened, training, device=device)
-    return study.propagate(opened, loaded, config)
+    return study.propagate(opened, loaded, config, device=device)
 
 
 def worth_learning(opened: Study, config: PropagateConfig) -> bool:

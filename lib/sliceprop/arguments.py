@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from sliceprop import __version__
-from sliceprop.config import BACKGROUND_SCRIBBLE, FUSIONS, MAX_SEED, METHODS, TrainConfig
+from sliceprop.config import BACKGROUND_SCRIBBLE, FUSIONS, MAX_SEED, METHODS, PREDICTORS, PredictorConfig, TrainConfig
 
 _BUDGET = f"default: {TrainConfig.budget_s:g}"
+_OVERFITTED = ", ".join(PREDICTORS)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,7 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_inputs(propagate)
     propagate.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="label map to write")
     _add_model(propagate)
-    propagate.add_argument("--method", choices=METHODS, default="auto", help="default: auto, weighs the others")
+    propagate.add_argument(
+        "--method",
+        choices=(*METHODS, *PREDICTORS),
+        default="auto",
+        help=f"default: auto, weighs the others; {_OVERFITTED}: a network learns the annotated slices, for minutes",
+    )
     propagate.add_argument("--fusion", choices=FUSIONS, default="sdf", help="how both sides are merged (default: sdf)")
     propagate.add_argument(
         "--extrapolate",
@@ -56,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         "--candidates", metavar="PREFIX", help="write PREFIX_from_lower and PREFIX_from_upper, in the format of OUT"
     )
     propagate.add_argument("--report", type=Path, metavar="F.json", help="write estimated quality and the next slice")
-    _add_training(propagate)
+    _add_training(propagate, f"{_BUDGET}, of {_OVERFITTED}: {PredictorConfig.budget_s:g}")
+    _add_encoder(propagate)
     _add_json(propagate)
 
     suggest = add("suggest", "name the slices to annotate next; without annotation the best first one")
@@ -150,6 +157,21 @@ def _add_learning(parser: argparse.ArgumentParser, budget: str) -> None:
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--seed", type=_seed, default=TrainConfig.seed, metavar="N", help="default: 0")
+
+
+def _add_encoder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--encoder",
+        default=PredictorConfig.encoder,
+        metavar="NAME",
+        help=f"of {_OVERFITTED}, as segmentation-models-pytorch calls it (default: {PredictorConfig.encoder})",
+    )
+    parser.add_argument(
+        "--encoder-weights",
+        default=PredictorConfig.encoder_weights,
+        metavar="none|FILE|imagenet",
+        help="pretrained weights of the encoder: a file, or imagenet, which is downloaded (default: none)",
+    )
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

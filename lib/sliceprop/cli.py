@@ -22,7 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sliceprop.arguments import parse
-from sliceprop.config import PropagateConfig, TrainConfig, parse_extrapolate
+from sliceprop.config import PREDICTORS, PredictorConfig, PropagateConfig, TrainConfig, parse_extrapolate
 from sliceprop.errors import FileError, SlicePropError
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def _train(chosen: argparse.Namespace) -> None:
 def _propagate(chosen: argparse.Namespace) -> None:
     from sliceprop.io import check_folder, check_writable, write_image, write_json
 
-    config = PropagateConfig(chosen.method, chosen.fusion, parse_extrapolate(chosen.extrapolate))
+    extrapolate = parse_extrapolate(chosen.extrapolate)
+    config = PropagateConfig(chosen.method, chosen.fusion, extrapolate, _predictor_config(chosen))
     images = _image_files(chosen)
     for file in images.values():
         check_writable(file)
@@ -191,7 +192,15 @@ def _learn_and_propagate(study: Study, chosen: argparse.Namespace, config: Propa
     from sliceprop.api import worth_learning
 
     model = _model(study, chosen, learn=worth_learning(study, config))
-    return use_cases.propagate(study, model, config)
+    if config.method not in PREDICTORS:
+        return use_cases.propagate(study, model, config)
+    with _progress_bar("fit") as progress, _ctrl_c_stops() as cancelled:
+        return use_cases.propagate(study, model, config, device=chosen.device, progress=progress, cancelled=cancelled)
+
+
+def _predictor_config(chosen: argparse.Namespace) -> PredictorConfig:
+    budget_s = PredictorConfig.budget_s if chosen.budget_s is None else chosen.budget_s
+    return PredictorConfig(chosen.encoder, chosen.encoder_weights, budget_s, seed=chosen.seed)
 
 
 def _model(study: Study, chosen: argparse.Namespace, *, learn: bool) -> Model | None:
@@ -210,7 +219,7 @@ def _learn(study: Study, chosen: argparse.Namespace, save: Callable[[Model], Non
     budget_s = TrainConfig.budget_s if chosen.budget_s is None else chosen.budget_s
     config = TrainConfig(budget_s=budget_s, seed=chosen.seed)
     init = load_checkpoint(chosen.init) if chosen.init else None
-    with _progress_bar() as progress, _ctrl_c_stops() as cancelled:
+    with _progress_bar("similarity") as progress, _ctrl_c_stops() as cancelled:
         return use_cases.train(
             study, config, init=init, device=chosen.device, progress=progress, cancelled=cancelled, save=save
         )
@@ -234,7 +243,7 @@ def _one_line_on_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Callable[[Progress], None]]:
+def _progress_bar(measure: str) -> Iterator[Callable[[Progress], None]]:
     """A bar of learning on standard error; it reads the time left from the events, since a budget may end it early."""
     from tqdm import tqdm
 
@@ -246,7 +255,7 @@ def _progress_bar() -> Iterator[Callable[[Progress], None]]:
 
         def update(event: Progress) -> None:
             bar.total = event.total_epochs
-            text = f"{event.seconds_left:.0f} s left, similarity {event.best_metric:.3f}"
+            text = f"{event.seconds_left:.0f} s left, {measure} {event.best_metric:.3f}"
             bar.set_postfix_str(text, refresh=False)
             bar.update(event.epoch - bar.n)
 
@@ -290,7 +299,7 @@ def _check_not_inputs(outputs: Iterable[Path], chosen: argparse.Namespace) -> No
         FileError: naming the file.
     """
     checkpoints = [Path(file) for file in (chosen.init, getattr(chosen, "model", None)) if file]
-    given = [chosen.image, chosen.labels, chosen.scribbles, *checkpoints]
+    given = [chosen.image, chosen.labels, chosen.scribbles, getattr(chosen, "encoder_weights", None), *checkpoints]
     given += [file.with_suffix(".json") for file in checkpoints]
     taken = {Path(file).resolve() for file in given if file}
     for file in outputs:
@@ -311,6 +320,8 @@ def _report(study: Study, result: Propagation) -> dict[str, Any]:
 def _report_text(report: dict[str, Any]) -> str:
     slices = ", ".join(map(str, report["annotated_slices"]))
     lines = [f"method {report['method']}, annotated slices {slices} along axis {report['slice_axis']}"]
+    if "network" in report:
+        lines.append(report["network"])
     for label, quality in report["quality"].items():
         estimate = "not known" if quality["dice"] is None else f"{quality['dice']:.3f}"
         lines.append(f"label {label}: estimated Dice {estimate}")

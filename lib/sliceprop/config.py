@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
 from sliceprop.errors import InputError
 
 Method = Literal["auto", "registration", "shape", "contour", "nearest"]
+Predictor = Literal["unet", "deeplabv3plus", "manet"]
 Fusion = Literal["sdf", "distance", "lncc-pixel", "lncc-slice", "lncc-mask"]
 Similarity = Literal["lncc", "mse"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
+PREDICTORS: tuple[Predictor, ...] = get_args(Predictor)
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 LEARNED_METHODS: tuple[Method, ...] = ("auto", "registration")
 
@@ -80,21 +82,58 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class PredictorConfig:
+    """Overfitting a 2D network to the annotated slices of one study.
+
+    Attributes:
+        encoder: of the network, a name of segmentation-models-pytorch: `resnet18`, `resnet152`, `resnext101_32x8d`...
+        encoder_weights: `none`, a file with the encoder's state dict (`.pth` or `.safetensors`), or `imagenet`, which
+            segmentation-models-pytorch downloads.
+        budget_s: wall-clock seconds for learning; the best weights so far are kept at its end.
+        max_epochs: upper bound on epochs, of 20 steps each.
+        patience: epochs without a lower training loss after which learning stops.
+        learning_rate: of Adam.
+        seed: of weights, augmentation and batch order.
+    """
+
+    encoder: str = "resnet18"
+    encoder_weights: str = "none"
+    budget_s: float = 600.0
+    max_epochs: int = 200
+    patience: int = 20
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(bool(self.encoder), "name an encoder, such as resnet18")
+        _require(bool(self.encoder_weights), "encoder weights must be none, imagenet or a file")
+        _require(0 < self.budget_s < math.inf, f"budget_s must be positive seconds, not {self.budget_s}")
+        _require(self.max_epochs >= 1, f"max_epochs must be >= 1, not {self.max_epochs}")
+        _require(self.patience >= 1, f"patience must be >= 1, not {self.patience}")
+        _require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
+        _require(0 <= self.seed <= MAX_SEED, f"seed must lie in 0..{MAX_SEED}, not {self.seed}")
+
+
+@dataclass(frozen=True)
 class PropagateConfig:
     """Carrying the labels through the volume.
 
     Attributes:
-        method: `auto` weighs the candidates by the evidence of the study; the others force one candidate.
+        method: `auto` weighs the candidates by the evidence of the study; the others force one candidate, or one of
+            `PREDICTORS`, networks that are overfitted to the annotated slices within minutes.
         fusion: how the candidates from the lower and the upper annotated slice are merged.
         extrapolate: beyond the outermost annotated slices: `none`, a number of slices, or `auto`
             (on while the image supports it, stop where the structure ends).
+        predictor: how the networks learn; the other methods do not look at it.
     """
 
-    method: Method = "auto"
+    method: Method | Predictor = "auto"
     fusion: Fusion = "sdf"
     extrapolate: Literal["auto", "none"] | int = "auto"
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
 
     def __post_init__(self) -> None:
-        _require(self.method in METHODS, f"unknown method {self.method!r}, choose from {', '.join(METHODS)}")
+        methods = (*METHODS, *PREDICTORS)
+        _require(self.method in methods, f"unknown method {self.method!r}, choose from {', '.join(methods)}")
         _require(self.fusion in FUSIONS, f"unknown fusion {self.fusion!r}, choose from {', '.join(FUSIONS)}")
         parse_extrapolate(self.extrapolate)

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from sliceprop import io
-from sliceprop.config import BACKGROUND_SCRIBBLE, LEARNED_METHODS, PropagateConfig, TrainConfig
+from sliceprop.config import BACKGROUND_SCRIBBLE, LEARNED_METHODS, PREDICTORS, PropagateConfig, TrainConfig
 from sliceprop.engine.anchors import make_anchors
 from sliceprop.engine.evidence import hold_out, motion_weights
 from sliceprop.engine.extent import supported_slices
 from sliceprop.engine.filling import Filled, apply_scribbles, disagreement, fill
 from sliceprop.engine.interpolation import INTERPOLATIONS, interpolate, keep_known
 from sliceprop.engine.network import RegistrationNet
+from sliceprop.engine.predictors import predict
 from sliceprop.engine.propagation import Carrier
 from sliceprop.engine.quality import Quality, estimate_quality
 from sliceprop.engine.registration import Model, SliceTransforms, crop, network_fields, register
@@ -58,6 +59,9 @@ __all__ = [
 ]
 
 Source = str | Path | io.Image | NDArray[Any]
+
+Overfit = Callable[[SparseLabels, torch.Tensor, PropagateConfig], tuple[Filled, str]]
+"""Fills a region of interest with a network, and names the network."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +230,9 @@ def propagate(
     *,
     target: float = TARGET_DICE,
     names: Mapping[int, str] | None = None,
+    device: str = "auto",
+    progress: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> Propagation:
     """Fill the volume from the annotated slices.
 
@@ -235,14 +242,19 @@ def propagate(
         config: defaults of `PropagateConfig`.
         target: estimated Dice above which a slice needs no annotation, for the suggestion in the report.
         names: label value to name, for the suggestion's reason.
+        device: where an overfitted network (`config.PREDICTORS`) learns; see `train`.
+        progress: of that learning.
+        cancelled: of that learning; True ends it and keeps the best so far.
 
     Raises:
         NoAnnotationError: if nothing is annotated.
         CheckpointError: if the model was trained on another study.
+        InputError: an unknown or absent device, or an encoder or weights that the network cannot take.
     """
     config = config or PropagateConfig()
     _check_model(study, model)
-    filling = _fill(study, model, config)
+    overfit = partial(predict, device=str(resolve_device(device)), progress=progress, cancelled=cancelled)
+    filling = _fill(study, model, config, overfit)
     quality = filling.quality(study.annotation)
     suggestion = make_suggestions(study.volume, study.annotation, quality, target=target, names=names)[0]
     report = {
@@ -251,6 +263,7 @@ def propagate(
         "method": config.method,
         "trained": model is not None and config.method in LEARNED_METHODS,
         "methods": {str(v): name for v, name in zip(study.annotation.values, filling.methods, strict=True)},
+        **({"network": filling.network} if filling.network else {}),
         "quality": _quality_report(study.annotation, quality),
         "suggestion": asdict(suggestion),
     }
@@ -323,17 +336,18 @@ def _check_model(study: Study, model: Model | None) -> None:
 
 @dataclass(frozen=True)
 class _Filling:
-    """A filled study; `methods` names per label what decided."""
+    """A filled study; `methods` names per label what decided, `network` the overfitted network if there is one."""
 
     filled: Filled
     methods: list[str]
+    network: str = ""
 
     def quality(self, annotation: SparseLabels) -> Quality:
         filled = self.filled
         return estimate_quality(annotation, filled.labels, filled.from_lower, filled.from_upper)
 
 
-def _fill(study: Study, model: Model | None, config: PropagateConfig) -> _Filling:
+def _fill(study: Study, model: Model | None, config: PropagateConfig, overfit: Overfit = predict) -> _Filling:
     annotation = study.annotation
     if not annotation.values:
         raise NoAnnotationError("nothing is annotated yet; paint at least one slice")
@@ -342,8 +356,11 @@ def _fill(study: Study, model: Model | None, config: PropagateConfig) -> _Fillin
         assert model.roi is not None
         roi = model.roi
     inside, images = _region(study, roi)
-    still = Carrier(inside, images, None)
-    if config.method in INTERPOLATIONS:
+    still, network = Carrier(inside, images, None), ""
+    if config.method in PREDICTORS:
+        filled, network = overfit(inside, images, config)
+        methods: list[str] = [config.method] * len(annotation.values)
+    elif config.method in INTERPOLATIONS:
         filled, methods = _interpolated(still, config)
     else:
         fields = None if model is None and config.method == "auto" else _fields(study, model, roi, images)
@@ -353,7 +370,7 @@ def _fill(study: Study, model: Model | None, config: PropagateConfig) -> _Fillin
     apply_scribbles(whole.labels, annotation)
     for part in (whole.labels, whole.from_lower, whole.from_upper):
         keep_known(part, annotation)
-    return _Filling(whole, methods)
+    return _Filling(whole, methods, network)
 
 
 def _region(study: Study, roi: Roi) -> tuple[SparseLabels, torch.Tensor]:

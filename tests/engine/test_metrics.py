@@ -1,4 +1,4 @@
-"""Measures on shapes with known answers, and against MONAI's."""
+"""Measures on shapes with known answers, and beside MONAI's."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
+from scipy.spatial.distance import cdist
 
 from sliceprop.engine.metrics import average_hausdorff_mm, dice, evaluate, hausdorff95_mm, surface_distances_mm
 from sliceprop.errors import ShapeError
@@ -22,6 +23,13 @@ def box(shape, *spans):
 def ball(shape, centre, radius):
     grid = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
     return (sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) <= radius**2).astype(np.int32)
+
+
+def surface_voxels(mask):
+    """Indices of the voxels with a face on the outside, found by looking at all six neighbours."""
+    outside = ~np.pad(mask, 1)
+    neighbours = [np.roll(outside, step, axis)[1:-1, 1:-1, 1:-1] for axis in range(3) for step in (1, -1)]
+    return np.argwhere(mask & np.any(neighbours, axis=0))
 
 
 def test_equal_maps_are_perfect():
@@ -56,12 +64,24 @@ def test_concentric_balls_are_their_radii_apart():
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), SPACING])
-def test_agrees_with_monai(spacing):
+def test_distances_are_those_between_all_pairs_of_surface_voxels(spacing):
+    """One of the balls is cut by the border of the array, which counts as its surface."""
+    prediction, reference = ball((20, 24, 28), (9, 11, 13), 7), ball((20, 24, 28), (17, 12, 12), 6)
+    pairs = cdist(*(surface_voxels(labels == 1) * spacing for labels in (prediction, reference)))
+    there, back = surface_distances_mm(prediction == 1, reference == 1, spacing)
+    assert np.sort(there) == pytest.approx(np.sort(pairs.min(axis=1)), rel=1e-6)
+    assert np.sort(back) == pytest.approx(np.sort(pairs.min(axis=0)), rel=1e-6)
+    average = (pairs.min(axis=1).mean() + pairs.min(axis=0).mean()) / 2
+    assert average_hausdorff_mm(prediction, reference, 1, spacing) == pytest.approx(average, rel=1e-6)
+    percentiles = [np.percentile(pairs.min(axis=axis), 95) for axis in (0, 1)]
+    assert hausdorff95_mm(prediction, reference, 1, spacing) == pytest.approx(max(percentiles), rel=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), SPACING])
+def test_agrees_with_the_measures_of_monai(spacing):
     prediction, reference = ball((20, 24, 28), (9, 11, 13), 7), ball((20, 24, 28), (11, 12, 12), 6)
     p, r = (torch.from_numpy(np.stack([x == 0, x == 1]))[None].float() for x in (prediction, reference))
-    there, back = surface_distances_mm(prediction == 1, reference == 1, spacing)
     directed = [compute_average_surface_distance(a, b, spacing=spacing).item() for a, b in ((p, r), (r, p))]
-    assert [there.mean(), back.mean()] == pytest.approx(directed, rel=1e-5)
     assert average_hausdorff_mm(prediction, reference, 1, spacing) == pytest.approx(sum(directed) / 2, rel=1e-5)
     expected = compute_hausdorff_distance(p, r, percentile=95, spacing=spacing).item()
     assert hausdorff95_mm(prediction, reference, 1, spacing) == pytest.approx(expected, rel=1e-5)

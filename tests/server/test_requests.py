@@ -2,6 +2,7 @@ import pytest
 
 from sliceprop.errors import InputError
 from sliceprop.server.requests import (
+    PREDICTOR_BUDGET_S,
     first_choices,
     flag,
     label_options,
@@ -45,6 +46,16 @@ def test_unknown_choices_are_refused(options):
 def test_a_budget_must_be_finite_positive_seconds(budget):
     with pytest.raises(InputError):
         train_config({"budget_s": budget}, 30)
+
+
+def test_a_network_is_overfitted_within_the_budget_of_the_request():
+    options = {"method": "unet", "encoder": "resnet152", "encoder_weights": "server.pth"}
+    assert propagate_config(options).predictor.budget_s == PREDICTOR_BUDGET_S
+    predictor = propagate_config({**options, "budget_s": "20", "seed": 3}).predictor
+    assert (predictor.budget_s, predictor.seed) == (20, 3)
+    assert (predictor.encoder, predictor.encoder_weights) == ("resnet18", "none")
+    with pytest.raises(InputError, match="at most 600"):
+        propagate_config({**options, "budget_s": 601})
 
 
 def test_the_budget_of_the_request_wins():

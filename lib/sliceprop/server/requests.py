@@ -8,10 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sliceprop.config import BACKGROUND_SCRIBBLE, MAX_LABEL, PropagateConfig, TrainConfig, parse_extrapolate
+from sliceprop.config import (
+    BACKGROUND_SCRIBBLE,
+    MAX_LABEL,
+    PREDICTORS,
+    PredictorConfig,
+    PropagateConfig,
+    TrainConfig,
+    parse_extrapolate,
+)
 from sliceprop.errors import InputError
 
 Options = Mapping[str, Any]
+
+PREDICTOR_BUDGET_S, MAX_PREDICTOR_BUDGET_S = 60.0, 600.0
+"""Seconds that a network may be overfitted during an infer request: where it does not say, and at most."""
 
 _SINGLE_VALUED = frozenset(
     {"method", "fusion", "extrapolate", "slice_axis", "budget_s", "init", "seed", "partial", "background_scribble"}
@@ -48,7 +59,9 @@ def _first(value: Any) -> Any:
 
 
 def propagate_config(options: Options) -> PropagateConfig:
-    """`method`, `fusion` and `extrapolate` of a request; absent ones take the defaults.
+    """`method`, `fusion` and `extrapolate` of a request, with an overfitted network also `budget_s` and `seed`.
+
+    Absent ones take the defaults.
 
     Raises:
         InputError: for an unknown value.
@@ -56,7 +69,17 @@ def propagate_config(options: Options) -> PropagateConfig:
     given = {key: options[key] for key in ("method", "fusion", "extrapolate") if options.get(key) is not None}
     if "extrapolate" in given:
         given["extrapolate"] = parse_extrapolate(given["extrapolate"])
+    if given.get("method") in PREDICTORS:
+        given["predictor"] = _predictor_config(options)
     return PropagateConfig(**given)
+
+
+def _predictor_config(options: Options) -> PredictorConfig:
+    """Encoder and weights are not a client's to choose: they name files of the server, or downloads."""
+    budget_s = number(options, "budget_s", PREDICTOR_BUDGET_S)
+    if budget_s > MAX_PREDICTOR_BUDGET_S:
+        raise InputError(f"budget_s of an infer request must be at most {MAX_PREDICTOR_BUDGET_S:g}, not {budget_s:g}")
+    return PredictorConfig(budget_s=budget_s, seed=int(number(options, "seed", PredictorConfig.seed)))
 
 
 def train_config(options: Options, default_budget_s: float) -> TrainConfig:
