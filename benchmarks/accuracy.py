@@ -52,6 +52,7 @@ def plan(arguments: argparse.Namespace) -> Iterator[Job]:
             arguments.device,
             arguments.jobs,
             arguments.peer_python,
+            arguments.keep,
         )
 
 
@@ -126,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default %(default)s")
     result.add_argument("--jobs", type=int, default=1, help="processes at the same time; times suffer above 1")
     result.add_argument("--limit-s", type=float, default=7200, help="for a process; default %(default)s")
+    result.add_argument("--keep", type=Path, metavar="FOLDER", help="for what auto found, which quality.py reads")
     result.add_argument("--retry", action="store_true", help="try again what failed or could not run")
     result.add_argument("--again", nargs="+", default=(), help="methods to forget first and measure anew")
     result.add_argument("--out", type=Path, default=common.RESULTS / "accuracy.csv", help="the table")

@@ -41,6 +41,7 @@ class Job:
         device: for methods that can choose.
         jobs: how many processes run at the same time, at most; for the record.
         pythons: interpreter of each peer.
+        keep: folder for what `auto` found, for `quality.py`; None for nothing.
     """
 
     layout: str
@@ -54,6 +55,7 @@ class Job:
     device: str = "auto"
     jobs: int = 1
     pythons: Mapping[str, str] = field(default_factory=dict)
+    keep: Path | None = None
 
     def row(self, method: str, status: str = "") -> Row:
         """An empty row of this case."""

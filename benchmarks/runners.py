@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,9 @@ from sliceprop.config import PREDICTORS, PropagateConfig, TrainConfig
 from sliceprop.engine.interpolation import interpolate
 
 Labels = NDArray[np.int32]
+
+FOLDS = Path(__file__).parent / "folds"
+"""Refinement networks by the volume that they have not seen; `fit_refinement.py` writes them."""
 
 
 class Runner:
@@ -38,6 +43,23 @@ class Runner:
             CannotRun: a peer that is not there.
         """
         return self._peer(method) if method.is_peer else self._ours(method)
+
+    def keep(self, method: Method, path: Path) -> None:
+        """Write what a method that learns found, for `quality.py`."""
+        assert method.train is not None and method.propagate is not None
+        model, _ = self._learn(method.train)
+        filled = use_cases.fill_study(self._study, model, self._unseen(method.propagate)[0]).filled
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(
+            path,
+            volume=self._case.name,
+            annotated=self._annotated,
+            labels=filled.labels,
+            from_lower=filled.from_lower,
+            from_upper=filled.from_upper,
+            uncertainty=filled.uncertainty.astype(np.float16),
+            expected_dice=filled.expected_dice,
+        )
 
     def _ours(self, method: Method) -> tuple[Labels, dict[str, Any]]:
         model, learning = self._learn(method.train) if method.train else (None, {"train_s": 0.0, "peak_mib": 0.0})
@@ -68,8 +90,16 @@ class Runner:
         if method.kind in CLASSICAL:
             return self._interpolated(method.propagate), ""
         chosen = {"device": str(self._device)} if method.kind in PREDICTORS else {}
-        result = use_cases.propagate(self._study, model, method.propagate, **chosen)
-        return self._study.volume.to_canonical(result.labels), str(result.report.get("network", ""))
+        config, note = self._unseen(method.propagate)
+        result = use_cases.propagate(self._study, model, config, **chosen)
+        return self._study.volume.to_canonical(result.labels), str(result.report.get("network", note))
+
+    def _unseen(self, config: PropagateConfig) -> tuple[PropagateConfig, str]:
+        """With a refinement network that was fitted without this volume, if it helped to fit the shipped one."""
+        fold = FOLDS / f"{self._case.name}.safetensors"
+        if config.method != "auto" or config.refinement != "default" or not fold.exists():
+            return config, ""
+        return replace(config, refinement=str(fold)), "refinement network fitted without this volume"
 
     def _interpolated(self, config: PropagateConfig) -> Labels:
         """The classical method alone; beyond the outermost annotated slices these are held, or nothing with `none`."""

@@ -45,6 +45,8 @@ def work(job: Job) -> Iterator[Row]:
         try:
             labels, measured = runner(parse(name))
             row = replace(row, **measured, **score(case, labels, annotated))
+            if job.keep is not None and name == "auto":
+                runner.keep(parse(name), job.keep / f"{case.name}_{job.placement}_{job.amount}.npz")
             if row.dice is None:
                 row = replace(row, status="skipped: no label on the slices to score")
         except CannotRun as error:

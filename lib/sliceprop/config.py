@@ -65,7 +65,7 @@ class TrainConfig:
     max_epochs: int = 25
     refine_steps: int = 60
     similarity: Similarity = "lncc"
-    smoothness: float = 1.0
+    smoothness: float = 0.3
     mask_weight: float = 1.0
     patience: int = 10
     learning_rate: float = 1e-3
@@ -125,12 +125,15 @@ class PropagateConfig:
         extrapolate: beyond the outermost annotated slices: `none`, a number of slices, or `auto`
             (on while the image supports it, stop where the structure ends).
         predictor: how the networks learn; the other methods do not look at it.
+        refinement: how `auto` refines what a model carried: `default` for the network that comes with the package,
+            `none`, or a file with another one.
     """
 
     method: Method | Predictor = "auto"
     fusion: Fusion = "sdf"
     extrapolate: Literal["auto", "none"] | int = "auto"
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    refinement: str = "default"
 
     def __post_init__(self) -> None:
         methods = (*METHODS, *PREDICTORS)

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,22 @@ from numpy.typing import NDArray
 from sliceprop import io
 from sliceprop.config import BACKGROUND_SCRIBBLE, LEARNED_METHODS, PREDICTORS, PropagateConfig, TrainConfig
 from sliceprop.engine.anchors import make_anchors
+from sliceprop.engine.appearance import Appearance
 from sliceprop.engine.evidence import hold_out, motion_weights
-from sliceprop.engine.extent import supported_slices
+from sliceprop.engine.extent import possible_slices, supported_slices
 from sliceprop.engine.filling import Filled, apply_scribbles, disagreement, fill
 from sliceprop.engine.interpolation import INTERPOLATIONS, interpolate, keep_known
 from sliceprop.engine.network import RegistrationNet
 from sliceprop.engine.predictors import predict
 from sliceprop.engine.propagation import Carrier
 from sliceprop.engine.quality import Quality, estimate_quality
+from sliceprop.engine.refinement import Refiner
 from sliceprop.engine.registration import Model, SliceTransforms, crop, network_fields, register
 from sliceprop.engine.threads import one_thread
 from sliceprop.engine.training import Fields, Learner, Progress, half_size
 from sliceprop.errors import CheckpointError, InputError, NoAnnotationError
 from sliceprop.labels import SparseLabels, check_labels, sparse_labels
+from sliceprop.pretrained import load_refinement
 from sliceprop.roi import Roi, region_of_interest
 from sliceprop.suggestion import Suggestion, make_suggestions
 from sliceprop.volume import (
@@ -41,6 +44,7 @@ from sliceprop.volume import (
     check_memory,
     normalise_intensity,
     resolve_slice_axis,
+    voxel_spacing,
 )
 
 SECONDS_BETWEEN_SAVES = 3.0
@@ -254,7 +258,7 @@ def propagate(
     config = config or PropagateConfig()
     _check_model(study, model)
     overfit = partial(predict, device=str(resolve_device(device)), progress=progress, cancelled=cancelled)
-    filling = _fill(study, model, config, overfit)
+    filling = fill_study(study, model, config, overfit)
     quality = filling.quality(study.annotation)
     suggestion = make_suggestions(study.volume, study.annotation, quality, target=target, names=names)[0]
     report = {
@@ -264,7 +268,7 @@ def propagate(
         "trained": model is not None and config.method in LEARNED_METHODS,
         "methods": {str(v): name for v, name in zip(study.annotation.values, filling.methods, strict=True)},
         **({"network": filling.network} if filling.network else {}),
-        "quality": _quality_report(study.annotation, quality),
+        "quality": _quality_report(study, quality),
         "suggestion": asdict(suggestion),
     }
     original = study.volume.to_original
@@ -304,7 +308,7 @@ def suggest(
     if not study.annotation.values:
         quality = None
     else:
-        quality = _fill(study, model, PropagateConfig()).quality(study.annotation)
+        quality = fill_study(study, model, PropagateConfig()).quality(study.annotation)
     return make_suggestions(study.volume, study.annotation, quality, n=n, target=target, names=names)
 
 
@@ -335,19 +339,36 @@ def _check_model(study: Study, model: Model | None) -> None:
 
 
 @dataclass(frozen=True)
-class _Filling:
-    """A filled study; `methods` names per label what decided, `network` the overfitted network if there is one."""
+class Filling:
+    """A filled study in the canonical frame `(S, H, W)`, before it is put into words.
+
+    Attributes:
+        filled: labels, both sides, uncertainty.
+        methods: what decided, per label.
+        network: the overfitted network, if there is one.
+    """
 
     filled: Filled
     methods: list[str]
     network: str = ""
 
     def quality(self, annotation: SparseLabels) -> Quality:
-        filled = self.filled
-        return estimate_quality(annotation, filled.labels, filled.from_lower, filled.from_upper)
+        """Expected agreement with the truth."""
+        return estimate_quality(annotation, self.filled)
 
 
-def _fill(study: Study, model: Model | None, config: PropagateConfig, overfit: Overfit = predict) -> _Filling:
+def fill_study(study: Study, model: Model | None, config: PropagateConfig, overfit: Overfit = predict) -> Filling:
+    """What `propagate` reports on; for those who measure it.
+
+    Args:
+        study: with at least one annotated slice or scribble.
+        model: as in `propagate`.
+        config: as in `propagate`.
+        overfit: fits and asks a network, for the methods of `config.PREDICTORS`.
+
+    Raises:
+        NoAnnotationError: if nothing is annotated.
+    """
     annotation = study.annotation
     if not annotation.values:
         raise NoAnnotationError("nothing is annotated yet; paint at least one slice")
@@ -370,7 +391,7 @@ def _fill(study: Study, model: Model | None, config: PropagateConfig, overfit: O
     apply_scribbles(whole.labels, annotation)
     for part in (whole.labels, whole.from_lower, whole.from_upper):
         keep_known(part, annotation)
-    return _Filling(whole, methods, network)
+    return Filling(whole, methods, network)
 
 
 def _region(study: Study, roi: Roi) -> tuple[SparseLabels, torch.Tensor]:
@@ -411,8 +432,15 @@ def _carried(still: Carrier, fields: Fields | None, config: PropagateConfig) -> 
         return fill([(moving, ones)], supported, config.fusion), ["registration"] * len(ones)
     judge = Carrier(annotation, images, SliceTransforms(fields.image_velocity, *size))
     weights = motion_weights(hold_out(judge, config.fusion), hold_out(still, config.fusion), len(ones))
-    filled = fill([(moving, weights), (still, 1 - weights)], supported, config.fusion)
-    return filled, ["registration" if weight > 0.5 else "shape" for weight in weights]
+    refiner, possible = None, None
+    if config.refinement != "none" and annotation.labels.any():
+        refiner = Refiner(moving, still, Appearance(moving), load_refinement(config.refinement))
+        possible = possible_slices(moving, annotation.known, supported, config.extrapolate)
+    filled = fill(
+        [(moving, weights), (still, 1 - weights)], supported, config.fusion, refiner=refiner, possible=possible
+    )
+    refined = "" if refiner is None else ", refined"
+    return filled, [("registration" if weight > 0.5 else "shape") + refined for weight in weights]
 
 
 def _fields(study: Study, model: Model | None, roi: Roi, images: torch.Tensor) -> Fields:
@@ -430,7 +458,13 @@ def _uncropped(filled: Filled, roi: Roi, shape: tuple[int, ...]) -> Filled:
         array[roi.window] = part
         return array
 
-    return Filled(whole(filled.labels), whole(filled.from_lower), whole(filled.from_upper), whole(filled.uncertainty))
+    return replace(
+        filled,
+        labels=whole(filled.labels),
+        from_lower=whole(filled.from_lower),
+        from_upper=whole(filled.from_upper),
+        uncertainty=whole(filled.uncertainty),
+    )
 
 
 def _seeded_network(seed: int) -> RegistrationNet:
@@ -439,10 +473,24 @@ def _seeded_network(seed: int) -> RegistrationNet:
         return RegistrationNet()
 
 
-def _quality_report(annotation: SparseLabels, quality: Quality) -> dict[str, Any]:
-    report: dict[str, Any] = {}
-    for k, value in enumerate(annotation.values):
-        slices = {str(s): round(float(d), 4) for s, d in enumerate(quality.dice[k]) if math.isfinite(d)}
-        overall = quality.label_dice(k)
-        report[str(value)] = {"dice": round(overall, 4) if math.isfinite(overall) else None, "slices": slices}
-    return report
+def _quality_report(study: Study, quality: Quality) -> dict[str, Any]:
+    """Per label `dice` and `surface_mm` over the volume, and of each slice in `slices` and `slices_surface_mm`."""
+    in_plane = np.delete(np.array(voxel_spacing(study.volume.affine)), study.volume.slice_axis)
+    pixel_mm = float(in_plane.mean())
+    return {
+        str(value): {
+            "dice": _rounded(quality.label_dice(k)),
+            "surface_mm": _rounded(pixel_mm * quality.label_surface_px(k)),
+            "slices": _by_slice(quality.dice[k]),
+            "slices_surface_mm": _by_slice(pixel_mm * quality.surface_px[k]),
+        }
+        for k, value in enumerate(study.annotation.values)
+    }
+
+
+def _by_slice(values: NDArray[np.float64]) -> dict[str, float]:
+    return {str(s): round(float(value), 4) for s, value in enumerate(values) if math.isfinite(value)}
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None

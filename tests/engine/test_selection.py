@@ -3,15 +3,24 @@
 import numpy as np
 import pytest
 
+from sliceprop.engine.filling import Filled
 from sliceprop.engine.quality import Quality, estimate_quality
 from sliceprop.engine.selection import choose_slices, first_slices
 from sliceprop.labels import sparse_labels
 
 
+def quality(dice: np.ndarray, size_px: float) -> Quality:
+    return Quality(dice, np.zeros_like(dice), np.full(dice.shape, size_px))
+
+
+def filled(labels: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> Filled:
+    return Filled(labels, lower, upper, np.zeros(labels.shape, np.float32))
+
+
 def test_the_middle_of_the_wider_gap_comes_first() -> None:
     dice = np.full((1, 21), 0.8)
     dice[0, [0, 6, 20]] = 1
-    choices = choose_slices(Quality(dice, np.full((1, 21), 100.0)), {0, 6, 20}, 2)
+    choices = choose_slices(quality(dice, 100.0), {0, 6, 20}, 2)
     assert choices[0].index == 13
     assert 0 < choices[1].gain < choices[0].gain
 
@@ -20,14 +29,14 @@ def test_a_bad_label_attracts_more_than_a_good_one() -> None:
     dice = np.full((2, 21), 0.98)
     dice[1, 3:6] = 0.2
     dice[:, [0, 10, 20]] = 1
-    best = choose_slices(Quality(dice, np.full((2, 21), 50.0)), {0, 10, 20}, 1)[0]
+    best = choose_slices(quality(dice, 50.0), {0, 10, 20}, 1)[0]
     assert 2 <= best.index <= 6
     assert best.label == 1
 
 
 def test_annotated_slices_are_never_chosen_and_no_slice_twice() -> None:
     dice, annotated = np.full((1, 8), 0.5), {1, 4}
-    chosen = [c.index for c in choose_slices(Quality(dice, np.ones((1, 8))), annotated, 99)]
+    chosen = [c.index for c in choose_slices(quality(dice, 1.0), annotated, 99)]
     assert sorted(chosen) == [0, 2, 3, 5, 6, 7]
 
 
@@ -50,14 +59,14 @@ def test_expected_dice_is_one_where_known_and_falls_with_disagreement() -> None:
     labels[:, 10:30, 10:30] = 2
     sparse = labels.copy()
     sparse[1:4] = 0
-    agree = estimate_quality(sparse_labels(sparse), labels, labels, labels)
+    agree = estimate_quality(sparse_labels(sparse), filled(labels, labels, labels))
     moved = np.roll(labels, 6, axis=2)
-    differ = estimate_quality(sparse_labels(sparse), labels, labels, moved)
+    differ = estimate_quality(sparse_labels(sparse), filled(labels, labels, moved))
     assert (agree.dice[0, [0, 4]] == 1).all()
     assert (differ.dice[0, 1:4] < agree.dice[0, 1:4] - 0.05).all()
     assert agree.label_dice(0) > differ.label_dice(0)
 
 
 def test_without_any_gain_the_furthest_slice_is_chosen() -> None:
-    nowhere = Quality(np.full((1, 12), np.nan), np.zeros((1, 12)))
+    nowhere = quality(np.full((1, 12), np.nan), 0.0)
     assert choose_slices(nowhere, {3, 11}, 1)[0].index == 7

@@ -16,6 +16,9 @@ LEAST_RESEMBLANCE = 0.3
 annotated slice carried there and the slice itself, stays above this: the level at which, over ten volumes of MRI and
 CT, a carried label overlaps the true one as often as not (a single threshold told 82 % of the slices right)."""
 
+DOUBTFUL_RESEMBLANCE = 0.15
+"""Down to this a label that has likely ended is still looked for."""
+
 RESEMBLANCE_PULL = 0.5
 """How far the better-looking side moves the end of a label away from half-way, as a share of the interval, where one
 annotated slice resembles the slice perfectly and the other not at all."""
@@ -52,6 +55,28 @@ def supported_slices(
     return supported
 
 
+def possible_slices(
+    carrier: Carrier, known: NDArray[np.bool_], supported: NDArray[np.bool_], extrapolate: Literal["auto", "none"] | int
+) -> NDArray[np.bool_]:
+    """Slices on which each label may turn out to exist, `(K, S)`: the supported ones and doubtful ones beyond the end.
+
+    Args:
+        carrier: carries labels and images.
+        known: `(K, S)`.
+        supported: `(K, S)`, from `supported_slices`.
+        extrapolate: beyond the outermost slice only `auto` leaves doubt.
+    """
+    holds = _holds(carrier, known)
+    possible = supported.copy()
+    for k in range(len(known)):
+        for low, up in pairwise(np.flatnonzero(known[k]).tolist()):
+            possible[k, low:up] |= holds[k, low] | holds[k, up]
+        for outermost, beyond in _open_sides(known[k], holds[k]) if extrapolate == "auto" else []:
+            way = takewhile(partial(_resembles, carrier, k, outermost, DOUBTFUL_RESEMBLANCE), beyond)
+            possible[k, list(way)] = True
+    return possible & ~known
+
+
 def _holds(carrier: Carrier, known: NDArray[np.bool_]) -> NDArray[np.bool_]:
     holds = np.zeros_like(known)
     for s in np.flatnonzero(known.any(axis=0)):
@@ -80,8 +105,12 @@ def _goes_on(carrier: Carrier, k: int, outermost: int, extrapolate: Literal["aut
     if extrapolate == "none":
         return False
     if extrapolate == "auto":
-        return carrier.resemblance(k, outermost, outermost, index) >= LEAST_RESEMBLANCE
+        return _resembles(carrier, k, outermost, LEAST_RESEMBLANCE, index)
     return abs(index - outermost) <= int(extrapolate)
+
+
+def _resembles(carrier: Carrier, k: int, outermost: int, least: float, index: int) -> bool:
+    return carrier.resemblance(k, outermost, outermost, index) >= least
 
 
 def _furthest_scribble(carrier: Carrier, k: int, beyond: list[int]) -> int:

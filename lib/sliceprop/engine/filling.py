@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from sliceprop.config import Fusion
 from sliceprop.engine.interpolation import sources
 from sliceprop.engine.propagation import Carrier, LabelScores
+from sliceprop.engine.refinement import Question, Refiner
 from sliceprop.labels import SCRIBBLED_BACKGROUND, LabelArray, SparseLabels
 
 SCRIBBLE_SIGMA_PX = 4.0
@@ -26,6 +28,9 @@ ENDED_UNCERTAINTY = 0.5
 
 NEGLIGIBLE_WEIGHT = 0.02
 
+LEAST_EXPECTED_PIXELS = 0.5
+"""Less of a label is none."""
+
 
 @dataclass(frozen=True)
 class Filled:
@@ -36,12 +41,14 @@ class Filled:
         from_lower: from the annotated slices below only.
         from_upper: from the annotated slices above only.
         uncertainty: float32 in [0, 1].
+        expected_dice: `(K, S)`, overlap that refined scores promise, NaN where nothing was refined; None if nowhere.
     """
 
     labels: LabelArray
     from_lower: LabelArray
     from_upper: LabelArray
     uncertainty: NDArray[np.float32]
+    expected_dice: NDArray[np.float64] | None = None
 
 
 class _Claims:
@@ -70,40 +77,77 @@ class _Claims:
         return (1 - margin).clamp(0, 1)
 
 
-def fill(candidates: list[tuple[Carrier, NDArray[np.float64]]], supported: NDArray[np.bool_], rule: Fusion) -> Filled:
+def fill(
+    candidates: list[tuple[Carrier, NDArray[np.float64]]],
+    supported: NDArray[np.bool_],
+    rule: Fusion,
+    *,
+    refiner: Refiner | None = None,
+    possible: NDArray[np.bool_] | None = None,
+) -> Filled:
     """Fill every slice of the region of interest; what is known comes back unchanged.
 
     Args:
         candidates: carriers of the same annotation, each with its weight per label, `(K,)`; weights sum to 1.
         supported: `(K, S)`, slices on which each label may appear.
         rule: how the lower and the upper side are merged.
+        refiner: refines what propagation says, if there is one.
+        possible: `(K, S)`, slices on which the refiner may find a label; `supported` without it.
     """
-    annotation = candidates[0][0].annotation
+    carrier = candidates[0][0]
+    annotation, windows = carrier.annotation, carrier.windows
+    possible = supported & ~annotation.known if possible is None else possible
     shape = annotation.labels.shape
     labels, below, above = (np.zeros(shape, np.int32) for _ in range(3))
     uncertainty = np.zeros(shape, np.float32)
-    below_source, above_source = sources(annotation.known)
-    scribbles = _scribble_influence(candidates[0][0])
+    expected = np.full(annotation.known.shape, np.nan)
+    below_source, above_source = (side.tolist() for side in sources(annotation.known))
+    scribbles = _scribble_influence(carrier)
     for s in range(shape[0]):
+        questions = [
+            Question(k, low[s], up[s], bool(supported[k, s]), _mixed(candidates, k, s, low[s], up[s], rule))
+            for k, (low, up) in enumerate(zip(below_source, above_source, strict=True))
+        ]
+        claims = _claims(s, questions, possible, refiner)
         lower, upper, fused, ended = (_Claims(*shape[1:]) for _ in range(4))
         for k, value in enumerate(annotation.values):
-            window = candidates[0][0].windows[k]
-            scores = _mixed(candidates, k, s, int(below_source[k, s]), int(above_source[k, s]), rule)
-            pushed = scores.fused if supported[k, s] else torch.full_like(scores.fused, -1.0)
+            scores = questions[k].scores
             if (k, s) in scribbles:
-                pushed = (pushed + scribbles[k, s]).clamp(-1, 1)
-            fused.add(pushed, window, value)
+                claims[k] = (claims[k] + scribbles[k, s]).clamp(-1, 1)
+            fused.add(claims[k], windows[k], value)
             if supported[k, s]:
-                lower.add(scores.lower, window, value)
-                upper.add(scores.upper, window, value)
+                lower.add(scores.lower, windows[k], value)
+                upper.add(scores.upper, windows[k], value)
             else:
-                ended.add(scores.fused, window, value)
+                ended.add(scores.fused, windows[k], value)
         labels[s], below[s], above[s] = fused.winner(), lower.winner(), upper.winner()
         if not annotation.known[:, s].all():
             doubt = fused.doubt()
             lost = (ended.best > 0) & (fused.best <= 0)
             uncertainty[s] = torch.where(lost, doubt.clamp_min(ENDED_UNCERTAINTY), doubt).numpy()
-    return Filled(labels, below, above, uncertainty)
+        for k in np.flatnonzero(possible[:, s]) if refiner is not None else ():
+            won = torch.from_numpy(labels[s][windows[k]] == annotation.values[k])
+            expected[k, s] = _expected_dice(claims[k], won)
+    return Filled(labels, below, above, uncertainty, None if refiner is None else expected)
+
+
+def _claims(
+    index: int, questions: list[Question], possible: NDArray[np.bool_], refiner: Refiner | None
+) -> list[Tensor]:
+    """How much each label claims the pixels of its window on slice `index`."""
+    claims = [q.scores.fused if q.supported else torch.full_like(q.scores.fused, -1.0) for q in questions]
+    if refiner is not None:
+        open_questions = [question for question in questions if possible[question.k, index]]
+        for question, refined in zip(open_questions, refiner.refine(index, open_questions), strict=True):
+            claims[question.k] = refined
+    return claims
+
+
+def _expected_dice(score: Tensor, won: Tensor) -> float:
+    """`2 sum(p where won) / (|won| + sum(p))` with probabilities `p = (1 + score) / 2`; NaN where both are nothing."""
+    probability = (1 + score) / 2
+    total = float(won.sum() + probability.sum())
+    return 2 * float(probability[won].sum()) / total if total > LEAST_EXPECTED_PIXELS else math.nan
 
 
 def disagreement(lower: LabelArray, upper: LabelArray, annotation: SparseLabels) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from sliceprop.config import Fusion
 from sliceprop.engine import fusion
 from sliceprop.engine.flow import warp
 from sliceprop.engine.interpolation import FAR_PX, Box, bounding_box, signed_distance
-from sliceprop.engine.losses import lncc
+from sliceprop.engine.losses import box_mean, lncc
 from sliceprop.engine.registration import SliceTransforms
 from sliceprop.labels import SparseLabels
 
@@ -27,6 +27,8 @@ WINDOW_MARGIN = 0.25
 """Share of its size by which a label's window grows on each side: labels move between annotated slices."""
 
 LEAST_WINDOW_MARGIN_PX = 12
+
+DIFFERENCE_RADIUS_PX = 2
 
 
 class LabelScores(NamedTuple):
@@ -58,6 +60,9 @@ class Carrier:
         self.windows = [_window(annotation, value) for value in annotation.values]
         self._distances: dict[tuple[int, int], Tensor] = {}
         self._similarities: dict[tuple[int, int, int], Tensor] = {}
+        self._target = -1
+        self._carried: dict[tuple[int, int], Tensor] = {}
+        self._differences: dict[int, Tensor] = {}
 
     def distance(self, k: int, source: int) -> Tensor:
         """Signed distance of label `k` on an annotated slice, in its window, pixels."""
@@ -67,22 +72,40 @@ class Carrier:
         return self._distances[k, source]
 
     def carried(self, k: int, source: int, target: int) -> Tensor:
-        """Signed distance of label `k` of slice `source`, as it lies on slice `target`."""
+        """Signed distance of label `k` of slice `source`, as it lies on slice `target`; remembered for one target."""
         distance = self.distance(k, source)
         if self.transforms is None or source == target or distance.max() <= -FAR_PX:
             return distance
-        disp = self.transforms.between(source, target)[:, :, *self.windows[k]]
-        return warp(distance[None, None], disp)[0, 0]
+        self._look_at(target)
+        if (k, source) not in self._carried:
+            disp = self.transforms.between(source, target)[:, :, *self.windows[k]]
+            self._carried[k, source] = warp(distance[None, None], disp)[0, 0]
+        return self._carried[k, source]
 
     def similarity(self, source: int, target: int, radius_px: int) -> Tensor:
         """Squared local correlation of slice `source`, carried to `target`, with that slice, `(H, W)`."""
         key = source, target, radius_px
         if key not in self._similarities:
-            image = self.images[source : source + 1]
-            if self.transforms is not None:
-                image = warp(image, self.transforms.between(source, target))
+            image = self._carried_image(source, target)
             self._similarities[key] = lncc(image, self.images[target : target + 1], radius=radius_px)[0, 0]
         return self._similarities[key]
+
+    def difference(self, source: int, target: int) -> Tensor:
+        """Absolute difference of slice `source`, carried to `target`, from that slice, `(H, W)`, mean of 5x5 pixels."""
+        self._look_at(target)
+        if source not in self._differences:
+            difference = (self._carried_image(source, target) - self.images[target : target + 1]).abs()
+            self._differences[source] = box_mean(difference, DIFFERENCE_RADIUS_PX)[0, 0]
+        return self._differences[source]
+
+    def _look_at(self, target: int) -> None:
+        """Forget what was carried to another slice: slices are worked on one after the other."""
+        if target != self._target:
+            self._target, self._carried, self._differences = target, {}, {}
+
+    def _carried_image(self, source: int, target: int) -> Tensor:
+        image = self.images[source : source + 1]
+        return image if self.transforms is None else warp(image, self.transforms.between(source, target))
 
     def resemblance(self, k: int, source: int, around: int, target: int) -> float:
         """How well slice `source`, carried to `target`, looks like it near a label: mean squared local correlation.

@@ -35,6 +35,9 @@ CHUNK_PIXELS = 400_000
 BATCH_PAIRS = 16
 """Slice pairs per step of the network."""
 
+LNCC_RADIUS_PX = 5
+"""Window of 11 pixels: over ten volumes of MRI and CT a little better than 7."""
+
 MSE_SCALE = 20.0
 """Brings squared differences of intensities in [0, 1] to the size of the correlation loss, so that weights fit both."""
 
@@ -214,7 +217,9 @@ class Learner:
         disp = integrate_velocity(torch.cat([velocity, -velocity]), INTEGRATION_STEPS)
         warped = warp(torch.cat([lower, upper]), resize_flow(disp, *lower.shape[-2:]))
         fixed = torch.cat([upper, lower])
-        return lncc_loss(warped, fixed) if self.config.similarity == "lncc" else MSE_SCALE * mse_loss(warped, fixed)
+        if self.config.similarity == "mse":
+            return MSE_SCALE * mse_loss(warped, fixed)
+        return lncc_loss(warped, fixed, radius=LNCC_RADIUS_PX)
 
     def _run_stage(
         self,

@@ -1,0 +1,100 @@
+"""Refinement on a label whose carried border is wrong while the image shows the right one."""
+
+import numpy as np
+import pytest
+import torch
+
+from phantoms import dice
+from sliceprop.engine.appearance import Appearance
+from sliceprop.engine.propagation import Carrier
+from sliceprop.engine.refinement import FEATURES, Question, RefinementNet, Refiner, log_odds
+from sliceprop.errors import CheckpointError, FileError
+from sliceprop.labels import sparse_labels
+from sliceprop.pretrained import load_refinement, save_refinement
+
+ROWS, COLUMNS = np.mgrid[:64, :64]
+LABEL = 5
+
+
+@pytest.fixture(scope="module")
+def refiner() -> tuple[Refiner, Carrier, np.ndarray]:
+    """A bright square of 16 pixels that moves by 8 pixels and is 24 pixels wide half-way; carried without motion."""
+    labels = np.zeros((5, 64, 64), np.int32)
+    for s, half in enumerate((8, 10, 12, 10, 8)):
+        labels[s][(abs(ROWS - 28 - 2 * s) < half) & (abs(COLUMNS - 32) < half)] = LABEL
+    noise = np.random.default_rng(0).normal(0, 0.02, labels.shape)
+    image = torch.from_numpy((0.2 + 0.6 * (labels > 0) + noise).astype(np.float32))[:, None]
+    sparse = labels.copy()
+    sparse[1:4] = 0
+    still = Carrier(sparse_labels(sparse), image, None)
+    return Refiner(still, still, Appearance(still), load_refinement()), still, labels
+
+
+def question(still: Carrier, *, supported: bool = True) -> Question:
+    return Question(0, 0, 4, supported, still.scores(0, 2, 0, 4, "sdf"))
+
+
+def test_the_border_moves_to_where_the_image_has_it(refiner: tuple[Refiner, Carrier, np.ndarray]) -> None:
+    refine, still, labels = refiner
+    asked = question(still)
+    (refined,) = refine.refine(2, [asked])
+    truth = labels[2][still.windows[0]] == LABEL
+    before, after = dice((asked.scores.fused > 0).numpy(), truth), dice((refined > 0).numpy(), truth)
+    assert before < 0.85
+    assert after > 0.92
+    assert refined.min() >= -1 and refined.max() <= 1
+
+
+def test_far_from_the_border_nothing_changes(refiner: tuple[Refiner, Carrier, np.ndarray]) -> None:
+    refine, still, _ = refiner
+    asked = question(still)
+    (evidence,), (refined,) = refine.evidence(2, [asked]), refine.refine(2, [asked])
+    assert evidence.features.shape == (int(evidence.band.sum()), FEATURES)
+    assert torch.isfinite(evidence.features).all()
+    assert torch.equal(refined[~evidence.band], asked.scores.fused[~evidence.band])
+    assert not evidence.band.all() and evidence.band.any()
+
+
+def test_nothing_asked_nothing_answered(refiner: tuple[Refiner, Carrier, np.ndarray]) -> None:
+    assert refiner[0].refine(2, []) == []
+
+
+def test_without_trust_the_score_is_that_of_propagation(refiner: tuple[Refiner, Carrier, np.ndarray]) -> None:
+    _, still, _ = refiner
+    asked = question(still)
+    (refined,) = Refiner(still, still, Appearance(still), RefinementNet(trust=0.0)).refine(2, [asked])
+    assert torch.allclose(refined, asked.scores.fused, atol=0.021)
+
+
+def test_where_both_sides_agree_the_network_is_followed_less(refiner: tuple[Refiner, Carrier, np.ndarray]) -> None:
+    refine, still, _ = refiner
+    asked = question(still)
+    same = asked.scores._replace(lower=asked.scores.fused, upper=asked.scores.fused)
+    change = [
+        float((refine.refine(2, [one])[0] - asked.scores.fused).abs().mean())
+        for one in (asked._replace(scores=same), asked)
+    ]
+    assert change[0] < change[1]
+
+
+def test_log_odds_are_those_of_the_probability() -> None:
+    score = torch.tensor([-0.5, 0.0, 0.8, 1.0])
+    probability = (1 + score[:3]) / 2
+    assert torch.allclose(log_odds(score)[:3], torch.log(probability / (1 - probability)), atol=1e-5)
+    assert torch.isfinite(log_odds(score)).all()
+
+
+def test_networks_come_back_as_they_were_written(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    network = RefinementNet(width=8, trust=0.25)
+    save_refinement(tmp_path / "own.safetensors", network, {"volumes": ["a"]})
+    again = load_refinement(str(tmp_path / "own.safetensors"))
+    features = torch.randn(9, FEATURES).clamp(-0.9, 0.9)
+    assert torch.equal(again(features), network(features))
+
+
+def test_a_file_that_is_no_network_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(FileError, match="no such refinement network"):
+        load_refinement(str(tmp_path / "absent.safetensors"))
+    (tmp_path / "text.safetensors").write_text("nothing")
+    with pytest.raises(CheckpointError, match="not a refinement network"):
+        load_refinement(str(tmp_path / "text.safetensors"))
