@@ -300,3 +300,38 @@ def test_candidates_keep_what_is_known_of_a_partial_slice(phantom: tuple[np.ndar
     result = propagate(open_study(image, sparse, partial=True, slice_axis=0))
     for part in (result.labels, result.from_lower, result.from_upper):
         assert np.array_equal(part[5] == 7, sparse[5] == 7)
+
+
+def test_the_report_says_what_decided_where(phantom: tuple[np.ndarray, np.ndarray], model: Model) -> None:
+    image, labels = phantom
+    study = open_study(image, only(labels, ANNOTATED))
+    refined, plain = (propagate(study, model, PropagateConfig(refinement=r)).report for r in ("default", "none"))
+    for report in (refined, plain):
+        runs = report["intervals"]["1"]
+        assert [run["between"] for run in runs] == [[None, 1], [1, 5], [5, 9], [9, None]]
+        assert [run["slices"] for run in runs] == [[0, 0], [2, 4], [6, 8], [10, 10]]
+        assert report["quality"]["1"]["slices_surface_mm"]["5"] == 0
+        assert report["quality"]["1"]["surface_mm"] >= 0
+    assert {run["method"] for run in refined["intervals"]["1"]} == {"registration, refined"}
+    assert {run["method"] for run in plain["intervals"]["1"]} == {"registration"}
+    assert {run["refined"] for run in plain["intervals"]["1"]} == {None}
+    assert all(0 <= run["refined"] < 0.5 for run in refined["intervals"]["1"])
+    json.dumps(refined)
+
+
+def test_refinement_keeps_what_is_known(phantom: tuple[np.ndarray, np.ndarray], model: Model) -> None:
+    """Also where a label is known on a slice and another one is not."""
+    image, labels = phantom
+    sparse = only(labels, ANNOTATED)
+    sparse[5][sparse[5] == 7] = 0
+    result = propagate(open_study(image, sparse, partial=True), model)
+    painted = sparse > 0
+    assert np.array_equal(result.labels[painted], sparse[painted])
+    assert dice(result.labels[5] == 7, labels[5] == 7) > 0.8
+
+
+def test_an_unknown_refinement_network_is_refused(phantom: tuple[np.ndarray, np.ndarray], model: Model) -> None:
+    image, labels = phantom
+    study = open_study(image, only(labels, ANNOTATED))
+    with pytest.raises(InputError, match="no such refinement network"):
+        propagate(study, model, PropagateConfig(refinement="absent.safetensors"))

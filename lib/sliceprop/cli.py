@@ -323,8 +323,9 @@ def _report_text(report: dict[str, Any]) -> str:
     if "network" in report:
         lines.append(report["network"])
     for label, quality in report["quality"].items():
-        estimate = "not known" if quality["dice"] is None else f"{quality['dice']:.3f}"
-        lines.append(f"label {label}: estimated Dice {estimate}")
+        known = quality["dice"] is not None
+        estimate = f"{quality['dice']:.3f}, borders {quality['surface_mm']:.1f} mm off" if known else "not known"
+        lines.append(f"label {label}: estimated Dice {estimate} ({report['methods'][label]})")
     return "\n".join([*lines, _suggestion_text(report["suggestion"])])
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,9 @@ class Propagation:
         from_lower: labels carried from the annotated slice below only.
         from_upper: labels carried from the annotated slice above only.
         uncertainty: float32 in [0, 1], 0 on annotated slices.
-        report: `slice_axis`, `annotated_slices`, `method`, `trained`, `quality`, `suggestion`; plain values for JSON.
+        report: plain values for JSON: `slice_axis`, `annotated_slices`, `method` as asked for, `trained`, `methods`
+            (what decided about each label), `intervals` (and where, see `Filling.intervals`), `quality` (estimated
+            Dice and border distance), `suggestion`; `network` where one was overfitted.
     """
 
     labels: NDArray[np.int32]
@@ -267,6 +270,7 @@ def propagate(
         "method": config.method,
         "trained": model is not None and config.method in LEARNED_METHODS,
         "methods": {str(v): name for v, name in zip(study.annotation.values, filling.methods, strict=True)},
+        "intervals": {str(v): filling.intervals(study.annotation, k) for k, v in enumerate(study.annotation.values)},
         **({"network": filling.network} if filling.network else {}),
         "quality": _quality_report(study, quality),
         "suggestion": asdict(suggestion),
@@ -355,6 +359,27 @@ class Filling:
     def quality(self, annotation: SparseLabels) -> Quality:
         """Expected agreement with the truth."""
         return estimate_quality(annotation, self.filled)
+
+    def intervals(self, annotation: SparseLabels, k: int) -> list[dict[str, Any]]:
+        """What decided about label `k` in each run of slices between two known ones, or beyond the outermost one.
+
+        Returns:
+            `slices` (first and last of the run), `between` (the known slices below and above, None for none), `method`,
+            and `refined`, the pixels that refinement changed as a share of the label's pixels, None for none.
+        """
+        known = annotation.known_slices(k)
+        bounds = [None, *known, None]
+        area = (self.filled.labels == annotation.values[k]).sum(axis=(1, 2))
+        found = []
+        for below, above in pairwise(bounds):
+            run = slice(0 if below is None else below + 1, len(area) if above is None else above)
+            if area[run].any():
+                slices = run.start + np.flatnonzero(area[run])
+                changed = None if self.filled.refined_px is None else self.filled.refined_px[k, run].sum()
+                refined = None if changed is None else round(float(changed / area[run].sum()), 4)
+                where = {"slices": [int(slices[0]), int(slices[-1])], "between": [below, above]}
+                found.append({**where, "method": self.methods[k], "refined": refined})
+        return found
 
 
 def fill_study(study: Study, model: Model | None, config: PropagateConfig, overfit: Overfit = predict) -> Filling:

@@ -42,6 +42,7 @@ class Filled:
         from_upper: from the annotated slices above only.
         uncertainty: float32 in [0, 1].
         expected_dice: `(K, S)`, overlap that refined scores promise, NaN where nothing was refined; None if nowhere.
+        refined_px: `(K, S)`, pixels that refinement gave to each label or took from it; None without refinement.
     """
 
     labels: LabelArray
@@ -49,6 +50,7 @@ class Filled:
     from_upper: LabelArray
     uncertainty: NDArray[np.float32]
     expected_dice: NDArray[np.float64] | None = None
+    refined_px: NDArray[np.int64] | None = None
 
 
 class _Claims:
@@ -94,53 +96,99 @@ def fill(
         refiner: refines what propagation says, if there is one.
         possible: `(K, S)`, slices on which the refiner may find a label; `supported` without it.
     """
-    carrier = candidates[0][0]
-    annotation, windows = carrier.annotation, carrier.windows
-    possible = supported & ~annotation.known if possible is None else possible
-    shape = annotation.labels.shape
-    labels, below, above = (np.zeros(shape, np.int32) for _ in range(3))
-    uncertainty = np.zeros(shape, np.float32)
-    expected = np.full(annotation.known.shape, np.nan)
-    below_source, above_source = (side.tolist() for side in sources(annotation.known))
-    scribbles = _scribble_influence(carrier)
-    for s in range(shape[0]):
-        questions = [
-            Question(k, low[s], up[s], bool(supported[k, s]), _mixed(candidates, k, s, low[s], up[s], rule))
-            for k, (low, up) in enumerate(zip(below_source, above_source, strict=True))
+    filler = _Filler(candidates, supported, rule, refiner, possible)
+    for s in range(len(filler.labels)):
+        filler.fill_slice(s)
+    return filler.filled()
+
+
+class _Filler:
+    """The volume on its way, one slice after the other."""
+
+    def __init__(
+        self,
+        candidates: list[tuple[Carrier, NDArray[np.float64]]],
+        supported: NDArray[np.bool_],
+        rule: Fusion,
+        refiner: Refiner | None,
+        possible: NDArray[np.bool_] | None,
+    ) -> None:
+        self._candidates, self._supported, self._rule, self._refiner = candidates, supported, rule, refiner
+        carrier = candidates[0][0]
+        self._annotation, self._windows = carrier.annotation, carrier.windows
+        known, shape = self._annotation.known, self._annotation.labels.shape
+        self._possible = supported & ~known if possible is None else possible
+        self._below_source, self._above_source = (side.tolist() for side in sources(known))
+        self._scribbles = _scribble_influence(carrier)
+        self.labels, self._below, self._above = (np.zeros(shape, np.int32) for _ in range(3))
+        self._uncertainty = np.zeros(shape, np.float32)
+        self._expected, self._refined_px = np.full(known.shape, np.nan), np.zeros(known.shape, np.int64)
+
+    def fill_slice(self, s: int) -> None:
+        questions = [self._question(k, s) for k in range(len(self._annotation.values))]
+        claims = self._claims(s, questions)
+        fused = self._contest(claims)
+        self.labels[s] = fused.winner()
+        self._fill_sides(s, questions)
+        if not self._annotation.known[:, s].all():
+            self._uncertainty[s] = self._doubt(fused, questions).numpy()
+        if self._refiner is not None:
+            self._judge_refinement(s, questions, claims)
+
+    def filled(self) -> Filled:
+        parts = self.labels, self._below, self._above, self._uncertainty
+        return Filled(*parts) if self._refiner is None else Filled(*parts, self._expected, self._refined_px)
+
+    def _question(self, k: int, s: int) -> Question:
+        low, up = self._below_source[k][s], self._above_source[k][s]
+        scores = _mixed(self._candidates, k, s, low, up, self._rule)
+        return Question(k, low, up, bool(self._supported[k, s]), scores)
+
+    def _claims(self, s: int, questions: list[Question]) -> list[Tensor]:
+        """How much each label claims the pixels of its window."""
+        claims = [_carried_claim(question) for question in questions]
+        if self._refiner is not None:
+            open_questions = [question for question in questions if self._possible[question.k, s]]
+            for question, refined in zip(open_questions, self._refiner.refine(s, open_questions), strict=True):
+                claims[question.k] = refined
+        pushed = (self._scribbles.get((k, s)) for k in range(len(claims)))
+        return [
+            claim if push is None else (claim + push).clamp(-1, 1) for claim, push in zip(claims, pushed, strict=True)
         ]
-        claims = _claims(s, questions, possible, refiner)
-        lower, upper, fused, ended = (_Claims(*shape[1:]) for _ in range(4))
-        for k, value in enumerate(annotation.values):
-            scores = questions[k].scores
-            if (k, s) in scribbles:
-                claims[k] = (claims[k] + scribbles[k, s]).clamp(-1, 1)
-            fused.add(claims[k], windows[k], value)
-            if supported[k, s]:
-                lower.add(scores.lower, windows[k], value)
-                upper.add(scores.upper, windows[k], value)
-            else:
-                ended.add(scores.fused, windows[k], value)
-        labels[s], below[s], above[s] = fused.winner(), lower.winner(), upper.winner()
-        if not annotation.known[:, s].all():
-            doubt = fused.doubt()
-            lost = (ended.best > 0) & (fused.best <= 0)
-            uncertainty[s] = torch.where(lost, doubt.clamp_min(ENDED_UNCERTAINTY), doubt).numpy()
-        for k in np.flatnonzero(possible[:, s]) if refiner is not None else ():
-            won = torch.from_numpy(labels[s][windows[k]] == annotation.values[k])
-            expected[k, s] = _expected_dice(claims[k], won)
-    return Filled(labels, below, above, uncertainty, None if refiner is None else expected)
+
+    def _contest(self, claims: list[Tensor]) -> _Claims:
+        contest = _Claims(*self.labels.shape[1:])
+        for claim, window, value in zip(claims, self._windows, self._annotation.values, strict=True):
+            contest.add(claim, window, value)
+        return contest
+
+    def _fill_sides(self, s: int, questions: list[Question]) -> None:
+        nothing = [torch.full_like(q.scores.fused, -1.0) for q in questions]
+        lower = [q.scores.lower if q.supported else none for q, none in zip(questions, nothing, strict=True)]
+        upper = [q.scores.upper if q.supported else none for q, none in zip(questions, nothing, strict=True)]
+        self._below[s], self._above[s] = self._contest(lower).winner(), self._contest(upper).winner()
+
+    def _doubt(self, fused: _Claims, questions: list[Question]) -> Tensor:
+        """Of the result, and at least half where a label was carried to but judged to have ended."""
+        ended = self._contest(
+            [torch.full_like(q.scores.fused, -1.0) if q.supported else q.scores.fused for q in questions]
+        )
+        doubt, lost = fused.doubt(), (ended.best > 0) & (fused.best <= 0)
+        return torch.where(lost, doubt.clamp_min(ENDED_UNCERTAINTY), doubt)
+
+    def _judge_refinement(self, s: int, questions: list[Question], claims: list[Tensor]) -> None:
+        carried = self._contest([_carried_claim(question) for question in questions]).winner()
+        for k in np.flatnonzero(self._possible[:, s]):
+            window, value = self._windows[k], self._annotation.values[k]
+            won = self.labels[s][window] == value
+            self._expected[k, s] = _expected_dice(claims[k], torch.from_numpy(won))
+            self._refined_px[k, s] = np.count_nonzero(won != (carried[window] == value))
 
 
-def _claims(
-    index: int, questions: list[Question], possible: NDArray[np.bool_], refiner: Refiner | None
-) -> list[Tensor]:
-    """How much each label claims the pixels of its window on slice `index`."""
-    claims = [q.scores.fused if q.supported else torch.full_like(q.scores.fused, -1.0) for q in questions]
-    if refiner is not None:
-        open_questions = [question for question in questions if possible[question.k, index]]
-        for question, refined in zip(open_questions, refiner.refine(index, open_questions), strict=True):
-            claims[question.k] = refined
-    return claims
+def _carried_claim(question: Question) -> Tensor:
+    """What propagation claims."""
+    fused = question.scores.fused
+    return fused if question.supported else torch.full_like(fused, -1.0)
 
 
 def _expected_dice(score: Tensor, won: Tensor) -> float:

@@ -110,7 +110,9 @@ class PropagateTask(InferTask):  # type: ignore[misc]
             "slice_axis": study.volume.slice_axis,
             "annotated_slices": list(study.annotation.annotated_slices),
             "method": config.method,
-            "trained": model is not None,
+            "methods": {},
+            "intervals": {},
+            "trained": False,
             "quality": {},
             "suggestion": asdict(suggest(study, model, target=self._target, names=names)[0]),
         }

@@ -19,7 +19,7 @@ DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
 
 def named(report: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
     """The engine's report with names where it has label indices as keys."""
-    by_label = {key: report[key] for key in ("methods", "quality") if key in report}
+    by_label = {key: report[key] for key in ("methods", "intervals", "quality") if key in report}
     return {**report, **{key: {names[int(i)]: value for i, value in part.items()} for key, part in by_label.items()}}
 
 
