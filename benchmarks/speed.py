@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,24 @@ from numpy.typing import NDArray
 import cases
 import common
 import layouts
+import marks
 import placements
+import scale
 from cases import Case
+from memory import KIB_PER_MIB, PeakMemory
+from scribbles import scribbled_study
 from sliceprop import io
 from sliceprop.config import TrainConfig
 from sliceprop.engine.contour import ContourWorker
 from sliceprop.engine.interpolation import INTERPOLATIONS, interpolate
-from sliceprop.study import propagate, train
+from sliceprop.study import Study, propagate, train
+from synthetic import split_labels, thigh
 
 YARDSTICK = "lumbar_muscle_water_tum01"
 COUNT = 5
+LARGE, LARGE_LABELS, LARGE_COUNT = (200, 512, 512), 20, 7
+GOAL_S, LARGE_GOAL_S, INSTANT_GOAL_S = 60, 300, 1
+GOAL_GIB, LARGE_GOAL_GIB = 3, 8
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sys.executable).parent
 DEADLINE_S = 180
@@ -51,6 +59,7 @@ class Measurement:
         seconds: of each repeat.
         goal_s: at most, None where none is set.
         peak_gib: largest resident memory of the process over all repeats, None where it was not a process of its own.
+        goal_gib: at most, None where none is set.
     """
 
     name: str
@@ -58,6 +67,7 @@ class Measurement:
     seconds: list[float]
     goal_s: float | None = None
     peak_gib: float | None = None
+    goal_gib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,26 +86,15 @@ class Files:
         return [str(self.image), str(self.labels), "--slice-axis", axis, "--annotated-slices", slices]
 
 
-def annotated_slices(case: Case) -> list[int]:
+def annotated_slices(case: Case, count: int = COUNT) -> list[int]:
     """Some slices, from the first to the last labelled one."""
-    return placements.annotated_slices(case.image.array, case.labelled_range, "ends", str(COUNT))
+    return placements.annotated_slices(case.image.array, case.labelled_range, "ends", str(count))
 
 
-def split_labels(case: Case, pieces: int) -> NDArray[np.int32]:
-    """Cut each label of each slice into `pieces` bands of equal size along the rows: many labels on a real scan."""
-    split = np.zeros_like(case.reference)
-    for source, target in zip(case.slices(case.reference), case.slices(split), strict=True):
-        for value in range(1, int(case.reference.max()) + 1):
-            rows, columns = np.nonzero(source == value)
-            band = np.arange(rows.size) * pieces // max(rows.size, 1)
-            target[rows, columns] = (value - 1) * pieces + band + 1
-    return split
-
-
-def write_files(case: Case, folder: Path, reference: NDArray[np.int32]) -> Files:
+def write_files(case: Case, folder: Path, reference: NDArray[np.int32], count: int = COUNT) -> Files:
     """The scan, and the reference on the annotated slices only."""
     folder.mkdir()
-    annotated = annotated_slices(case)
+    annotated = annotated_slices(case, count)
     sparse = np.zeros_like(reference)
     case.slices(sparse)[annotated] = case.slices(reference)[annotated]
     files = Files(folder / "image.nii.gz", folder / "labels.nii.gz", annotated, case.slice_axis)
@@ -105,20 +104,23 @@ def write_files(case: Case, folder: Path, reference: NDArray[np.int32]) -> Files
 
 
 def run_process(*command: str | Path) -> tuple[float, float]:
-    """Wall-clock seconds of a process and its peak resident memory in GiB."""
+    """Wall-clock seconds of a process and the peak resident memory of it and its children in GiB."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds, process.returncode = time.perf_counter() - start, os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"exit status {process.returncode}: {' '.join(map(str, command))}")
-    return seconds, usage.ru_maxrss / 2**20
+    with PeakMemory() as memory:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(f"exit status {done.returncode}: {' '.join(map(str, command))}")
+    return seconds, memory.children_mib / KIB_PER_MIB
 
 
-def repeat_process(name: str, volume: str, goal_s: float, repeats: int, *command: str | Path) -> Measurement:
+def repeat_process(
+    name: str, volume: str, goal_s: float | None, repeats: int, *command: str | Path, goal_gib: float | None = None
+) -> Measurement:
     """The same process several times."""
     runs = [run_process(*command) for _ in range(repeats)]
-    return Measurement(name, volume, [seconds for seconds, _ in runs], goal_s, max(peak for _, peak in runs))
+    peak_gib = max(peak for _, peak in runs)
+    return Measurement(name, volume, [seconds for seconds, _ in runs], goal_s, peak_gib, goal_gib)
 
 
 def repeat(action: Callable[[], Any], repeats: int) -> list[float]:
@@ -130,7 +132,20 @@ def measure_command_line(case: Case, folder: Path, repeats: int) -> Iterator[Mea
     """Learning and propagating as one process."""
     files = write_files(case, folder / case.name, case.reference)
     command = [SCRIPTS / "sliceprop", "propagate", *files.arguments(), "-o", folder / "out.nii.gz"]
-    yield repeat_process("propagate with learning", case.name, 60, repeats, *command)
+    goal_gib = GOAL_GIB if case.name == YARDSTICK else None
+    yield repeat_process("propagate with learning", case.name, GOAL_S, repeats, *command, goal_gib=goal_gib)
+
+
+def measure_large(folder: Path, repeats: int) -> Iterator[Measurement]:
+    """The command line on a synthetic study as large as they come; with a model, and as it learns and propagates."""
+    case = replace(thigh(LARGE, LARGE_LABELS), name=f"thigh {'x'.join(map(str, LARGE))}, {LARGE_LABELS} labels")
+    files = write_files(case, folder / "large", case.reference, LARGE_COUNT)
+    program, out, model = SCRIPTS / "sliceprop", folder / "out.nii.gz", folder / "model.safetensors"
+    command = [program, "propagate", *files.arguments(), "-o", out]
+    goals = {"goal_gib": LARGE_GOAL_GIB}
+    yield repeat_process("propagate with learning", case.name, LARGE_GOAL_S, repeats, *command, **goals)
+    run_process(program, "train", *files.arguments(), "-o", model)
+    yield repeat_process("propagate with a model", case.name, None, repeats, *command, "--model", model, **goals)
 
 
 def measure_yardstick(case: Case, folder: Path, repeats: int) -> Iterator[Measurement]:
@@ -139,21 +154,38 @@ def measure_yardstick(case: Case, folder: Path, repeats: int) -> Iterator[Measur
     few = write_files(case, folder / "few", case.reference)
     program, out, model = SCRIPTS / "sliceprop", folder / "out.nii.gz", folder / "model.safetensors"
     learning = [program, "propagate", *many.arguments(), "-o", out]
-    yield repeat_process("propagate with learning, 60 labels", case.name, 60, repeats, *learning)
+    yield repeat_process("propagate with learning, 60 labels", case.name, GOAL_S, repeats, *learning, goal_gib=GOAL_GIB)
     run_process(program, "train", *few.arguments(), "-o", model)
     for name, files in ("propagate with a model", few), ("propagate with a model, 60 labels", many):
         command = [program, "propagate", *files.arguments(), "-o", out, "--model", model]
         yield repeat_process(name, case.name, 10, repeats, *command)
 
 
-def measure_in_process(case: Case, repeats: int) -> Iterator[Measurement]:
-    """One more annotated slice in a running process, without learning again."""
+def measure_in_process(case: Case, repeats: int, config: TrainConfig) -> Iterator[Measurement]:
+    """Corrections in a running process: the study opened anew and propagated again with the model learnt before."""
     annotated = annotated_slices(case)
-    model = train(case.study(annotated), TrainConfig())
-    propagate(case.study(annotated), model)
-    more = sorted({*annotated, annotated[0] + 1})
-    seconds = repeat(lambda: propagate(case.study(more), model), repeats)
-    yield Measurement("propagate again after one more slice, in process", case.name, seconds, 1)
+    model = train(case.study(annotated), config)
+    before = case.slices(propagate(case.study(annotated), model).labels)
+    for name, study in corrections(case, annotated, before).items():
+        seconds = repeat(lambda study=study: propagate(study(), model), repeats)
+        yield Measurement(f"after a correction, model learnt before: {name}", case.name, seconds, INSTANT_GOAL_S)
+
+
+def corrections(case: Case, annotated: list[int], before: NDArray[np.int32]) -> dict[str, Callable[[], Study]]:
+    """How to open the study with a correction of each kind, where it changes most.
+
+    Args:
+        case: with the reference.
+        annotated: slices that were given before; the new one is in the middle of the longest stretch between them.
+        before: the result, `(S, H, W)`; the scribble goes through its largest mistake.
+    """
+    steps, reference = np.diff(annotated), case.slices(case.reference)
+    more = sorted({*annotated, annotated[int(steps.argmax())] + int(steps.max()) // 2})
+    scribbles, _ = marks.draw(marks.find_mistakes(before, reference, marks.PLANES["slices"], 1), reference)
+    return {
+        "one more annotated slice": lambda: case.study(more),
+        "one scribble": lambda: scribbled_study(case, annotated, scribbles),
+    }
 
 
 def measure_previews(case: Case, repeats: int) -> Iterator[Measurement]:
@@ -164,7 +196,7 @@ def measure_previews(case: Case, repeats: int) -> Iterator[Measurement]:
     for method in INTERPOLATIONS:
         interpolate(annotation, method)
         seconds = repeat(lambda method=method: interpolate(annotation, method), repeats)
-        yield Measurement(f"preview, {method}", case.name, seconds, 1)
+        yield Measurement(f"preview, {method}", case.name, seconds, INSTANT_GOAL_S)
 
 
 def measure_server(case: Case, folder: Path, repeats: int) -> Iterator[Measurement]:
@@ -263,21 +295,32 @@ def _timed(action: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def report(results: dict[str, Any]) -> str:
-    """The table."""
+def report(results: dict[str, Any], name: str) -> str:
+    """The tables; `name` is that of the files."""
     rows = [
-        [m["name"], m["volume"], *(f"{x:.2f}" for x in _summary(m["seconds"])), m["goal_s"], m["peak_gib"]]
+        [
+            m["name"],
+            m["volume"],
+            *(f"{x:.2f}" for x in _summary(m["seconds"])),
+            m["goal_s"],
+            m["peak_gib"],
+            m["goal_gib"],
+        ]
         for m in results["measurements"]
     ]
-    header = ["measurement", "volume", "median s", "min s", "max s", "goal s", "peak GiB"]
-    return f"# Speed\n\n{common.describe(results['machine'])}\n\n{common.markdown_table(header, rows)}"
+    header = ["measurement", "volume", "median s", "min s", "max s", "goal s", "peak GiB", "goal GiB"]
+    parts = ["# Speed", common.describe(results["machine"]), common.markdown_table(header, rows).strip()]
+    points = [scale.Point(**point) for point in results["points"]]
+    if points:
+        parts += [scale.markdown(points).strip(), f"![growth]({name}.png)"]
+    return "\n\n".join(parts) + "\n"
 
 
 def _summary(seconds: list[float]) -> tuple[float, float, float]:
     return statistics.median(seconds), min(seconds), max(seconds)
 
 
-PARTS = ("previews", "in-process", "command-line", "yardstick", "server")
+PARTS = ("previews", "in-process", "command-line", "yardstick", "server", "scale")
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[Measurement]:
@@ -286,7 +329,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[Measurement
     if "previews" in arguments.parts:
         yield from measure_previews(yardstick, arguments.repeats)
     if "in-process" in arguments.parts:
-        yield from measure_in_process(yardstick, arguments.repeats)
+        yield from measure_in_process(yardstick, arguments.repeats, TrainConfig())
     if "command-line" in arguments.parts:
         for case in _load(arguments, arguments.volumes):
             yield from measure_command_line(case, folder, arguments.repeats)
@@ -294,6 +337,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[Measurement
         yield from measure_yardstick(yardstick, folder, arguments.repeats)
     if "server" in arguments.parts:
         yield from measure_server(yardstick, folder, arguments.repeats)
+    if "scale" in arguments.parts:
+        if "command-line" not in arguments.parts:
+            yield from measure_command_line(yardstick, folder, arguments.repeats)
+        yield from measure_large(folder, arguments.repeats)
 
 
 def _load(arguments: argparse.Namespace, names: Sequence[str]) -> list[Case]:
@@ -304,19 +351,28 @@ def main() -> None:
     """Parse the arguments, measure, write after every measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     common.add_data_argument(parser)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:-1], help="default: all but scale")
     parser.add_argument("--volumes", nargs="+", default=[YARDSTICK], help="for the command line; default %(default)s")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=common.RESULTS / "speed.json")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"machine": common.machine(), "measurements": []}
+    results: dict[str, Any] = {"machine": common.machine(), "measurements": [], "points": []}
     with tempfile.TemporaryDirectory() as folder:
         for measurement in measure(arguments, Path(folder)):
-            results["measurements"].append(asdict(measurement))
-            common.write_results(arguments.out, results, report(results))
-            print(
-                measurement.name, measurement.volume, *(f"{s:.2f}" for s in measurement.seconds), sep="\t", flush=True
-            )
+            _keep(arguments.out, results, "measurements", measurement)
+    if "scale" in arguments.parts:
+        points = []
+        for point in scale.measure():
+            points.append(point)
+            _keep(arguments.out, results, "points", point)
+        scale.draw(points, arguments.out.with_suffix(".png"))
+
+
+def _keep(path: Path, results: dict[str, Any], kind: str, found: Measurement | scale.Point) -> None:
+    """Write what is there so far, and say what is new."""
+    results[kind].append(asdict(found))
+    common.write_results(path, results, report(results, path.stem))
+    print(*asdict(found).values(), sep="\t", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,16 +29,18 @@ BEYOND = (0.12, 0.23, 0.55)
 """The same beyond the outermost annotated slice: constant, per square root of distance over radius, per 1 / radius;
 from 676 label slices, where a structure's end makes it a guess: mean absolute error 0.29."""
 
-REFINED_BETWEEN = (0.0, 1.0, 0.0, 0.0)
+REFINED_BETWEEN = (-0.096, 1.161, 0.077, 0.142)
 """Expected error of a refined label between two annotated slices: constant, per promised error, per disagreement, per
-1 / radius."""
+1 / radius. Least absolute error over 6,555 label slices of ten volumes of MRI and CT (`benchmarks/quality.py`); leaving
+one volume out at a time, mean absolute error 0.07 and rank correlation 0.88 per label and slice."""
 
-REFINED_BEYOND = (0.0, 1.0, 0.0, 0.0)
-"""The same beyond the outermost annotated slice: constant, per promised error, per reach, per 1 / radius."""
+REFINED_BEYOND = (-0.111, 1.529, -0.050, 0.483)
+"""The same beyond the outermost annotated slice: constant, per promised error, per reach, per 1 / radius; from 753
+label slices: mean absolute error 0.22, rank correlation 0.69."""
 
-SURFACE = 1.0
-"""Border distance over error and radius: two discs of radius r that overlap with a Dice of D have borders about
-r (1 - D) apart."""
+SURFACE = 0.64
+"""Border distance over expected error and radius: two discs of radius r that overlap with a Dice of D have borders
+about r (1 - D) apart. Median over the same label slices."""
 
 
 class Signs(NamedTuple):
