@@ -54,7 +54,8 @@ class TrainConfig:
         refine_steps: steps of direct optimisation of the velocity fields after the network.
         similarity: image similarity of a slice pair, local normalised cross-correlation or squared differences.
         smoothness: weight of the velocity's diffusion loss.
-        mask_weight: weight of the Dice loss between annotated slices after composition, 0 switches it off.
+        mask_weight: weight of the Dice loss between neighbouring annotated slices that lie near each other, after
+            composition; 0 switches it off.
         patience: epochs without improvement after which the network stops.
         learning_rate: of the network.
         seed: of weights and batch order; the same seed on the same device gives the same fields
@@ -62,7 +63,7 @@ class TrainConfig:
     """
 
     budget_s: float = 30.0
-    max_epochs: int = 25
+    max_epochs: int = 8
     refine_steps: int = 60
     similarity: Similarity = "lncc"
     smoothness: float = 0.3

@@ -71,7 +71,7 @@ Overfit = Callable[[SparseLabels, torch.Tensor, PropagateConfig], tuple[Filled, 
 
 @dataclass(frozen=True)
 class Propagation:
-    """The volume that came out, everything on the original grid `(i, j, k)`.
+    """The volume that came out, everything on the original grid `(i, j, k)`, in whatever order in memory.
 
     Attributes:
         labels: fused labels, int32; annotated slices are bit-identical to the input.
@@ -201,7 +201,8 @@ def train(
         assert init.roi is not None and init.fields is not None
         roi, start = init.roi, init.fields.image_velocity
     annotation, images = _region(study, roi)
-    anchors = make_anchors(annotation, *half_size(*images.shape[-2:]), device=target)
+    grid = half_size(*images.shape[-2:])
+    anchors = make_anchors(annotation, *grid, device=target) if config.mask_weight > 0 else []
     network = init.network() if init is not None else _seeded_network(config.seed)
     last_saved = -math.inf
 
@@ -222,6 +223,7 @@ def train(
         network,
         config,
         anchors=anchors,
+        gap=int(np.diff(annotation.annotated_slices).max(initial=0)),
         start=start,
         progress=report,
         cancelled=cancelled or (lambda: False),
@@ -277,10 +279,10 @@ def propagate(
     }
     original = study.volume.to_original
     return Propagation(
-        np.ascontiguousarray(original(filling.filled.labels)),
-        np.ascontiguousarray(original(filling.filled.from_lower)),
-        np.ascontiguousarray(original(filling.filled.from_upper)),
-        np.ascontiguousarray(original(filling.filled.uncertainty)),
+        original(filling.filled.labels),
+        original(filling.filled.from_lower),
+        original(filling.filled.from_upper),
+        original(filling.filled.uncertainty),
         report,
     )
 
@@ -410,8 +412,8 @@ def fill_study(study: Study, model: Model | None, config: PropagateConfig, overf
         filled, methods = _interpolated(still, config)
     else:
         fields = None if model is None and config.method == "auto" else _fields(study, model, roi, images)
-        with one_thread():
-            filled, methods = _carried(still, fields, config)
+        with one_thread() as threads:
+            filled, methods = _carried(still, fields, config, threads)
     whole = _uncropped(filled, roi, annotation.labels.shape)
     apply_scribbles(whole.labels, annotation)
     for part in (whole.labels, whole.from_lower, whole.from_upper):
@@ -444,26 +446,25 @@ def _interpolated(still: Carrier, config: PropagateConfig) -> tuple[Filled, list
     return filled, [config.method] * len(annotation.values)
 
 
-def _carried(still: Carrier, fields: Fields | None, config: PropagateConfig) -> tuple[Filled, list[str]]:
+def _carried(still: Carrier, fields: Fields | None, config: PropagateConfig, threads: int) -> tuple[Filled, list[str]]:
     """Registration, for `auto` weighed against carrying straight through, which is all there is without fields."""
     annotation, images = still.annotation, still.images
     ones, size = np.ones(len(annotation.values)), images.shape[-2:]
     if fields is None:
         supported = supported_slices(still, annotation.known, config.extrapolate)
-        return fill([(still, ones)], supported, config.fusion), ["shape"] * len(ones)
+        return fill([(still, ones)], supported, config.fusion, threads=threads), ["shape"] * len(ones)
     moving = Carrier(annotation, images, SliceTransforms(fields.velocity, *size))
     supported = supported_slices(moving, annotation.known, config.extrapolate)
     if config.method == "registration":
-        return fill([(moving, ones)], supported, config.fusion), ["registration"] * len(ones)
+        return fill([(moving, ones)], supported, config.fusion, threads=threads), ["registration"] * len(ones)
     judge = Carrier(annotation, images, SliceTransforms(fields.image_velocity, *size))
     weights = motion_weights(hold_out(judge, config.fusion), hold_out(still, config.fusion), len(ones))
     refiner, possible = None, None
     if config.refinement != "none" and annotation.labels.any():
-        refiner = Refiner(moving, still, Appearance(moving), load_refinement(config.refinement))
+        refiner = Refiner(moving, still, Appearance(moving, threads=threads), load_refinement(config.refinement))
         possible = possible_slices(moving, annotation.known, supported, config.extrapolate)
-    filled = fill(
-        [(moving, weights), (still, 1 - weights)], supported, config.fusion, refiner=refiner, possible=possible
-    )
+    candidates = [(moving, weights), (still, 1 - weights)]
+    filled = fill(candidates, supported, config.fusion, refiner=refiner, possible=possible, threads=threads)
     refined = "" if refiner is None else ", refined"
     return filled, [("registration" if weight > 0.5 else "shape") + refined for weight in weights]
 

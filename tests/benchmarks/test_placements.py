@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from placements import annotated_slices
+from placements import PLACEMENTS, annotated_slices
+from sliceprop.engine.network import RegistrationNet
 
 SCAN = np.zeros((24, 4, 4))
 LABELLED = (5, 14)
@@ -39,5 +40,39 @@ def test_random_slices_repeat_with_their_seed_and_stay_in_range() -> None:
 
 
 def test_more_slices_than_there_are_give_them_all() -> None:
-    for placement in ("ends", "centres", "keep_n", "random"):
+    for placement in PLACEMENTS:
         assert annotated_slices(SCAN, LABELLED, placement, "40") == list(range(5, 15))
+
+
+LOOKING = ("kmeans", "histogram", "ssim", "perceptual")
+
+
+def scan() -> np.ndarray:
+    """Textures change at slice 10, and outside the labelled range nothing is like the slices in it."""
+    rng = np.random.default_rng(0)
+    slices = np.repeat(rng.normal(size=(2, 1, 12, 12)) * [[[[100]]], [[[300]]]], (10, 14), axis=0)[:, 0]
+    slices[:5], slices[15:] = rng.normal(size=(2, 1, 12, 12)) * 1000
+    return slices.astype(np.int16)
+
+
+@pytest.mark.parametrize("placement", LOOKING)
+def test_plans_that_look_take_a_slice_of_each_kind_within_the_range(placement: str) -> None:
+    for seed in range(5):
+        low, high = annotated_slices(scan(), LABELLED, placement, "2", seed)
+        assert 5 <= low < 10 <= high <= 14
+
+
+@pytest.mark.parametrize("placement", LOOKING)
+def test_percentages_are_of_all_slices(placement: str) -> None:
+    chosen = annotated_slices(scan(), LABELLED, placement, "50%")
+    assert len(chosen) == 12 and (min(chosen) < 5 or max(chosen) > 14)
+
+
+def test_a_network_of_the_scan_can_judge() -> None:
+    network = RegistrationNet()
+    for block in network.down:
+        block[0].bias.data.fill_(1e9)  # blind: draws as if all slices were alike
+    seen, unseen = (
+        [annotated_slices(scan(), LABELLED, "perceptual", "2", s, n) for s in range(9)] for n in (None, network)
+    )
+    assert all(low < 10 <= high for low, high in seen) and not all(low < 10 <= high for low, high in unseen)

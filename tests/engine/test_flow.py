@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from sliceprop.engine.flow import (
     compose,
+    compose_steps,
     folding_fraction,
     identity_grid,
     integrate_velocity,
@@ -53,6 +54,16 @@ def test_composition_walks_first_then_second() -> None:
 def test_composing_translations_adds_them() -> None:
     first, second = torch.full((1, 2, HEIGHT, WIDTH), 1.5), torch.full((1, 2, HEIGHT, WIDTH), -0.25)
     assert torch.allclose(compose(first, second), torch.full_like(first, 1.25))
+
+
+def test_runs_of_steps_walk_every_step_in_order() -> None:
+    steps = torch.cat([smooth_field(seed, 3.0) for seed in range(5)])
+    runs = compose_steps(steps, 3)
+    assert len(runs) == 3
+    for first, run in enumerate(runs):
+        a, b, c = (steps[first + i : first + i + 1] for i in range(3))
+        assert torch.allclose(run[None], compose(compose(a, b), c))
+    assert torch.equal(compose_steps(steps, 1), steps)
 
 
 def test_zero_velocity_is_the_identity() -> None:

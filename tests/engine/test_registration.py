@@ -6,7 +6,7 @@ import torch
 
 from phantoms import HEIGHT, WIDTH, moving_disc
 from sliceprop.config import TrainConfig
-from sliceprop.engine.anchors import Anchors, anchor_loss, make_anchors
+from sliceprop.engine.anchors import ANCHOR_GAP, Anchors, anchor_loss, make_anchors
 from sliceprop.engine.flow import integrate_velocity
 from sliceprop.engine.network import RegistrationNet
 from sliceprop.engine.registration import SliceTransforms, register
@@ -89,6 +89,37 @@ def test_cancelling_ends_at_once_and_keeps_the_best(images: torch.Tensor) -> Non
     assert torch.isfinite(fields.velocity).all()
 
 
+def test_slices_several_steps_apart_are_compared_where_annotations_lie_far_apart() -> None:
+    """Slices alternate in contrast so that neighbours look alike only where noise is; two steps on they match."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    random = np.random.default_rng(0)
+    planes = [np.sin((columns - s) / 2.5) * np.sin(rows / 2.5) for s in range(8)]
+    noise = [random.normal(size=(HEIGHT, WIDTH)) for _ in planes]
+    slices = np.stack([p if s % 2 == 0 else n for s, (p, n) in enumerate(zip(planes, noise, strict=True))])
+    images = torch.from_numpy(((slices - slices.min()) / np.ptp(slices)).astype(np.float32))[:, None]
+    start = torch.zeros(7, 2, *half_size(HEIGHT, WIDTH))
+    config = TrainConfig(budget_s=300, max_epochs=0, refine_steps=60)
+
+    def drift(gap: int) -> float:
+        fields = Learner(images, RegistrationNet(), config, gap=gap, start=start).run()
+        disp = SliceTransforms(fields.velocity, HEIGHT, WIDTH).between(2, 4)
+        return float(disp[0, 1, 8:-8, 8:-8].mean())
+
+    assert abs(drift(0)) < 0.5
+    assert drift(6) == pytest.approx(-2, abs=0.7)
+
+
+def test_every_planned_step_is_told_as_an_epoch(images: torch.Tensor) -> None:
+    events: list[Progress] = []
+    config = TrainConfig(budget_s=300, max_epochs=1, refine_steps=20)
+    learner = Learner(images, RegistrationNet(), config, gap=30, progress=events.append)
+    learner.run()
+    assert len(learner.hops) == 3
+    assert [e.epoch for e in events] == sorted(e.epoch for e in events)
+    assert all(e.total_epochs == 21 for e in events)
+    assert events[-1].epoch == 21
+
+
 def translation(columns: float, n: int = 3) -> torch.Tensor:
     velocity = torch.zeros(n, 2, 20, 24)
     velocity[:, 1] = columns
@@ -107,6 +138,18 @@ def test_anchor_loss_vanishes_for_the_true_motion_and_only_for_it() -> None:
     assert loss_of(translation(-2.0), anchors) < 1e-4
     assert loss_of(translation(0.0), anchors) == pytest.approx(1)
     assert loss_of(translation(2.0), anchors) == pytest.approx(1)
+
+
+def test_masks_far_apart_do_not_anchor() -> None:
+    far = np.zeros((20, 20, 24), np.int32)
+    far[[0, ANCHOR_GAP + 1], 2:8, 2:8] = 1
+    assert make_anchors(sparse_labels(far), 10, 12, device=torch.device("cpu")) == []
+    masks = torch.zeros(3, 1, 20, 24)
+    masks[0, 0, 6:12, 4:10] = 1
+    masks[1:, 0, 6:12, 10:16] = 1
+    velocity = translation(0.0, n=ANCHOR_GAP + 2)
+    assert loss_of(velocity, [Anchors((0, ANCHOR_GAP + 1, ANCHOR_GAP + 2), masks)]) < 1e-6
+    assert loss_of(velocity, [Anchors((0, ANCHOR_GAP, ANCHOR_GAP + 1), masks)]) == pytest.approx(0.5)
 
 
 def test_scribbles_on_the_way_join_the_anchor_loss() -> None:

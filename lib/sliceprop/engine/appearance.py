@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from sliceprop.engine.interpolation import sources
 from sliceprop.engine.propagation import Carrier
+from sliceprop.labels import LabelArray
 
 TREES = 32
 
@@ -24,11 +25,11 @@ LEAST_LEAF = 2
 FEATURE_SHARE = 0.5
 """Share of the features tried at every split: more than is usual, for only few of them matter at any one border."""
 
-PIXELS_PER_SLICE = 6_000
-"""Pixels of an annotated slice that the trees learn from at most."""
+PIXELS = 12_000
+"""Pixels that the trees learn from at most, the same number of each annotated slice."""
 
-REACH_PX = 16
-"""Only pixels this close to a label teach: nobody asks about others."""
+REACH_PX = 8
+"""Only pixels this close to a border teach: nobody asks about others, and fewer, nearer ones teach more."""
 
 NEAR_PX, WIDE_PX = 4, 9
 """How far from a pixel its surroundings are looked at: along both axes, near also along the diagonals."""
@@ -44,25 +45,26 @@ class Appearance:
         Geurts, Ernst, Wehenkel: Extremely randomized trees, Machine Learning 63, 2006, doi:10.1007/s10994-006-6226-1.
     """
 
-    def __init__(self, carrier: Carrier, *, seed: int = 0) -> None:
+    def __init__(self, carrier: Carrier, *, seed: int = 0, threads: int = 1) -> None:
         """Learn from the annotated slices and the scribbles.
 
         Args:
             carrier: images and annotation, and the motion that says where a pixel lies on the annotated slices.
             seed: of the trees.
+            threads: that share the trees while they learn.
         """
         from sklearn.ensemble import ExtraTreesClassifier
 
         self._carrier = carrier
         self._values = np.array((0, *carrier.annotation.values))
-        self._features: dict[int, Features] = {}
         random = np.random.default_rng(seed)
         lessons = [self._lesson(s, random) for s in self._taught_slices]
-        self._trees = ExtraTreesClassifier(
-            TREES, min_samples_leaf=LEAST_LEAF, max_features=FEATURE_SHARE, random_state=seed, n_jobs=-1
+        forest = ExtraTreesClassifier(
+            TREES, min_samples_leaf=LEAST_LEAF, max_features=FEATURE_SHARE, random_state=seed, n_jobs=threads
         )
-        self._trees.fit(*(np.concatenate(part) for part in zip(*lessons, strict=True)))
-        self._columns = np.searchsorted(self._values, self._trees.classes_)
+        forest.fit(*(np.concatenate(part) for part in zip(*lessons, strict=True)))
+        self._columns = np.searchsorted(self._values, forest.classes_)
+        self._trees = forest.estimators_
 
     def probabilities(self, index: int, pixels: Pixels) -> NDArray[np.float32]:
         """Probability of background and of each label at some pixels of slice `index`, `(K + 1, n)`.
@@ -73,8 +75,15 @@ class Appearance:
         """
         found = np.zeros((len(self._values), int(pixels.sum())), np.float32)
         if found.shape[1]:
-            found[self._columns] = self._trees.predict_proba(self._described(index, pixels)).T
+            # The forest's own predict_proba starts new threads for every slice, which takes longer than the answer.
+            described = self._described(index, pixels)
+            answers = (tree.predict_proba(described, check_input=False) for tree in self._trees)
+            found[self._columns] = sum(answers).T / len(self._trees)
         return found
+
+    @property
+    def _pixels_per_slice(self) -> int:
+        return PIXELS // len(self._taught_slices)
 
     @cached_property
     def _taught_slices(self) -> list[int]:
@@ -88,15 +97,15 @@ class Appearance:
         """Described pixels of a slice and what they are."""
         annotation = self._carrier.annotation
         painted = annotation.labels[s].copy()
-        near = _grown(painted > 0, REACH_PX) if painted.any() else np.full(painted.shape, annotation.known[:, s].any())
+        near = _near_border(painted) if painted.any() else np.full(painted.shape, annotation.known[:, s].any())
         near &= (painted > 0) | ~self._may_hold_others(s)
         if annotation.scribbles is not None:
             marked = annotation.scribbles[s] != 0
             painted[marked] = np.maximum(annotation.scribbles[s][marked], 0)
             near |= marked
         chosen = np.flatnonzero(near)
-        if chosen.size > PIXELS_PER_SLICE:
-            chosen = np.sort(random.choice(chosen, PIXELS_PER_SLICE, replace=False))
+        if chosen.size > self._pixels_per_slice:
+            chosen = np.sort(random.choice(chosen, self._pixels_per_slice, replace=False))
         pixels = np.zeros(painted.shape, bool)
         pixels.flat[chosen] = True
         return self._described(s, pixels), painted[pixels]
@@ -113,11 +122,10 @@ class Appearance:
 
     def _described(self, index: int, pixels: Pixels) -> Features:
         """Features of the image and position of some pixels, `(n, F)`; diagonals let a tree cut at an angle."""
-        if index not in self._features:
-            self._features[index] = image_features(self._carrier.images[index, 0].numpy())
+        features = image_features(self._carrier.images[index, 0].numpy())[:, pixels]
         row, column = self._position(index, pixels)
         where = np.stack([row, column, row + column, row - column])
-        described: Features = np.concatenate([self._features[index][:, pixels], where]).T.astype(np.float32)
+        described: Features = np.ascontiguousarray(np.concatenate([features, where]).T, np.float32)
         return described
 
     def _position(self, index: int, pixels: Pixels) -> NDArray[np.float64]:
@@ -166,6 +174,11 @@ def _shifted(plane: NDArray[np.float32], offsets: list[tuple[int, int]]) -> list
         padded[WIDE_PX + rows : WIDE_PX + rows + height, WIDE_PX + columns : WIDE_PX + columns + width]
         for rows, columns in offsets
     ]
+
+
+def _near_border(labels: LabelArray) -> Pixels:
+    """Pixels near those whose neighbours differ."""
+    return _grown(ndimage.morphological_gradient(labels, size=3) > 0, REACH_PX)
 
 
 def _grown(mask: Pixels, by_px: int) -> Pixels:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +88,7 @@ def fill(
     *,
     refiner: Refiner | None = None,
     possible: NDArray[np.bool_] | None = None,
+    threads: int = 1,
 ) -> Filled:
     """Fill every slice of the region of interest; what is known comes back unchanged.
 
@@ -95,10 +98,12 @@ def fill(
         rule: how the lower and the upper side are merged.
         refiner: refines what propagation says, if there is one.
         possible: `(K, S)`, slices on which the refiner may find a label; `supported` without it.
+        threads: that share the slices; the result does not depend on their number.
     """
     filler = _Filler(candidates, supported, rule, refiner, possible)
-    for s in range(len(filler.labels)):
-        filler.fill_slice(s)
+    runs = np.array_split(np.arange(len(filler.labels)), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        deque(pool.map(filler.fill_slices, runs), maxlen=0)
     return filler.filled()
 
 
@@ -124,7 +129,11 @@ class _Filler:
         self._uncertainty = np.zeros(shape, np.float32)
         self._expected, self._refined_px = np.full(known.shape, np.nan), np.zeros(known.shape, np.int64)
 
-    def fill_slice(self, s: int) -> None:
+    def fill_slices(self, run: NDArray[np.intp]) -> None:
+        for s in run.tolist():
+            self._fill_slice(s)
+
+    def _fill_slice(self, s: int) -> None:
         questions = [self._question(k, s) for k in range(len(self._annotation.values))]
         claims = self._claims(s, questions)
         fused = self._contest(claims)

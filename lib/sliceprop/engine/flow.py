@@ -44,6 +44,23 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
     return first + warp(second, first)
 
 
+def compose_steps(steps: Tensor, hop: int) -> Tensor:
+    """Displacements over `hop` steps in a row, of every run of steps.
+
+    Args:
+        steps: `(N, 2, H, W)`, in the order in which they are walked.
+        hop: steps in a run.
+
+    Returns:
+        `(N - hop + 1, 2, H, W)`, entry `i` walks steps `i` to `i + hop - 1`.
+    """
+    n_runs = len(steps) - hop + 1
+    disp = steps[:n_runs]
+    for i in range(1, hop):
+        disp = compose(disp, steps[i : i + n_runs])
+    return disp
+
+
 def integrate_velocity(velocity: Tensor, steps: int = 6) -> Tensor:
     """Displacement of a stationary velocity field, `disp = exp(velocity)`, by scaling and squaring.
 

@@ -6,6 +6,7 @@ label is worked on in a window of its own, around all places where it was drawn.
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import torch
@@ -45,8 +46,31 @@ class LabelScores(NamedTuple):
     fused: Tensor
 
 
+class _Target(threading.local):
+    """What was carried to the slice that a thread works on: slices are worked on one after the other.
+
+    Attributes:
+        carried: label and source to signed distance.
+        differences: source to difference of the images.
+    """
+
+    def __init__(self) -> None:
+        self._index = -1
+        self.carried: dict[tuple[int, int], Tensor] = {}
+        self.differences: dict[int, Tensor] = {}
+
+    def looked_at(self, index: int) -> _Target:
+        """Itself, after forgetting what was carried to another slice."""
+        if index != self._index:
+            self._index, self.carried, self.differences = index, {}, {}
+        return self
+
+
 class Carrier:
-    """Carries labels and images of the annotated slices to any other slice, with or without motion."""
+    """Carries labels and images of the annotated slices to any other slice, with or without motion.
+
+    Several threads may ask at once, each about slices of its own.
+    """
 
     def __init__(self, annotation: SparseLabels, images: Tensor, transforms: SliceTransforms | None) -> None:
         """Prepare to carry.
@@ -60,9 +84,7 @@ class Carrier:
         self.windows = [_window(annotation, value) for value in annotation.values]
         self._distances: dict[tuple[int, int], Tensor] = {}
         self._similarities: dict[tuple[int, int, int], Tensor] = {}
-        self._target = -1
-        self._carried: dict[tuple[int, int], Tensor] = {}
-        self._differences: dict[int, Tensor] = {}
+        self._target = _Target()
 
     def distance(self, k: int, source: int) -> Tensor:
         """Signed distance of label `k` on an annotated slice, in its window, pixels."""
@@ -76,11 +98,11 @@ class Carrier:
         distance = self.distance(k, source)
         if self.transforms is None or source == target or distance.max() <= -FAR_PX:
             return distance
-        self._look_at(target)
-        if (k, source) not in self._carried:
+        carried = self._target.looked_at(target).carried
+        if (k, source) not in carried:
             disp = self.transforms.between(source, target)[:, :, *self.windows[k]]
-            self._carried[k, source] = warp(distance[None, None], disp)[0, 0]
-        return self._carried[k, source]
+            carried[k, source] = warp(distance[None, None], disp)[0, 0]
+        return carried[k, source]
 
     def similarity(self, source: int, target: int, radius_px: int) -> Tensor:
         """Squared local correlation of slice `source`, carried to `target`, with that slice, `(H, W)`."""
@@ -92,16 +114,11 @@ class Carrier:
 
     def difference(self, source: int, target: int) -> Tensor:
         """Absolute difference of slice `source`, carried to `target`, from that slice, `(H, W)`, mean of 5x5 pixels."""
-        self._look_at(target)
-        if source not in self._differences:
+        differences = self._target.looked_at(target).differences
+        if source not in differences:
             difference = (self._carried_image(source, target) - self.images[target : target + 1]).abs()
-            self._differences[source] = box_mean(difference, DIFFERENCE_RADIUS_PX)[0, 0]
-        return self._differences[source]
-
-    def _look_at(self, target: int) -> None:
-        """Forget what was carried to another slice: slices are worked on one after the other."""
-        if target != self._target:
-            self._target, self._carried, self._differences = target, {}, {}
+            differences[source] = box_mean(difference, DIFFERENCE_RADIUS_PX)[0, 0]
+        return differences[source]
 
     def _carried_image(self, source: int, target: int) -> Tensor:
         image = self.images[source : source + 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -78,7 +79,10 @@ def register(images: Tensor, *, start: Tensor | None = None, budget_s: float = 8
 
 
 class SliceTransforms:
-    """Displacements between any two slices of a study at full resolution, composed on demand and remembered."""
+    """Displacements between any two slices of a study at full resolution, composed on demand and remembered.
+
+    Several threads may ask at once.
+    """
 
     def __init__(self, velocity: Tensor, height: int, width: int) -> None:
         """Integrate all fields once.
@@ -91,15 +95,17 @@ class SliceTransforms:
         self._up = resize_flow(integrate_velocity(velocity), height, width)
         self._down = resize_flow(integrate_velocity(-velocity), height, width)
         self._paths: dict[tuple[int, bool], list[Tensor]] = {}
+        self._lock = Lock()
 
     def between(self, source: int, target: int) -> Tensor:
         """Displacement that carries slice `source` to slice `target`, `(1, 2, H, W)`, pixels, on the target's grid."""
         if source == target:
             return torch.zeros_like(self._up[:1])
         rising = target > source
-        path = self._paths.setdefault((source, rising), [])
-        while len(path) < abs(target - source):
-            s = source + len(path) if rising else source - len(path) - 1
-            step = self._up[s : s + 1] if rising else self._down[s : s + 1]
-            path.append(compose(step, path[-1]) if path else step)
-        return path[abs(target - source) - 1]
+        with self._lock:
+            path = self._paths.setdefault((source, rising), [])
+            while len(path) < abs(target - source):
+                s = source + len(path) if rising else source - len(path) - 1
+                step = self._up[s : s + 1] if rising else self._down[s : s + 1]
+                path.append(compose(step, path[-1]) if path else step)
+            return path[abs(target - source) - 1]

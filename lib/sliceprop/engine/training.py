@@ -1,8 +1,9 @@
 """Learning the deformation of each slice into the next, on one study, driven by ignite engines.
 
-Four stages share the time budget: a network learns on half-resolution slices; its velocity fields are then optimised
-directly at half and at full resolution from the images alone; at last the annotated masks join, composed from one
-annotated slice to the next. Each stage keeps the best it saw and ends early on time, on cancel, or without improvement.
+A network learns on half-resolution slices; its velocity fields are then optimised directly, at half and at full
+resolution. Where annotated slices lie far apart, slices several steps apart are compared at last too, over composed
+displacements, so that small errors do not add up on the way; where they lie close together, their masks join.
+The stages share the time budget; each keeps the best it saw and ends early on time, on cancel, or without improvement.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 from sliceprop.config import TrainConfig
 from sliceprop.engine.anchors import Anchors, anchor_loss
-from sliceprop.engine.flow import integrate_velocity, resize_flow, warp
+from sliceprop.engine.flow import compose_steps, integrate_velocity, resize_flow, warp
 from sliceprop.engine.losses import diffusion_loss, lncc_loss, mse_loss
 from sliceprop.engine.network import RegistrationNet
 from sliceprop.engine.threads import one_thread
@@ -41,8 +42,15 @@ LNCC_RADIUS_PX = 5
 MSE_SCALE = 20.0
 """Brings squared differences of intensities in [0, 1] to the size of the correlation loss, so that weights fit both."""
 
-MASK_SCALE = 0.05
-"""Weight of the mean Dice loss beside the image loss: found to help on few slices without bending the image fit."""
+MASK_SCALE = 0.015
+"""Weight of the mean Dice loss beside the image loss: thrice as much helps muscles alike and others less."""
+
+HOPS = (2, 4, 8)
+"""Slices so many steps apart are compared ..."""
+
+HOPS_PER_GAP = 3
+"""... where at least so many such hops lead from one annotated slice to the next: over shorter ways, whose labels are
+carried over few slices anyway, they cost more than they bring."""
 
 SMALL_STUDY_VOXELS = 150_000
 """Up to here one thread learns faster than two."""
@@ -95,6 +103,7 @@ class Learner:
         config: TrainConfig,
         *,
         anchors: Sequence[Anchors] = (),
+        gap: int = 0,
         start: Tensor | None = None,
         progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
@@ -105,7 +114,8 @@ class Learner:
             slices: `(S, 1, H, W)` in [0, 1], on the device to learn on.
             network: trained in place.
             config: see `TrainConfig`.
-            anchors: annotated masks; without any the last stage is left out.
+            anchors: annotated masks, for the last stage; without any there is none.
+            gap: slices from one annotated slice to the next, where it is largest.
             start: velocities of an earlier run on the same grid, which refinement continues.
             progress: called after every epoch.
             cancelled: asked after every step.
@@ -113,7 +123,8 @@ class Learner:
         self.config, self.network = config, network.to(slices.device)
         self.full = slices
         self.half = halved(slices)
-        self.anchors = list(anchors) if config.mask_weight > 0 else []
+        self.anchors = list(anchors)
+        self.hops = [hop for hop in HOPS if hop * HOPS_PER_GAP <= gap]
         self.metric = 0.0
         self._velocity, self._image_velocity = start, start
         self._progress, self._cancelled = progress, cancelled
@@ -131,12 +142,16 @@ class Learner:
 
     def _run(self) -> None:
         refine = self.config.refine_steps
-        half, masks = round(0.4 * refine), round(0.3 * refine) if self.anchors else 0
-        self._learn_network(self.config.max_epochs, budget_share=0.3)
+        masks = round(0.3 * refine) if self.anchors else 0
+        half, n_hops = round(0.4 * (refine - masks)), len(self.hops)
+        far = round(0.3 * (refine - masks) / n_hops) * n_hops if n_hops else 0
+        self._learn_network(self.config.max_epochs, budget_share=0.2)
         if self._velocity is None:
             self._velocity = self.predict()
-        self._refine(self.half, half, budget_share=0.45)
-        self._refine(self.full, refine - half - masks, budget_share=0.8 if masks else 1.0)
+        end = 0.8 if masks else 1.0
+        self._refine(self.half, half, budget_share=0.4)
+        self._refine(self.full, refine - half - far - masks, budget_share=0.7 * end if far else end)
+        self._refine(self.full, far, budget_share=end, hops=self.hops)
         self._image_velocity = self._velocity
         self._refine(self.full, masks, budget_share=1.0, anchors=self.anchors)
 
@@ -173,21 +188,29 @@ class Learner:
         if best:
             self.network.load_state_dict(best)
 
-    def _refine(self, slices: Tensor, epochs: int, *, budget_share: float, anchors: Sequence[Anchors] = ()) -> None:
-        """Optimise the velocities themselves against `slices`; every epoch is one step over all pairs."""
+    def _refine(
+        self,
+        slices: Tensor,
+        steps: int,
+        *,
+        budget_share: float,
+        hops: Sequence[int] = (1,),
+        anchors: Sequence[Anchors] = (),
+    ) -> None:
+        """Optimise the velocities themselves against `slices`; every step is one over all pairs, an epoch all hops."""
         assert self._velocity is not None
         velocity = self._velocity.to(slices.device, copy=True).requires_grad_(True)
         optimiser = torch.optim.Adam([velocity], lr=0.1 if slices is self.half else 0.05, betas=(0.9, 0.99))
-        chunks = torch.arange(len(velocity)).split(max(1, CHUNK_PIXELS // slices[0].numel()))
         drawn = [anchors[i] for i in torch.randperm(len(anchors), generator=self._generator)[:MAX_ANCHOR_GROUPS]]
         tried = velocity.detach()
 
-        def step(_: Engine, __: Any) -> tuple[float, float]:
+        def step(_: Engine, hop: Any) -> tuple[float, float]:
             nonlocal tried
             tried = velocity.detach().clone()
             optimiser.zero_grad()
-            losses = [self._backward_pairs(velocity, slices, pairs) for pairs in chunks]
-            total, image = (sum(column) for column in zip(*losses, strict=True))
+            total, image = self._backward_pairs(velocity, slices, 1)
+            if hop > 1:
+                total += self._backward_pairs(velocity, slices, hop)[0]
             if drawn:
                 total += self._backward_anchors(velocity, drawn)
             optimiser.step()
@@ -196,14 +219,21 @@ class Learner:
         def keep() -> None:
             self._velocity = tried
 
-        self._run_stage(step, [None], epochs, budget_share, keep)
+        n_hops = max(1, len(hops))
+        self._run_stage(step, hops, steps // n_hops, budget_share, keep, counts=n_hops)
 
-    def _backward_pairs(self, velocity: Tensor, slices: Tensor, pairs: Tensor) -> tuple[float, float]:
-        share = len(pairs) / len(velocity)
-        image = self._image_loss(slices[pairs], slices[pairs + 1], velocity[pairs]) * share
-        loss = image + self.config.smoothness * diffusion_loss(velocity[pairs]) * share
-        loss.backward()
-        return float(loss.detach()), float(image.detach())
+    def _backward_pairs(self, velocity: Tensor, slices: Tensor, hop: int) -> tuple[float, float]:
+        """Loss of all slices `hop` steps apart, of neighbours with smoothness; and that of the images alone."""
+        total = similarity = 0.0
+        n_pairs, chunk = len(slices) - hop, max(1, CHUNK_PIXELS // slices[0].numel())
+        for first in range(0, n_pairs, chunk):
+            last = min(first + chunk, n_pairs)
+            fields, share = velocity[first : last + hop - 1], (last - first) / n_pairs
+            image = self._image_loss(slices[first:last], slices[first + hop : last + hop], fields, hop) * share
+            loss = image + self.config.smoothness * diffusion_loss(fields) * share if hop == 1 else image
+            loss.backward()
+            total, similarity = total + float(loss.detach()), similarity + float(image.detach())
+        return total, similarity
 
     def _backward_anchors(self, velocity: Tensor, anchors: Sequence[Anchors]) -> float:
         up, down = integrate_velocity(torch.cat([velocity, -velocity]), INTEGRATION_STEPS).chunk(2)
@@ -212,9 +242,10 @@ class Learner:
             loss.backward()
         return float(loss.detach())
 
-    def _image_loss(self, lower: Tensor, upper: Tensor, velocity: Tensor) -> Tensor:
-        """Dissimilarity of both slices warped onto each other, mean of both directions."""
-        disp = integrate_velocity(torch.cat([velocity, -velocity]), INTEGRATION_STEPS)
+    def _image_loss(self, lower: Tensor, upper: Tensor, velocity: Tensor, hop: int = 1) -> Tensor:
+        """Dissimilarity of slices `hop` steps apart, warped onto each other, mean of both directions."""
+        up, down = integrate_velocity(torch.cat([velocity, -velocity]), INTEGRATION_STEPS).chunk(2)
+        disp = torch.cat([compose_steps(up.flip(0), hop).flip(0), compose_steps(down, hop)])
         warped = warp(torch.cat([lower, upper]), resize_flow(disp, *lower.shape[-2:]))
         fixed = torch.cat([upper, lower])
         if self.config.similarity == "mse":
@@ -230,14 +261,18 @@ class Learner:
         keep: Callable[[], None],
         *,
         patience: int | None = None,
+        counts: int = 1,
     ) -> None:
-        """Run one ignite engine; `keep` is called whenever the epoch's mean loss is the lowest so far."""
+        """Run one ignite engine; `keep` is called whenever the epoch's mean loss is the lowest so far.
+
+        In progress one of its epochs counts as so many.
+        """
         from ignite.engine import Engine, Events
         from ignite.handlers import EarlyStopping
 
         deadline = self._began + budget_share * self.config.budget_s
         if epochs == 0 or not batches or time.monotonic() >= deadline or self._cancelled():
-            self._epoch += epochs
+            self._epoch += epochs * counts
             return
         engine, first, lowest = Engine(step), self._epoch, float("inf")
         outputs: list[tuple[float, float]] = []
@@ -260,14 +295,14 @@ class Learner:
                 lowest = loss
                 keep()
             self.metric = max(self.metric, 1 - image)
-            self._epoch += 1
+            self._epoch += counts
             self._progress(self._event())
 
         if patience is not None:
             stopper = EarlyStopping(patience, score_function=lambda e: -e.state.metrics["loss"], trainer=engine)
             engine.add_event_handler(Events.EPOCH_COMPLETED, stopper)
         engine.run(batches, max_epochs=epochs)
-        self._epoch = first + epochs
+        self._epoch = first + epochs * counts
 
     def _event(self) -> Progress:
         elapsed = time.monotonic() - self._began
