@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from sliceprop.engine.weight_files import read_tensors
 from sliceprop.errors import FileError, InputError
 
 ALEXNET_SHAPES = {
@@ -60,7 +60,7 @@ def _read(file: Path, shapes: Mapping[str, tuple[int, ...]], wanted: str) -> dic
     if not file.is_file():
         raise FileError(f"{file}: no such file; give {wanted}")
     try:
-        tensors = _tensors(file)
+        tensors = read_tensors(file)
         found = {name: tensors[name].float() for name in shapes}
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
@@ -71,12 +71,3 @@ def _read(file: Path, shapes: Mapping[str, tuple[int, ...]], wanted: str) -> dic
         if not found[name].isfinite().all():
             raise InputError(f"{file}: {name} is not finite; give {wanted}")
     return found
-
-
-def _tensors(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    tensors: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    return tensors

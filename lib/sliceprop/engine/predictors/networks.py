@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sliceprop.config import Predictor, PredictorConfig
+from sliceprop.engine.weight_files import read_tensors
 from sliceprop.errors import InputError
 
 CHANNELS = 3
@@ -96,19 +97,10 @@ def load_encoder_weights(encoder: nn.Module, file: Path) -> None:
         InputError: a file that holds something else or the weights of another encoder.
     """
     try:
-        encoder.load_state_dict(_read_tensors(file))
+        encoder.load_state_dict(read_tensors(file))
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file}: cannot be used as weights of this encoder ({reason})") from error
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    tensors: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    return tensors
 
 
 def make_substitute(method: Predictor, config: PredictorConfig, n_classes: int) -> tuple[nn.Module, str]:
