@@ -7,7 +7,7 @@ import torch
 from phantoms import dice
 from sliceprop.engine.appearance import Appearance
 from sliceprop.engine.propagation import Carrier
-from sliceprop.engine.refinement import FEATURES, Question, RefinementNet, Refiner, log_odds
+from sliceprop.engine.refinement import FEATURES, LEAST_TRUST, Question, RefinementNet, Refiner, log_odds
 from sliceprop.errors import CheckpointError, FileError
 from sliceprop.labels import sparse_labels
 from sliceprop.pretrained import load_refinement, save_refinement
@@ -75,6 +75,28 @@ def test_where_both_sides_agree_the_network_is_followed_less(refiner: tuple[Refi
         for one in (asked._replace(scores=same), asked)
     ]
     assert change[0] < change[1]
+
+
+@pytest.mark.parametrize(("alike", "share"), [(True, LEAST_TRUST), (False, 1.0)])
+def test_beyond_the_outermost_slice_the_network_is_followed_where_the_scan_looks_different(
+    alike: bool, share: float
+) -> None:
+    """A network that always adds one to the log-odds shows how far it is followed."""
+    labels = np.zeros((2, 64, 64), np.int32)
+    labels[0][(abs(ROWS - 32) < 10) & (abs(COLUMNS - 32) < 10)] = LABEL
+    first, second = np.random.default_rng(0).random((2, 64, 64)).astype(np.float32)
+    image = torch.from_numpy(np.stack([first, first if alike else second]))[:, None]
+    still = Carrier(sparse_labels(labels), image, None)
+    network = RefinementNet(trust=0.5)
+    for weight in network.parameters():
+        torch.nn.init.zeros_(weight)
+    torch.nn.init.ones_(network.layers[-1].bias)
+    refine = Refiner(still, still, Appearance(still), network)
+    asked = Question(0, 0, -1, True, still.scores(0, 1, 0, -1, "sdf"))
+    (evidence,), (refined,) = refine.evidence(1, [asked]), refine.refine(1, [asked])
+    near = evidence.band & (asked.scores.fused.abs() < 0.9)
+    added = (log_odds(refined) - log_odds(asked.scores.fused))[near]
+    assert near.any() and torch.allclose(added, torch.full_like(added, 0.5 * share), atol=1e-3)
 
 
 def test_log_odds_are_those_of_the_probability() -> None:

@@ -32,7 +32,11 @@ FULL_TRUST_DISAGREEMENT = 0.3
 """1 - Dice of both sides from which on the network is followed as far as it deserves."""
 
 LEAST_TRUST = 0.3
-"""Share of it that is left where both sides are the same: the image may still show something else."""
+"""Share of it that is left where all is the same: the image may still show something else."""
+
+ALIKE, UNLIKE = 0.7, 0.5
+"""Beyond the outermost annotated slice: mean squared local correlation around a label, between that slice carried there
+and the slice itself, from which on it is followed the least, and down from which on as far as it deserves."""
 
 SIDE_FEATURES, COMMON_FEATURES = 11, 8
 FEATURES = 2 * SIDE_FEATURES + COMMON_FEATURES
@@ -102,11 +106,23 @@ class Refiner:
         corrections = self._network(pixels).split([len(one.features) for one in evidence])
         refined = []
         for question, one, correction in zip(questions, evidence, corrections, strict=True):
-            fused, trust = question.scores.fused, self._network.trust * _share_of_trust(question)
+            fused, trust = question.scores.fused, self._network.trust * self._share_of_trust(question, index)
             score = fused.clone() if question.supported else torch.full_like(fused, -1.0)
             score[one.band] = torch.tanh((log_odds(one.features[:, BASE]) + trust * correction) / 2)
             refined.append(score)
         return refined
+
+    def _share_of_trust(self, question: Question, index: int) -> float:
+        """1 where there is much to correct: where both sides disagree, or the only one carried looks different."""
+        k, sides = question.k, [s for s in (question.low, question.up) if s >= 0]
+        if len(sides) == 1:
+            resemblance = self._carrier.resemblance(k, sides[0], sides[0], index)
+            share = (ALIKE - resemblance) / (ALIKE - UNLIKE)
+        else:
+            lower, upper = question.scores.lower > 0, question.scores.upper > 0
+            total = int(lower.sum() + upper.sum())
+            share = (1 - 2 * int((lower & upper).sum()) / total) / FULL_TRUST_DISAGREEMENT if total else 1.0
+        return min(1.0, max(LEAST_TRUST, share))
 
     def evidence(self, index: int, questions: list[Question]) -> list[Evidence]:
         """What is known about each label on slice `index`."""
@@ -207,16 +223,6 @@ class _Highest:
     def without(self, score: Tensor, window: Box) -> Tensor:
         """Highest score of all labels but the one that has `score`."""
         return torch.where(score >= self.best[window], self.second[window], self.best[window])
-
-
-def _share_of_trust(question: Question) -> float:
-    """1 where the sides disagree or there is only one; less where they agree, for there is less to correct."""
-    if question.low < 0 or question.up < 0:
-        return 1.0
-    lower, upper = question.scores.lower > 0, question.scores.upper > 0
-    total = int(lower.sum() + upper.sum())
-    disagreement = 1 - 2 * int((lower & upper).sum()) / total if total else 1.0
-    return min(1.0, max(LEAST_TRUST, disagreement / FULL_TRUST_DISAGREEMENT))
 
 
 def log_odds(score: Tensor) -> Tensor:
