@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sliceprop
-from sliceprop.config import PropagateConfig, TrainConfig
+from sliceprop.config import PropagateConfig, SuggestConfig, TrainConfig
 from sliceprop.errors import InputError
 from sliceprop.io import Image, write_image
 from sliceprop.phantom import Phantom, make_phantom
@@ -50,6 +50,8 @@ def test_an_opened_study_serves_every_step(phantom: Phantom) -> None:
     assert result.report["trained"] is True
     (suggestion,) = sliceprop.suggest(study, model=model)
     assert suggestion.slice not in phantom.annotated_slices
+    plan = sliceprop.suggest(study, config=SuggestConfig(9, plan="keep_n"))
+    assert [s.slice for s in plan] == [s for s in range(9) if s not in phantom.annotated_slices]
     measured = sliceprop.evaluate(
         result.labels, phantom.reference, labels=phantom.sparse, slice_axis=2, affine=phantom.affine
     )

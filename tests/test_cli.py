@@ -19,7 +19,9 @@ from sliceprop.phantom import Phantom, make_phantom
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT_KEYS = {"label_names", "slice_axis", "annotated_slices", "method", "trained", "quality", "suggestion"}
-SUGGESTION_KEYS = {"slice", "slice_axis", "position_ras", "reason", "expected_gain", "stop"}
+SUGGESTION_KEYS = {"slice", "slice_axis", "position_ras", "reason", "labels", "stop"} | {
+    f"expected_{name}" for name in ("dice", "dice_after", "gain")
+}
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -204,6 +206,31 @@ def test_suggest_prints_text(data: Path, model: Path, run: Run) -> None:
     assert "slice" in out
 
 
+@pytest.mark.parametrize("plan", ["centres", "random", "perceptual"])
+def test_suggest_lays_out_a_plan(data: Path, model: Path, plan: str, phantom: Phantom, run: Run) -> None:
+    options = ["--plan", plan, "-n", 5, "--seed", 3, "--json"]
+    if plan == "perceptual":
+        options += ["--model", model]
+    code, out, err = run("suggest", data / "scan.nii.gz", *options)
+    assert code == 0, err
+    slices = [suggestion["slice"] for suggestion in json.loads(out)]
+    assert len(slices) == 5 and slices == sorted(set(slices))
+    code, out, err = run("suggest", *scan_and_labels(data), *options)
+    assert code == 0, err
+    left = [suggestion["slice"] for suggestion in json.loads(out)]
+    assert left == [s for s in slices if s not in phantom.annotated_slices]
+
+
+def test_the_target_decides_when_it_is_enough(data: Path, run: Run) -> None:
+    def stop(target: float) -> bool:
+        code, out, err = run("suggest", *scan_and_labels(data), "--target", target, "--json")
+        assert code == 0, err
+        return bool(json.loads(out)[0]["stop"])
+
+    assert stop(0.01)
+    assert not stop(1)
+
+
 def test_evaluate_knows_the_answer_of_a_shifted_box(tmp_path: Path, run: Run) -> None:
     """A box of 6 voxels moved by one voxel of 2 mm: Dice 5/6."""
     boxes = np.zeros((2, 20, 8, 8), np.uint8)
@@ -285,6 +312,14 @@ BAD = {
     "overwrites its input": "propagate scan.nii.gz labels.nii.gz -o labels.nii.gz",
     "writes twice": "propagate scan.nii.gz labels.nii.gz -o out.nii.gz --uncertainty out.nii.gz",
     "no suggestion": "suggest scan.nii.gz labels.nii.gz -n 0",
+    "target of nothing": "suggest scan.nii.gz labels.nii.gz --target 0",
+    "target above all": "suggest scan.nii.gz labels.nii.gz --target 1.5",
+    "unknown plan": "suggest scan.nii.gz --plan every_second",
+    "plan with a negative seed": "suggest scan.nii.gz --plan random --seed -1",
+    "weights of another plan": "suggest scan.nii.gz --plan ssim --perceptual-weights text.nii.gz",
+    "missing weights of AlexNet": "suggest scan.nii.gz --plan perceptual --perceptual-weights missing.pth",
+    "damaged weights": "suggest scan.nii.gz --plan perceptual --perceptual-weights damaged.safetensors",
+    "linear weights alone": "suggest scan.nii.gz --plan perceptual --linear-weights missing.pth",
     "evaluate other shape": "evaluate labels.nii.gz other_shape.nii.gz",
     "bad port": "serve --port 0",
 }

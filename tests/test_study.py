@@ -1,12 +1,14 @@
 """Use cases on a study with a known answer."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from phantoms import dice, moving_disc, only
-from sliceprop.config import FUSIONS, METHODS, PropagateConfig, TrainConfig
+from sliceprop.config import FUSIONS, METHODS, PLANS, PropagateConfig, SuggestConfig, TrainConfig
+from sliceprop.engine.plans import plan_slices
 from sliceprop.engine.registration import Model
 from sliceprop.errors import CheckpointError, GeometryError, InputError, NoAnnotationError, ShapeError
 from sliceprop.io import Image
@@ -170,19 +172,95 @@ def test_suggestions(phantom: tuple[np.ndarray, np.ndarray], model: Model) -> No
     image, labels = phantom
     affine = np.diag([4.0, 1, 1, 1])
     study = open_study(image, only(labels, [1, 9]), affine=affine)
-    first, *rest = suggest(study, n=3, names={1: "disc"})
+    first, *rest = suggest(study, config=SuggestConfig(n=3), names={1: "disc"})
     assert 3 <= first.slice <= 7 and first.expected_gain > 0 and not first.stop
     assert first.position_ras == pytest.approx((4 * first.slice, 23.5, 29.5))
     assert len({s.slice for s in (first, *rest)} - {1, 9}) == 3
     assert "1 and 9" in first.reason
 
 
+def test_a_suggestion_tells_labels_and_dice_now_and_after(phantom: tuple[np.ndarray, np.ndarray]) -> None:
+    image, labels = phantom
+    study = open_study(image, only(labels, [1, 9]))
+    found = suggest(study, config=SuggestConfig(n=9))
+    report = propagate(study).report
+    now = np.mean([report["quality"][label]["dice"] for label in ("1", "7")])
+    assert [s.expected_dice for s in found] == pytest.approx([now] * 9, abs=1e-3)
+    gains = [s.expected_gain for s in found]
+    assert [s.expected_dice_after for s in found] == pytest.approx(now + np.cumsum(gains), abs=1e-3)
+    assert found[-1].expected_dice_after == pytest.approx(1, abs=1e-3)
+    assert found[0].labels[0] == 1  # disc 1 moves, disc 7 stays
+    assert all(set(s.labels) <= {1, 7} for s in found)
+    assert report["suggestion"]["labels"] == found[0].labels
+
+
+def test_nothing_is_promised_where_nothing_is_known(phantom: tuple[np.ndarray, np.ndarray]) -> None:
+    image, labels = phantom
+    for study, plan in (
+        (open_study(image, slice_axis=0), "next_slice"),
+        (open_study(image, only(labels, [5])), "kmeans"),
+    ):
+        found = suggest(study, config=SuggestConfig(2, plan=plan))[0]  # type: ignore[arg-type]
+        assert (found.labels, found.expected_dice, found.expected_dice_after, found.expected_gain) == ((),) + 3 * (
+            None,
+        )
+        assert found.reason and not found.stop
+
+
+@pytest.mark.parametrize(("plan", "expected"), [("centres", [1, 5, 9]), ("keep_n", [0, 3, 6])])
+def test_a_plan_lays_out_the_whole_scan(phantom: tuple[np.ndarray, np.ndarray], plan: str, expected: list[int]) -> None:
+    image, labels = phantom
+    config = SuggestConfig(3, plan=plan)  # type: ignore[arg-type]
+    affine = np.diag([4.0, 1, 1, 1])
+    found = suggest(open_study(image, affine=affine, slice_axis=0), config=config)
+    assert [s.slice for s in found] == expected
+    assert found[1].position_ras == pytest.approx((4 * expected[1], 23.5, 29.5))
+    started = suggest(open_study(image, only(labels, [expected[1], 4]), slice_axis=0), config=config)
+    assert [s.slice for s in started] == [expected[0], expected[2]]
+    done = suggest(open_study(image, only(labels, expected), slice_axis=0), config=config)
+    assert [(s.slice, s.stop) for s in done] == [(None, True)]
+    everything = suggest(open_study(image, labels, slice_axis=0), config=config)
+    assert [(s.slice, s.stop) for s in everything] == [(None, True)]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_plans_follow_their_seed_and_give_reasons_of_their_own(
+    phantom: tuple[np.ndarray, np.ndarray], plan: str
+) -> None:
+    study = open_study(phantom[0], slice_axis=0)
+    drawn = [suggest(study, config=SuggestConfig(4, plan=plan, seed=seed)) for seed in (0, 0, 1)]  # type: ignore[arg-type]
+    assert drawn[0] == drawn[1]
+    assert all([s.slice for s in found] == sorted({s.slice for s in found}) for found in drawn)
+    assert len(drawn[0]) == 4
+    reasons = {suggest(study, config=SuggestConfig(4, plan=other))[0].reason for other in PLANS}
+    assert len(reasons) == len(PLANS)
+
+
+def test_the_studys_own_network_judges_likeness(phantom: tuple[np.ndarray, np.ndarray], model: Model) -> None:
+    image, labels = phantom
+    bare, started = open_study(image, slice_axis=0), open_study(image, only(labels, ANNOTATED))
+    config = SuggestConfig(4, plan="perceptual")
+    slices = bare.volume.slices
+    learnt = plan_slices(slices, 4, "perceptual", network=model.network())
+    assert learnt != plan_slices(slices, 4, "perceptual")
+    assert [s.slice for s in suggest(bare, model, config)] == learnt
+    assert [s.slice for s in suggest(started, model, config)] == [s for s in learnt if s not in ANNOTATED]
+    with pytest.raises(CheckpointError, match="another study"):
+        suggest(open_study(image[:, ::-1], slice_axis=0), model, config)
+
+
+def test_weights_that_cannot_be_read_are_refused(phantom: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    config = SuggestConfig(3, plan="perceptual", perceptual_weights=tmp_path / "missing.pth")
+    with pytest.raises(InputError, match=r"missing\.pth"):
+        suggest(open_study(phantom[0], slice_axis=0), config=config)
+
+
 def test_suggestions_without_annotation_and_with_all(phantom: tuple[np.ndarray, np.ndarray]) -> None:
     image, labels = phantom
     assert 3 <= suggest(open_study(image, slice_axis=0))[0].slice <= 7
     done = suggest(open_study(image, labels, slice_axis=0))[0]
-    assert done.slice is None and done.stop
-    empty_slices = suggest(open_study(image, slice_axis=0, annotated_slices=[5]), n=99)
+    assert done.slice is None and done.stop and done.expected_dice == 1
+    empty_slices = suggest(open_study(image, slice_axis=0, annotated_slices=[5]), config=SuggestConfig(n=99))
     assert 5 not in [s.slice for s in empty_slices] and len(empty_slices) == 10
 
 
@@ -191,9 +269,9 @@ def test_stop_when_the_target_is_reached(phantom: tuple[np.ndarray, np.ndarray])
     study = open_study(
         np.repeat(image[:1], 9, axis=0) + 0.01 * image[:9], only(np.repeat(labels[:1], 9, axis=0), [0, 4, 8])
     )
-    suggestion = suggest(study, target=0.8)[0]
+    suggestion = suggest(study, config=SuggestConfig(target=0.8))[0]
     assert suggestion.stop and suggestion.slice is not None
-    assert not suggest(study, target=0.999)[0].stop
+    assert not suggest(study, config=SuggestConfig(target=0.999))[0].stop
 
 
 def test_warm_start_continues(phantom: tuple[np.ndarray, np.ndarray], model: Model) -> None:
@@ -250,6 +328,13 @@ def test_devices_that_are_not_there(device: str) -> None:
         lambda: TrainConfig(budget_s=0),
         lambda: TrainConfig(max_epochs=-1),
         lambda: TrainConfig(similarity="mind"),  # type: ignore[arg-type]
+        lambda: SuggestConfig(n=0),
+        lambda: SuggestConfig(target=0),
+        lambda: SuggestConfig(target=1.01),
+        lambda: SuggestConfig(target=float("nan")),
+        lambda: SuggestConfig(plan="every_second"),  # type: ignore[arg-type]
+        lambda: SuggestConfig(seed=-1),
+        lambda: SuggestConfig(plan="kmeans", perceptual_weights=Path("alexnet.pth")),
     ],
 )
 def test_unusable_settings(make: object) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sliceprop import study
-from sliceprop.config import LEARNED_METHODS, PropagateConfig, TrainConfig
+from sliceprop.config import LEARNED_METHODS, PropagateConfig, SuggestConfig, TrainConfig
 from sliceprop.errors import InputError
 from sliceprop.labels import check_labels
 from sliceprop.study import Progress, Propagation, Source, Study, Suggestion, open_study
@@ -111,21 +111,19 @@ def suggest(
     labels: Source | None = None,
     *,
     model: Model | str | Path | None = None,
-    n: int = 1,
-    target: float = 0.95,
+    config: SuggestConfig | None = None,
     **options: Unpack[StudyOptions],
 ) -> list[Suggestion]:
-    """The slices to annotate next, best first; without any annotation the best first slice.
+    """The slices to annotate next, best first, or the slices of a plan for the whole scan; never an annotated one.
 
     Args:
         image: scan, or a `Study` from `open_study`, which then brings labels and options with it.
         labels: painted slices on the scan's grid, None for none.
         model: from `train`, or a checkpoint file; sharpens the estimate.
-        n: how many.
-        target: estimated Dice above which a slice needs no annotation.
+        config: how many, the target, the plan; see `SuggestConfig`.
         **options: see `open_study`.
     """
-    return study.suggest(_study(image, labels, options), _model(model), n=n, target=target)
+    return study.suggest(_study(image, labels, options), _model(model), config)
 
 
 def evaluate(

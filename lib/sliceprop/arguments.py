@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from sliceprop import __version__
-from sliceprop.config import BACKGROUND_SCRIBBLE, FUSIONS, MAX_SEED, METHODS, PREDICTORS, PredictorConfig, TrainConfig
+from sliceprop.config import (
+    BACKGROUND_SCRIBBLE,
+    FUSIONS,
+    MAX_SEED,
+    METHODS,
+    PLANS,
+    PREDICTORS,
+    PredictorConfig,
+    SuggestConfig,
+    TrainConfig,
+)
 
 _BUDGET = f"default: {TrainConfig.budget_s:g}"
 _OVERFITTED = ", ".join(PREDICTORS)
@@ -66,10 +76,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_encoder(propagate)
     _add_json(propagate)
 
-    suggest = add("suggest", "name the slices to annotate next; without annotation the best first one")
+    suggest = add("suggest", "name the slices to annotate next; without annotation the best first ones")
     _add_inputs(suggest, labels_needed=False)
     _add_model(suggest)
-    suggest.add_argument("-n", type=int, default=1, help="how many slices (default: 1)")
+    suggest.add_argument("-n", type=int, default=SuggestConfig.n, help="how many slices (default: 1)")
+    suggest.add_argument(
+        "--target",
+        type=float,
+        default=SuggestConfig.target,
+        metavar="DICE",
+        help=f"estimated Dice above which a slice needs no annotation (default: {SuggestConfig.target:g})",
+    )
+    _add_plan(suggest)
     _add_training(suggest, budget="nothing is learned without it")
     _add_json(suggest)
 
@@ -157,6 +175,20 @@ def _add_learning(parser: argparse.ArgumentParser, budget: str) -> None:
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--seed", type=_seed, default=TrainConfig.seed, metavar="N", help="default: 0")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plan",
+        choices=("next_slice", *PLANS),
+        default=SuggestConfig.plan,
+        help="next_slice (default): where the most is to gain; the others lay out N slices by the scan alone, "
+        "and name those that are not annotated",
+    )
+    parser.add_argument(
+        "--perceptual-weights", type=Path, metavar="FILE", help="AlexNet's weights, for the plan perceptual"
+    )
+    parser.add_argument("--linear-weights", type=Path, metavar="FILE", help="LPIPS' weights of AlexNet's channels")
 
 
 def _add_encoder(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sliceprop.arguments import parse
-from sliceprop.config import PREDICTORS, PredictorConfig, PropagateConfig, TrainConfig, parse_extrapolate
+from sliceprop.config import PREDICTORS, PredictorConfig, PropagateConfig, SuggestConfig, TrainConfig, parse_extrapolate
 from sliceprop.errors import FileError, SlicePropError
 
 if TYPE_CHECKING:
@@ -97,9 +97,11 @@ def _propagate(chosen: argparse.Namespace) -> None:
 def _suggest(chosen: argparse.Namespace) -> None:
     from sliceprop import study as use_cases
 
+    weights = chosen.perceptual_weights, chosen.linear_weights
+    config = SuggestConfig(chosen.n, chosen.target, chosen.plan, chosen.seed, *weights)
     _, study = _open(chosen)
     model = _model(study, chosen, learn=chosen.init is not None or chosen.budget_s is not None)
-    found = [asdict(one) for one in use_cases.suggest(study, model, n=chosen.n)]
+    found = [asdict(one) for one in use_cases.suggest(study, model, config)]
     _print(chosen, found, "\n".join(_suggestion_text(one) for one in found))
 
 
@@ -331,13 +333,13 @@ def _report_text(report: dict[str, Any]) -> str:
 
 def _suggestion_text(suggestion: dict[str, Any]) -> str:
     if suggestion["slice"] is None:
-        return "every slice is annotated"
+        return str(suggestion["reason"])
     where = ", ".join(f"{mm:.1f}" for mm in suggestion["position_ras"])
     advice = "enough is annotated; the best remaining slice is" if suggestion["stop"] else "annotate next: slice"
-    return (
-        f"{advice} {suggestion['slice']} along axis {suggestion['slice_axis']} (RAS {where} mm), "
-        f"expected gain {suggestion['expected_gain']:.3f}. {suggestion['reason']}"
-    )
+    dice, after = suggestion["expected_dice"], suggestion["expected_dice_after"]
+    gain = "" if dice is None else f", expected Dice {dice:.3f}, then {after:.3f}"
+    place = f"{suggestion['slice']} along axis {suggestion['slice_axis']} (RAS {where} mm)"
+    return f"{advice} {place}{gain}. {suggestion['reason']}"
 
 
 def _evaluation_text(result: dict[str, Any]) -> str:

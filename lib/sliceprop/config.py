@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, cast, get_args
 
 from sliceprop.errors import InputError
@@ -12,10 +13,12 @@ Method = Literal["auto", "registration", "shape", "contour", "nearest"]
 Predictor = Literal["unet", "deeplabv3plus", "manet"]
 Fusion = Literal["sdf", "distance", "lncc-pixel", "lncc-slice", "lncc-mask"]
 Similarity = Literal["lncc", "mse"]
+Plan = Literal["centres", "keep_n", "random", "kmeans", "histogram", "ssim", "perceptual"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 PREDICTORS: tuple[Predictor, ...] = get_args(Predictor)
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
+PLANS: tuple[Plan, ...] = get_args(Plan)
 LEARNED_METHODS: tuple[Method, ...] = ("auto", "registration")
 
 MAX_LABEL = 65_535
@@ -141,3 +144,35 @@ class PropagateConfig:
         _require(self.method in methods, f"unknown method {self.method!r}, choose from {', '.join(methods)}")
         _require(self.fusion in FUSIONS, f"unknown fusion {self.fusion!r}, choose from {', '.join(FUSIONS)}")
         parse_extrapolate(self.extrapolate)
+
+
+@dataclass(frozen=True)
+class SuggestConfig:
+    """Which slices to annotate next.
+
+    Attributes:
+        n: how many.
+        target: estimated Dice above which a slice needs no annotation.
+        plan: `next_slice` for the slices that are expected to gain most, each knowing those before it, or one of
+            `PLANS`, which look at the scan alone and lay out all `n` slices at once (`engine.plans.plan_slices`).
+        seed: of the plans' draws and clusters.
+        perceptual_weights: file with AlexNet's weights, for the plan `perceptual`; without it the study's own network
+            judges, or fixed filters where there is none.
+        linear_weights: file with LPIPS' weights of AlexNet's channels, to go with them.
+    """
+
+    n: int = 1
+    target: float = 0.95
+    plan: Literal["next_slice"] | Plan = "next_slice"
+    seed: int = 0
+    perceptual_weights: Path | None = None
+    linear_weights: Path | None = None
+
+    def __post_init__(self) -> None:
+        plans = ("next_slice", *PLANS)
+        _require(self.n >= 1, f"the number of slices to suggest must be at least 1, not {self.n}")
+        _require(0 < self.target <= 1, f"the target Dice must lie above 0 and at most at 1, not {self.target}")
+        _require(self.plan in plans, f"unknown plan {self.plan!r}, choose from {', '.join(plans)}")
+        _require(0 <= self.seed <= MAX_SEED, f"seed must lie in 0..{MAX_SEED}, not {self.seed}")
+        weights = self.perceptual_weights or self.linear_weights
+        _require(weights is None or self.plan == "perceptual", "weights of AlexNet and LPIPS need the plan perceptual")

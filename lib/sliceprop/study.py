@@ -17,7 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from sliceprop import io
-from sliceprop.config import BACKGROUND_SCRIBBLE, LEARNED_METHODS, PREDICTORS, PropagateConfig, TrainConfig
+from sliceprop.config import (
+    BACKGROUND_SCRIBBLE,
+    LEARNED_METHODS,
+    PREDICTORS,
+    PropagateConfig,
+    SuggestConfig,
+    TrainConfig,
+)
 from sliceprop.engine.anchors import make_anchors
 from sliceprop.engine.appearance import Appearance
 from sliceprop.engine.evidence import hold_out, motion_weights
@@ -36,7 +43,7 @@ from sliceprop.errors import CheckpointError, InputError, NoAnnotationError
 from sliceprop.labels import SparseLabels, check_labels, sparse_labels
 from sliceprop.pretrained import load_refinement
 from sliceprop.roi import Roi, region_of_interest
-from sliceprop.suggestion import Suggestion, make_suggestions
+from sliceprop.suggestion import Suggestion, make_suggestions, plan_suggestions
 from sliceprop.volume import (
     BYTES_PER_WORKED_VOXEL,
     Volume,
@@ -49,8 +56,6 @@ from sliceprop.volume import (
 )
 
 SECONDS_BETWEEN_SAVES = 3.0
-
-TARGET_DICE = 0.95
 
 __all__ = [
     "Progress",
@@ -237,7 +242,7 @@ def propagate(
     model: Model | None = None,
     config: PropagateConfig | None = None,
     *,
-    target: float = TARGET_DICE,
+    target: float = SuggestConfig.target,
     names: Mapping[int, str] | None = None,
     device: str = "auto",
     progress: Callable[[Progress], None] | None = None,
@@ -258,14 +263,15 @@ def propagate(
     Raises:
         NoAnnotationError: if nothing is annotated.
         CheckpointError: if the model was trained on another study.
-        InputError: an unknown or absent device, or an encoder or weights that the network cannot take.
+        InputError: an unknown or absent device, an encoder or weights that the network cannot take, or a target outside
+            (0, 1].
     """
-    config = config or PropagateConfig()
+    config, advice = config or PropagateConfig(), SuggestConfig(target=target)
     _check_model(study, model)
     overfit = partial(predict, device=str(resolve_device(device)), progress=progress, cancelled=cancelled)
     filling = fill_study(study, model, config, overfit)
     quality = filling.quality(study.annotation)
-    suggestion = make_suggestions(study.volume, study.annotation, quality, target=target, names=names)[0]
+    suggestion = make_suggestions(study.volume, study.annotation, quality, advice, names=names)[0]
     report = {
         "slice_axis": study.volume.slice_axis,
         "annotated_slices": list(study.annotation.annotated_slices),
@@ -290,32 +296,35 @@ def propagate(
 def suggest(
     study: Study,
     model: Model | None = None,
+    config: SuggestConfig | None = None,
     *,
-    n: int = 1,
-    target: float = TARGET_DICE,
     names: Mapping[int, str] | None = None,
 ) -> list[Suggestion]:
-    """The `n` slices to annotate next, best first; never an annotated one. Works without annotation and without model.
+    """The slices to annotate next; never an annotated one. Works without annotation and without model.
+
+    `next_slice` names them best first. A plan for the whole scan names them ascending, less those that are annotated.
 
     Args:
-        study: annotation may be empty: the best first slices.
-        model: sharpens the estimate.
-        n: how many, fewer come back when fewer slices are left; with none left one suggestion with `slice` None.
-        target: estimated Dice above which a slice needs no annotation; `stop` when all remaining ones are above.
+        study: annotation may be empty.
+        model: sharpens the estimate; its network judges likeness for the plan `perceptual`.
+        config: how many, the target, the plan; defaults of `SuggestConfig`.
         names: label value to name, for the reason; without a name a label is called "label 3".
 
+    Returns:
+        fewer than asked for when fewer slices are left; with none left one suggestion with `slice` None and `stop`.
+
     Raises:
-        InputError: `n` below 1, or a target outside (0, 1].
         CheckpointError: if the model was trained on another study.
+        FileError: if the weights for the plan `perceptual` cannot be read.
     """
-    if n < 1 or not 0 < target <= 1:
-        raise InputError(f"the number of suggestions must be at least 1 and the target in (0, 1], not {n} and {target}")
+    config = config or SuggestConfig()
     _check_model(study, model)
-    if not study.annotation.values:
-        quality = None
-    else:
+    if config.plan != "next_slice":
+        return plan_suggestions(study.volume, study.annotation, config, None if model is None else model.network())
+    quality = None
+    if study.annotation.values:
         quality = fill_study(study, model, PropagateConfig()).quality(study.annotation)
-    return make_suggestions(study.volume, study.annotation, quality, n=n, target=target, names=names)
+    return make_suggestions(study.volume, study.annotation, quality, config, names=names)
 
 
 def resolve_device(device: str) -> torch.device:

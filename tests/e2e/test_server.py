@@ -165,9 +165,13 @@ def test_an_empty_folder_starts_and_answers(client: Client) -> None:
     assert info["models"]["labelprop"]["type"] == "segmentation"
     assert info["models"]["labelprop_scribbles"]["type"] == "scribbles"
     assert list(info["trainers"]) == ["labelprop"]
-    assert {"random", "next_slice"} <= info["strategies"].keys()
+    assert {"random", "next_slice", "next_study"} <= info["strategies"].keys()
+    assert {"next_slice", "centres", "perceptual"} <= set(info["strategies"]["next_slice"]["config"]["plan"])
     assert "quality" in info["scoring"]
-    assert client.next_slice("") == {} or client.next_slice("")["id"]
+    for strategy in info["strategies"]:
+        answer = client.next_slice("", strategy)
+        assert answer.get("id") or (answer["stop"] and answer["slice"] is None and answer["reason"])
+    assert client.ok("POST", "/activelearning/next_study").get("id") == answer.get("id")
 
 
 def test_annotate_train_propagate_suggest_correct(client: Client) -> None:
@@ -211,7 +215,17 @@ def test_annotate_train_propagate_suggest_correct(client: Client) -> None:
     centre = AFFINE @ [(SHAPE[0] - 1) / 2, (SHAPE[1] - 1) / 2, suggestion["slice"], 1]
     np.testing.assert_allclose(suggestion["position_ras"], centre[:3])
     assert suggestion["reason"] and isinstance(suggestion["stop"], bool) and suggestion["expected_gain"] >= 0
-    assert client.next_slice(image, "random")["slice"] == suggestion["slice"]
+    assert suggestion["expected_dice"] <= suggestion["expected_dice_after"] <= 1
+    assert set(suggestion["labels"]) <= {"disc", "core"} and suggestion["label_names"]["disc"] == 1
+    assert Path(suggestion["path"]).is_file()
+    again = client.next_slice(image, "random")
+    assert {key: again[key] for key in suggestion.keys() - {"strategy"}} == {
+        key: suggestion[key] for key in suggestion.keys() - {"strategy"}
+    }
+    plan = client.ok("POST", "/activelearning/next_slice", json={"image": image, "plan": ["centres"], "n": 5})
+    assert [s["slice"] for s in plan["suggestions"]] == [1, 4, 6, 9, 12]
+    study = client.next_slice("", "next_study")
+    assert study["id"] and study["slice"] in range(SHAPE[AXIS]) and not study["stop"]
     assert client.next_slice("")["id"] == image
 
     # The viewer now holds a dense label: sent back as it is, it adds no annotation; corrected, it adds that slice.
@@ -340,6 +354,29 @@ def test_scoring_stores_the_quality_of_each_annotated_study(client: Client) -> N
         lambda: client.ok("GET", f"/datastore/image/info?image={image}").get("quality"), "the score to be stored"
     )
     assert info.keys() == {"disc", "core"}
+    assert info["disc"]["slices"]["2"] == 1 and info["disc"]["slices_surface_mm"]["2"] == 0
+    suggestion = client.ok("GET", f"/datastore/image/info?image={image}")["suggestion"]
+    assert suggestion["slice"] not in DRAWN and set(suggestion["labels"]) <= {"disc", "core"}
+
+
+def test_annotating_is_over_when_every_slice_is_annotated(client: Client) -> None:
+    image = client.add_image("complete")
+    client.submit(image, truth())
+    for request in ({}, {"n": 3}, {"plan": "centres", "n": 3}):
+        answer = client.ok("POST", "/activelearning/next_slice", json={"image": image, **request})
+        assert (answer["id"], answer["slice"], answer["stop"]) == (image, None, True)
+        assert "Every slice" in answer["reason"]
+
+
+def test_a_label_on_one_slice_only_is_no_obstacle(client: Client) -> None:
+    image, labels = client.add_image("lonely"), only(truth())
+    labels[..., 2][labels[..., 2] == 2] = 0
+    labels[..., 11][labels[..., 11] == 2] = 0
+    for partial in (False, True):
+        client.submit(image, labels, partial=partial)
+        answer = client.next_slice(image)
+        assert answer["slice"] not in DRAWN and answer["reason"]
+        assert answer["stop"] is False
 
 
 def test_checkpoints_travel(client: Client) -> None:
@@ -490,6 +527,8 @@ def test_a_bad_image_in_the_folder_is_refused_when_it_is_used(bad: Client) -> No
         refused(bad.call("POST", f"/infer/labelprop?image={image}"))
         refused(bad.call("POST", "/train/labelprop", json={"image": image}))
         refused(bad.call("POST", "/activelearning/next_slice", json={"image": image}))
+        refused(bad.call("POST", "/activelearning/next_slice", json={"image": image, "plan": "centres"}))
+    assert bad.next_slice("", "next_study")["id"] not in ("damaged", "flat", "single")
 
 
 @pytest.mark.parametrize(
@@ -525,6 +564,14 @@ def test_a_bad_image_in_the_folder_is_refused_when_it_is_used(bad: Client) -> No
         ("POST", "/activelearning/nope", JSON, {"image": "bad"}),
         ("POST", "/activelearning/next_slice", JSON, {"image": "nope"}),
         ("POST", "/activelearning/next_slice", JSON, {"image": 5}),
+        ("POST", "/activelearning/next_slice", JSON, {"image": "bad", "n": 0}),
+        ("POST", "/activelearning/next_slice", JSON, {"image": "bad", "n": "many"}),
+        ("POST", "/activelearning/random", JSON, {"image": "bad", "plan": "every_second"}),
+        ("POST", "/activelearning/next_slice", JSON, {"image": "bad", "plan": "random", "seed": -1}),
+        ("POST", "/activelearning/next_slice", JSON, {"image": "bad", "target": 0}),
+        ("POST", "/activelearning/next_slice", JSON, {"image": "bad", "target": 1.2}),
+        ("POST", "/activelearning/next_study", JSON, {"target": "high"}),
+        ("POST", "/infer/labelprop?image=bad", FORM, {"target": 2}),
         ("POST", "/scoring/nope", JSON, {}),
         ("POST", "/scoring/quality", JSON, {"image": "nope"}),
         ("POST", "/batch/infer/nope", JSON, {}),

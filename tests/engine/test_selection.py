@@ -34,6 +34,12 @@ def test_a_bad_label_attracts_more_than_a_good_one() -> None:
     assert best.label == 1
 
 
+def test_labels_that_gain_next_to_nothing_are_not_concerned() -> None:
+    dice = np.full((4, 21), 1.0)
+    dice[1, 3:8], dice[3, 3:8], dice[0, 3:8] = 0.5, 0.2, 0.99
+    assert choose_slices(quality(dice, 50.0), {0, 10, 20}, 1)[0].labels == (3, 1)
+
+
 def test_annotated_slices_are_never_chosen_and_no_slice_twice() -> None:
     dice, annotated = np.full((1, 8), 0.5), {1, 4}
     chosen = [c.index for c in choose_slices(quality(dice, 1.0), annotated, 99)]
@@ -69,4 +75,5 @@ def test_expected_dice_is_one_where_known_and_falls_with_disagreement() -> None:
 
 def test_without_any_gain_the_furthest_slice_is_chosen() -> None:
     nowhere = quality(np.full((1, 12), np.nan), 0.0)
-    assert choose_slices(nowhere, {3, 11}, 1)[0].index == 7
+    best = choose_slices(nowhere, {3, 11}, 1)[0]
+    assert (best.index, best.label, best.labels) == (7, None, ())

@@ -44,6 +44,12 @@ def test_a_propagation_comes_back_in_all_its_kinds(record, labels):
     np.testing.assert_allclose(record.result("uncertainty"), uncertainty, atol=1e-3)
 
 
+def test_an_estimate_comes_back_as_it_was(record):
+    assert record.estimate() == {}
+    record.save_estimate({"expected_dice": 0.9, "stop": False})
+    assert record.estimate() == {"expected_dice": 0.9, "stop": False}
+
+
 def test_a_damaged_file_counts_as_absent(record, labels):
     record.save_annotation(Annotation(labels, 1, (0,)))
     file = record.folder / "annotation.npz"

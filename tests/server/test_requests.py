@@ -9,6 +9,7 @@ from sliceprop.server.requests import (
     parse_params,
     propagate_config,
     slice_axis,
+    suggest_config,
     train_config,
 )
 
@@ -61,6 +62,25 @@ def test_a_network_is_overfitted_within_the_budget_of_the_request():
 def test_the_budget_of_the_request_wins():
     assert train_config({"budget_s": "5"}, 30).budget_s == 5
     assert train_config({}, 30).budget_s == 30
+
+
+def test_suggestions_take_numbers_as_json_text_or_list():
+    config = suggest_config(first_choices({"plan": ["kmeans", "ssim"], "n": "3", "seed": [2**63 - 1]}), 0.9)
+    assert (config.plan, config.n, config.seed, config.target) == ("kmeans", 3, 2**63 - 1, 0.9)
+    assert suggest_config({"target": 0.5}, 0.9).target == 0.5
+    assert (suggest_config({}, 0.9).plan, suggest_config({}, 0.9).n) == ("next_slice", 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"n": bad} for bad in (0, 1.5, "many")]
+    + [{"target": bad} for bad in (0, 1.1, "high")]
+    + [{"plan": bad} for bad in ("every_second", {"a": 1}, 3)]
+    + [{"seed": -1}],
+)
+def test_unusable_wishes_for_suggestions_are_refused(options):
+    with pytest.raises(InputError):
+        suggest_config(options, 0.95)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, "auto"), ("auto", "auto"), (1, 1), ("2", 2)])

@@ -3,7 +3,8 @@ import pytest
 
 from sliceprop import io
 from sliceprop.errors import InputError
-from sliceprop.server.results import named, write_result
+from sliceprop.server.results import named, named_suggestion, write_result
+from sliceprop.study import Suggestion
 
 SCAN = io.Image(np.zeros((4, 5, 6), np.int16), np.diag([2.0, -3, 4, 1]))
 LABELS = np.arange(120, dtype=np.int32).reshape(4, 5, 6)
@@ -46,3 +47,10 @@ def test_a_report_is_told_by_name():
     report = {"quality": {"2": {"dice": 0.5}}, "methods": {"2": "shape"}, "method": "auto"}
     expected = {"quality": {"b": {"dice": 0.5}}, "methods": {"b": "shape"}, "method": "auto"}
     assert named(report, {1: "a", 2: "b"}) == expected
+
+
+def test_the_labels_of_a_suggestion_are_told_by_name():
+    suggestion = {"slice": 4, "labels": [2, 1]}
+    assert named({"suggestion": suggestion}, {1: "a", 2: "b"})["suggestion"] == {"slice": 4, "labels": ["b", "a"]}
+    told = named_suggestion(Suggestion(4, 2, (0.0, 0.0, 8.0), "because", (2, 9)), {2: "b"})
+    assert (told["slice"], told["position_ras"], told["labels"]) == (4, (0.0, 0.0, 8.0), ["b", "label_9"])

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from sliceprop.engine.quality import Quality
 from sliceprop.volume import FloatArray
 
+CONCERNED = 0.1
+"""A slice concerns the labels that gain at least this share of what the first of them gains."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -20,12 +23,14 @@ class Choice:
         gain: expected rise of the mean Dice over the volume.
         label: index of the label that gains most there, None without any estimate.
         dice: expected Dice of that label on the slice as it is.
+        labels: indices of the labels that gain at least `CONCERNED` of what that label gains, most first.
     """
 
     index: int
     gain: float
     label: int | None
     dice: float
+    labels: tuple[int, ...] = ()
 
 
 def choose_slices(quality: Quality, annotated: set[int], n: int) -> list[Choice]:
@@ -50,10 +55,16 @@ def choose_slices(quality: Quality, annotated: set[int], n: int) -> list[Choice]
         per_label = gains[best].sum(axis=1)
         label = int(per_label.argmax()) if per_label.any() else None
         dice = float(quality.dice[label, best]) if label is not None else float("nan")
-        choices.append(Choice(best, float(per_label.sum()), label, dice))
+        choices.append(Choice(best, float(per_label.sum()), label, dice, _concerned(per_label)))
         error = error - gains[best]
         done.add(best)
     return choices
+
+
+def _concerned(per_label: NDArray[np.float64]) -> tuple[int, ...]:
+    """Labels that gain something worth naming, most first."""
+    order = np.argsort(-per_label, kind="stable")
+    return tuple(int(k) for k in order if per_label[k] > 0 and per_label[k] >= CONCERNED * per_label.max())
 
 
 def _relief(error: NDArray[np.float64], done: set[int], index: int) -> NDArray[np.float64]:

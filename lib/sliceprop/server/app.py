@@ -16,7 +16,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
 from sliceprop import __version__
-from sliceprop.config import TrainConfig
+from sliceprop.config import SuggestConfig, TrainConfig
 from sliceprop.engine.contour import interpolate_contours
 from sliceprop.errors import InputError
 from sliceprop.server.datastore import LocalStudies
@@ -26,12 +26,11 @@ from sliceprop.server.infer import PropagateTask, ScribblesTask
 from sliceprop.server.names import configured_names
 from sliceprop.server.requests import first_choices, flag, number
 from sliceprop.server.scoring import QualityScoring
-from sliceprop.server.strategy import NextSlice
+from sliceprop.server.strategy import NextSlice, NextStudy
 from sliceprop.server.trainer import PropagateTrainer
 from sliceprop.server.workspace import Workspace
 
 NAME = "labelprop"
-DEFAULT_TARGET = 0.95
 
 
 class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
@@ -56,6 +55,11 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         store = self.datastore()
         return Workspace(store, configured_names(self.conf, Path(store._datastore_path)))
 
+    @cached_property
+    def target(self) -> float:
+        """Estimated Dice above which a slice needs no annotation, where a request does not say."""
+        return SuggestConfig(target=number(self.conf, "target", SuggestConfig.target)).target
+
     def init_datastore(self) -> Datastore:
         """A local folder with our guarantees, or MONAI Label's own access to an archive."""
         remote = self.studies.startswith(("http://", "https://"))
@@ -63,10 +67,9 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
 
     def init_infers(self) -> dict[str, InferTask]:
         """`labelprop` and its twin for 3D Slicer's Scribbles tab."""
-        target = number(self.conf, "target", DEFAULT_TARGET)
         return {
-            NAME: PropagateTask(self.workspace, target),
-            f"{NAME}_scribbles": ScribblesTask(self.workspace, target),
+            NAME: PropagateTask(self.workspace, self.target),
+            f"{NAME}_scribbles": ScribblesTask(self.workspace, self.target),
         }
 
     def init_trainers(self) -> dict[str, TrainTask]:
@@ -74,13 +77,13 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         return {NAME: PropagateTrainer(self.workspace, number(self.conf, "budget_s", TrainConfig.budget_s))}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        """`next_slice`, also under the key that OHIF asks for whatever the user chose."""
-        strategy = NextSlice(self.workspace, number(self.conf, "target", DEFAULT_TARGET))
-        return {"next_slice": strategy, "random": strategy}
+        """`next_slice`, also under the key that OHIF asks for whatever the user chose, and `next_study`."""
+        strategy = NextSlice(self.workspace, self.target)
+        return {"next_slice": strategy, "random": strategy, "next_study": NextStudy(self.workspace, self.target)}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         """`quality`."""
-        return {"quality": QualityScoring(self.workspace)}
+        return {"quality": QualityScoring(self.workspace, self.target)}
 
     def on_init_complete(self) -> None:
         """Put our routes in front of MONAI Label's; called in the server process only."""

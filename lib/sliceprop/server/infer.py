@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from sliceprop.config import FUSIONS, METHODS
+from sliceprop.config import FUSIONS, METHODS, SuggestConfig
 from sliceprop.errors import InputError
 from sliceprop.labels import LabelArray
 from sliceprop.server.provenance import Sent
 from sliceprop.server.records import StudyRecord
-from sliceprop.server.requests import Options, first_choices, label_options, propagate_config
-from sliceprop.server.results import named, write_result
+from sliceprop.server.requests import Options, first_choices, label_options, number, propagate_config
+from sliceprop.server.results import named, named_suggestion, write_result
 from sliceprop.server.workspace import Case, Opened, Workspace
 from sliceprop.study import propagate, suggest
 
@@ -81,10 +80,13 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         with self._workspace.lock(case):
             selected = options.get("selected_label_name")
             opened = self._workspace.open(case, label_options(options), Path(upload) if upload else None, selected)
-            labels, report = self._propagate(case, opened, options)
+            advice = SuggestConfig(target=number(options, "target", self._target))
+            labels, report = self._propagate(case, opened, options, advice)
             answer = self._answer(opened, labels, options)
             file = write_result(answer.labels, self._workspace.scan(case), options)
             self._remember(case, opened, answer, report)
+            if upload is None and report["method"] == "auto":
+                self._workspace.keep_estimate(case, report["suggestion"], advice.target)
         return str(file), {**report, "label_names": answer.names}
 
     def _answer(self, opened: Opened, labels: LabelArray, options: Options) -> Answer:
@@ -97,12 +99,14 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         record = StudyRecord(Path(session["path"]) / ".labelprop") if session else None
         return Case(Path(options["image"]), record)
 
-    def _propagate(self, case: Case, opened: Opened, options: Options) -> tuple[LabelArray, dict[str, Any]]:
+    def _propagate(
+        self, case: Case, opened: Opened, options: Options, advice: SuggestConfig
+    ) -> tuple[LabelArray, dict[str, Any]]:
         """Labels and report; an empty mask for a study without annotation."""
         study, config = opened.study, propagate_config(options)
         model, names = self._workspace.model(case, study, options.get("init")), self._workspace.names.by_index
         if study.annotation.values:
-            result = propagate(study, model, config, target=self._target, names=names)
+            result = propagate(study, model, config, target=advice.target, names=names)
             if case.record is not None:
                 case.record.save_result(result, opened.annotation.source if opened.annotation else "")
             return result.labels, named(result.report, names)
@@ -114,7 +118,7 @@ class PropagateTask(InferTask):  # type: ignore[misc]
             "intervals": {},
             "trained": False,
             "quality": {},
-            "suggestion": asdict(suggest(study, model, target=self._target, names=names)[0]),
+            "suggestion": named_suggestion(suggest(study, model, advice)[0], names),
         }
         return np.zeros(self._workspace.scan(case).array.shape, np.int32), report
 

@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sliceprop import io
-from sliceprop.server.files import copy_file, write_file
+from sliceprop.server.files import copy_file, read_json, write_file, write_json
 from sliceprop.server.provenance import Annotation, Sent
 from sliceprop.study import Propagation
 
 logger = logging.getLogger(__name__)
+
+Estimate = dict[str, Any]
+"""`expected_dice`, `stop`, the `target` it goes by, and the versions of the `labels` it was made from."""
 
 KINDS = ("labels", "from_lower", "from_upper", "uncertainty")
 MAX_HISTORY = 50
@@ -92,6 +95,14 @@ class StudyRecord:
             uncertainty=result.uncertainty.astype(np.float16),
             report=np.array(json.dumps({**result.report, "source": source})),
         )
+
+    def estimate(self) -> Estimate:
+        """How good the study was last estimated to be; empty before the first time."""
+        return dict(read_json(self.folder / "estimate.json") or {})
+
+    def save_estimate(self, estimate: Estimate) -> None:
+        """Remember how good the study is estimated to be."""
+        write_json(self.folder / "estimate.json", estimate)
 
     def keep(self, file: Path, tag: str) -> None:
         """Copy a label file that is about to be replaced into the history."""

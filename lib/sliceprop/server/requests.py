@@ -14,6 +14,7 @@ from sliceprop.config import (
     PREDICTORS,
     PredictorConfig,
     PropagateConfig,
+    SuggestConfig,
     TrainConfig,
     parse_extrapolate,
 )
@@ -26,6 +27,7 @@ PREDICTOR_BUDGET_S, MAX_PREDICTOR_BUDGET_S = 60.0, 600.0
 
 _SINGLE_VALUED = frozenset(
     {"method", "fusion", "extrapolate", "slice_axis", "budget_s", "init", "seed", "partial", "background_scribble"}
+    | {"plan", "n", "target"}
     | {"image", "selected_label_name", "result_extension", "result_dtype", "result_compress", "label_tag", "save_label"}
 )
 
@@ -90,6 +92,35 @@ def train_config(options: Options, default_budget_s: float) -> TrainConfig:
     """
     budget_s = number(options, "budget_s", default_budget_s)
     return TrainConfig(budget_s=budget_s, seed=int(number(options, "seed", TrainConfig.seed)))
+
+
+def suggest_config(options: Options, default_target: float) -> SuggestConfig:
+    """`n`, `target`, `plan` and `seed` of a request; files with weights are not a client's to choose.
+
+    Raises:
+        InputError: if they are of the wrong kind or out of range.
+    """
+    return SuggestConfig(
+        n=whole_number(options, "n", SuggestConfig.n),
+        target=number(options, "target", default_target),
+        plan=options.get("plan") or SuggestConfig.plan,
+        seed=whole_number(options, "seed", SuggestConfig.seed),
+    )
+
+
+def whole_number(options: Options, key: str, default: int) -> int:
+    """A whole number of the request, also as text.
+
+    Raises:
+        InputError: for anything else.
+    """
+    given = options.get(key)
+    if type(given) is int:  # not through a float, which cannot hold every seed
+        return given
+    value = number(options, key, default)
+    if not value.is_integer():
+        raise InputError(f"{key} must be a whole number, not {given!r}")
+    return int(value)
 
 
 def number(options: Options, key: str, default: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,34 @@ from numpy.typing import NDArray
 from sliceprop import io
 from sliceprop.errors import InputError
 from sliceprop.server.requests import Options, flag
+from sliceprop.study import Suggestion
 
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
 
 
 def named(report: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
-    """The engine's report with names where it has label indices as keys."""
+    """The engine's report with names where it has label indices."""
     by_label = {key: report[key] for key in ("methods", "intervals", "quality") if key in report}
-    return {**report, **{key: {names[int(i)]: value for i, value in part.items()} for key, part in by_label.items()}}
+    told: dict[str, Any] = {
+        key: {_name(int(i), names): value for i, value in part.items()} for key, part in by_label.items()
+    }
+    if "suggestion" in report:
+        told["suggestion"] = _with_names(report["suggestion"], names)
+    return {**report, **told}
+
+
+def named_suggestion(suggestion: Suggestion, names: Mapping[int, str]) -> dict[str, Any]:
+    """A suggestion's fields, its labels by name."""
+    return _with_names(asdict(suggestion), names)
+
+
+def _with_names(suggestion: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
+    return {**suggestion, "labels": [_name(i, names) for i in suggestion.get("labels", ())]}
+
+
+def _name(index: int, names: Mapping[int, str]) -> str:
+    """Of a label; scribbles that were put into the folder by hand may have values without a name."""
+    return names.get(index, f"label_{index}")
 
 
 def write_result(array: NDArray[Any], scan: io.Image, options: Options) -> Path:

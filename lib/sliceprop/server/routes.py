@@ -34,6 +34,7 @@ from sliceprop.server.guard import NameGuard, plain_filename, plain_name
 from sliceprop.server.records import KINDS
 from sliceprop.server.requests import LabelOptions, first_choices, label_options, parse_params
 from sliceprop.server.results import write_result
+from sliceprop.server.strategy import NO_STUDY
 from sliceprop.server.workspace import FINAL
 from sliceprop.volume import check_image
 
@@ -156,10 +157,10 @@ def create_session(
 
 @router.post("/activelearning/{strategy}")
 def next_sample(strategy: str, user: Reader, params: dict[str, Any] | None = None) -> Any:
-    """Ask a strategy."""
+    """Ask a strategy; without any study the answer says so."""
     app = _app()
     app.known("strategy", strategy, app._strategies)
-    return activelearning.sample(strategy, params, user.username)
+    return activelearning.sample(strategy, params, user.username) or NO_STUDY
 
 
 @router.post("/train/{model}")

@@ -18,15 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 class QualityScoring(ScoringMethod):  # type: ignore[misc]
-    """Stores `quality` in the datastore's image info of every annotated study.
+    """Stores `quality` and `suggestion` in the datastore's image info of every annotated study.
 
     Args:
         workspace: of the server.
+        target: estimated Dice above which a slice needs no annotation.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
-        super().__init__("Estimated Dice of the propagated labels, per label and slice")
-        self._workspace = workspace
+    def __init__(self, workspace: Workspace, target: float) -> None:
+        super().__init__("Estimated Dice and border distance of the propagated labels, per label and slice")
+        self._workspace, self._target = workspace, target
 
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
         """Score one study or all; called by MONAI Label in the scoring process.
@@ -36,24 +37,27 @@ class QualityScoring(ScoringMethod):  # type: ignore[misc]
             datastore: the workspace's.
 
         Returns:
-            `{image id: {label: {"dice", "slices"}}}`; studies that cannot be used are logged and left out.
+            `{image id: {"quality", "suggestion"}}` as in the report of a propagation; studies that cannot be used are
+            logged and left out.
         """
         images = [request["image"]] if request.get("image") else self._workspace.annotated_images()
         scores: dict[str, Any] = {}
         for image_id in images:
             try:
-                scores[image_id] = self._quality(image_id)
+                scores[image_id] = self._score(image_id)
             except InputError:
                 logger.exception("%s cannot be scored", image_id)
             else:
-                datastore.update_image_info(image_id, {"quality": scores[image_id]})
+                datastore.update_image_info(image_id, scores[image_id])
         return scores
 
-    def _quality(self, image_id: str) -> dict[str, Any]:
+    def _score(self, image_id: str) -> dict[str, Any]:
         case = self._workspace.case(image_id)
-        opened = self._workspace.open(case, LabelOptions())
+        opened, names = self._workspace.open(case, LabelOptions()), self._workspace.names.by_index
         report = case.record.report() if case.record else None
         if report is None or opened.annotation is None or report["source"] != opened.annotation.source:
-            report = propagate(opened.study, self._workspace.model(case, opened.study)).report
-        quality: dict[str, Any] = named(report, self._workspace.names.by_index)["quality"]
-        return quality
+            model = self._workspace.model(case, opened.study)
+            report = propagate(opened.study, model, target=self._target, names=names).report
+            self._workspace.keep_estimate(case, report["suggestion"], self._target)
+        told = named(report, names)
+        return {key: told[key] for key in ("quality", "suggestion")}

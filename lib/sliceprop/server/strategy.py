@@ -1,58 +1,135 @@
-"""The active-learning strategy: which slice of the current study to annotate next."""
+"""The active-learning strategies: which slice of the current study to annotate next, and which study."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from sliceprop.server.requests import first_choices, label_options
-from sliceprop.server.workspace import Workspace
+from sliceprop.config import PLANS, SuggestConfig
+from sliceprop.errors import InputError
+from sliceprop.server.requests import Options, first_choices, label_options, number, suggest_config
+from sliceprop.server.results import named_suggestion
+from sliceprop.server.workspace import Case, Workspace
 from sliceprop.study import suggest
+
+logger = logging.getLogger(__name__)
+
+NO_STUDY = {"slice": None, "reason": "There is no image that can be worked on; upload one.", "stop": True}
+"""The answer without any study; it has no `id`, which is how clients of MONAI Label see that there is none."""
+
+_SCORES = frozenset({"quality", "suggestion"})
+"""Of the last scoring, in the image info; in an answer it would lie beside what holds now."""
 
 
 class LastingAnswer(dict[str, Any]):
     """An answer whose own entries win over those that MONAI Label puts on top of it with `update`."""
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Add entries without replacing any."""
-        super().update({**dict(*args, **kwargs), **self})
+        """Add entries without replacing any, stored scores left out."""
+        others = dict(*args, **kwargs)
+        super().update({key: value for key, value in others.items() if key not in self and key not in _SCORES})
 
 
 class NextSlice(Strategy):  # type: ignore[misc]
-    """The slice worth annotating most; never one that is annotated.
+    """The slice worth annotating most, or the slices of a plan; never one that is annotated.
 
     Args:
         workspace: of the server.
-        target: estimated Dice above which a slice needs no annotation.
+        target: estimated Dice above which a slice needs no annotation, where the request does not say.
     """
 
     def __init__(self, workspace: Workspace, target: float) -> None:
         super().__init__("The slice of the current study that is worth annotating next")
         self._workspace, self._target = workspace, target
 
+    def info(self) -> dict[str, Any]:
+        """What `/info/` shows; clients offer the options, a list as choices."""
+        choices = {"plan": ["next_slice", *PLANS], "n": SuggestConfig.n, "seed": SuggestConfig.seed}
+        return {**super().info(), "config": {**choices, "target": self._target}}
+
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
         """Answer `POST /activelearning/next_slice`.
 
         Args:
-            request: `image`, else the study used or annotated last is meant; `slice_axis`.
+            request: `image`, else the study used or annotated last is meant; `plan`, `n`, `seed`, `target`,
+                `slice_axis`, `init`.
             datastore: the workspace's.
 
         Returns:
-            `id` of the image and the fields of `study.Suggestion`; empty if there is no image at all.
+            `id` of the image, the fields of the best `study.Suggestion`, all `n` of them as `suggestions`, and
+            `label_names`; empty if there is no image at all.
 
         Raises:
             InputError: or a subclass, for anything that cannot be used.
         """
         options = first_choices(request)
-        case = self._workspace.requested_case(options)
-        if case is None:
+        config, case = suggest_config(options, self._target), self._workspace.requested_case(options)
+        return {} if case is None else _suggest(self._workspace, case, options, config)
+
+
+class NextStudy(Strategy):  # type: ignore[misc]
+    """The study that needs annotation most, with the slice to start on.
+
+    Studies are compared by what was estimated when they were last used or scored; only the answer is computed anew.
+
+    Args:
+        workspace: of the server.
+        target: estimated Dice above which a slice needs no annotation, where the request does not say.
+    """
+
+    def __init__(self, workspace: Workspace, target: float) -> None:
+        super().__init__("The study with the worst estimated quality, else one without annotation, and its next slice")
+        self._workspace, self._target = workspace, target
+
+    def info(self) -> dict[str, Any]:
+        """What `/info/` shows."""
+        return {**super().info(), "config": {"target": self._target}}
+
+    def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
+        """Answer `POST /activelearning/next_study`.
+
+        Args:
+            request: `target`.
+            datastore: the workspace's.
+
+        Returns:
+            as `NextSlice` does, for the study chosen; with `stop` when all are done; empty if there is none to use.
+
+        Raises:
+            InputError: if the target cannot be used.
+        """
+        config = SuggestConfig(target=number(first_choices(request), "target", self._target))
+        waiting, done = self._workspace.studies_by_need(config.target)
+        finished: dict[str, Any] = {}
+        for image_id in waiting:
+            answer = self._try(image_id, config)
+            if answer and not answer["stop"]:
+                return answer
+            finished = finished or answer
+        finished = finished or next(filter(None, (self._try(image_id, config) for image_id in done)), {})
+        if finished:
+            finished["reason"] = "Every study is done; no slice is expected below the target."
+        return finished
+
+    def _try(self, image_id: str, config: SuggestConfig) -> dict[str, Any]:
+        """The answer for one study; empty if it cannot be used, which must not keep the user from the others."""
+        try:
+            return _suggest(self._workspace, self._workspace.case(image_id), {}, config)
+        except InputError:
+            logger.exception("%s cannot be used", image_id)
             return {}
-        with self._workspace.lock(case):
-            study = self._workspace.open(case, label_options(options)).study
-            model = self._workspace.model(case, study, options.get("init"))
-            best = suggest(study, model, target=self._target, names=self._workspace.names.by_index)[0]
-        self._workspace.remember(case)
-        return LastingAnswer(id=case.image_id, **asdict(best))
+
+
+def _suggest(workspace: Workspace, case: Case, options: Options, config: SuggestConfig) -> LastingAnswer:
+    names = workspace.names
+    with workspace.lock(case):
+        study = workspace.open(case, label_options(options)).study
+        model = workspace.model(case, study, options.get("init"))
+        found = [named_suggestion(one, names.by_index) for one in suggest(study, model, config, names=names.by_index)]
+        if config.plan == "next_slice":
+            workspace.keep_estimate(case, found[0], config.target)
+    workspace.remember(case)
+    return LastingAnswer(id=case.image_id, **found[0], suggestions=found, label_names=names.indices)

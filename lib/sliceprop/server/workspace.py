@@ -103,8 +103,11 @@ class Workspace:
             self.store.refresh()
         if image_id not in self.store.list_images():
             raise NotFoundError(f"unknown image {image_id!r}")
-        record = StudyRecord(self.folder / "studies" / image_id)
-        return Case(Path(self.store.get_image_uri(image_id)), record, image_id)
+        return Case(Path(self.store.get_image_uri(image_id)), self.record(image_id), image_id)
+
+    def record(self, image_id: str) -> StudyRecord:
+        """What is remembered of a study that exists; unlike `case` it does not fetch the image from an archive."""
+        return StudyRecord(self.folder / "studies" / image_id)
 
     def requested_case(self, options: Options) -> Case | None:
         """The study of a request: `image`, else the one used or annotated last, else the first; None if there is none.
@@ -119,9 +122,35 @@ class Workspace:
         return self.case(last if last in images else images[0]) if images else None
 
     def annotated_images(self) -> list[str]:
-        """Ids of the images for which there is a label file."""
-        images = sorted(self.store.list_images())
-        return [image for image in images if any(self._label_file(image, tag) for tag in (SPARSE, FINAL))]
+        """Ids of the images for which there is a label file or a file of scribbles."""
+        return [image for image in sorted(self.store.list_images()) if self.label_versions(image)]
+
+    def label_versions(self, image_id: str) -> list[str]:
+        """What tells whether anything was drawn since: tag and time of each label file."""
+        versions = (self._version(image_id, tag) for tag in (SPARSE, FINAL, SCRIBBLES))
+        return [version for version in versions if version]
+
+    def keep_estimate(self, case: Case, suggestion: Mapping[str, Any], target: float) -> None:
+        """Remember how good a study of the datastore is estimated to be, for the choice between studies."""
+        if case.record is not None and case.image_id:
+            estimate = {key: suggestion[key] for key in ("expected_dice", "stop")}
+            labels = self.label_versions(case.image_id)
+            case.record.save_estimate({**estimate, "target": target, "labels": labels})
+
+    def studies_by_need(self, target: float) -> tuple[list[str], list[str]]:
+        """Ids of the images to work on, the most urgent first, and of those that are done.
+
+        The worst estimated Dice comes first, then what is annotated but was never estimated, then what is not
+        annotated. Done is what was estimated to be, with this target and the labels as they are.
+        """
+        waiting, done = list[tuple[int, float, str]](), list[tuple[int, float, str]]()
+        for image in sorted(self.store.list_images()):
+            labels, estimate = self.label_versions(image), self.record(image).estimate()
+            dice = estimate.get("expected_dice") if labels else None
+            need = (0 if dice is not None else 1 if labels else 2, dice or 0.0, image)
+            current = (estimate.get("target"), estimate.get("labels")) == (target, labels)
+            (done if current and estimate.get("stop") else waiting).append(need)
+        return [image for *_, image in sorted(waiting)], [image for *_, image in sorted(done)]
 
     def remember(self, case: Case) -> None:
         """Make this study the one that requests without `image` mean."""
@@ -164,7 +193,7 @@ class Workspace:
             in_force = tag == SPARSE or (tag == FINAL and (ours or self._label_file(case.image_id, SPARSE) is None))
             self._store(case, tag, labels, info)
             if annotation is not None and in_force:
-                case.record.save_annotation(replace(annotation, source=self._version(case, tag)))
+                case.record.save_annotation(replace(annotation, source=self._version(case.image_id, tag)))
             self.remember(case)
         slices = {} if annotation is None else {"annotated_slices": list(annotation.annotated_slices)}
         return {**info, **slices, "label_names": self.names.indices}
@@ -208,7 +237,7 @@ class Workspace:
             return None
         kept = case.record.annotation()
         tags = [tag for tag in (SPARSE, FINAL) if self._label_file(case.image_id, tag)]
-        if kept is not None and kept.source in [self._version(case, tag) for tag in tags]:
+        if kept is not None and kept.source in [self._version(case.image_id, tag) for tag in tags]:
             return kept
         return self._found(case, tags[0]) if tags else None
 
@@ -273,7 +302,7 @@ class Workspace:
             labels, new = self._renumbered(read_labels(file, self.scan(case), cropped=True), options)
             annotation = self._annotate(case, labels, options)
             self.names.register(new)
-        return replace(annotation, source=self._version(case, tag))
+        return replace(annotation, source=self._version(case.image_id, tag))
 
     def _scribbles(self, case: Case) -> LabelArray | None:
         file = self._label_file(case.image_id, SCRIBBLES)
@@ -324,8 +353,8 @@ class Workspace:
         uri = LocalDatastore.get_label_uri(self.store, image_id, tag)
         return Path(uri) if uri and Path(uri).is_file() else None
 
-    def _version(self, case: Case, tag: str) -> str:
-        file = self._label_file(case.image_id, tag)
+    def _version(self, image_id: str, tag: str) -> str:
+        file = self._label_file(image_id, tag)
         return f"{tag}:{file.stat().st_mtime_ns}" if file else ""
 
 

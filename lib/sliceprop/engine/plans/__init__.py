@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sliceprop.config import MAX_SEED
+from sliceprop.config import MAX_SEED, PLANS
 from sliceprop.engine.network import RegistrationNet
 from sliceprop.engine.plans.clustering import CLUSTERS, cluster, draw_evenly
 from sliceprop.engine.plans.perceptual import alexnet_levels, filter_levels, network_levels, perceptual_distances
@@ -181,6 +181,3 @@ _PROFILES: dict[str, Callable[[FloatArray, Perception], FloatArray | NDArray[np.
 
 BLIND_PLANS: tuple[str, ...] = tuple(_BLIND)
 """Plans that do not look at the scan."""
-
-PLANS: tuple[str, ...] = (*_BLIND, *_PROFILES)
-"""All plans by name."""
