@@ -19,12 +19,13 @@ class PeakMemory:
     """A context in which the peak is measured; `mib` afterwards, for this process, and `children_mib`.
 
     The kernel's own high-water marks are read (`VmHWM`), so nothing is missed between two looks; only a child that
-    lives for less than `INTERVAL_S` can be. Children count with the sum of their peaks. `ru_maxrss` is not used: a new
-    process inherits the mark of the one that started it.
+    lives for less than `INTERVAL_S` can be. Children that start meanwhile count with the sum of their peaks, those that
+    were there before do not. `ru_maxrss` is not used: a new process inherits the mark of the one that started it.
     """
 
     def __enter__(self) -> PeakMemory:
         self._children: dict[int, float] = {}
+        self._there_before = {child.pid for child in psutil.Process().children(recursive=True)}
         self._over = threading.Event()
         with suppress(OSError):  # without the right to reset it, the peak since the start of the process is given
             Path("/proc/self/clear_refs").write_text(RESET)
@@ -45,8 +46,9 @@ class PeakMemory:
 
     def _look(self) -> None:
         for child in psutil.Process().children(recursive=True):
-            with suppress(OSError, StopIteration):  # it has ended meanwhile
-                self._children[child.pid] = peak_mib(child.pid)
+            if child.pid not in self._there_before:
+                with suppress(OSError, StopIteration):  # it has ended meanwhile
+                    self._children[child.pid] = peak_mib(child.pid)
 
 
 def peak_mib(pid: int | str = "self") -> float:

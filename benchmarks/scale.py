@@ -112,6 +112,7 @@ def markdown(points: Sequence[Point]) -> str:
     grown = [
         [series, name, *(f"{factor:.2f}" for factor in factors), "yes" if max(factors) <= LINEAR else "no"]
         for series, within in _by_series(points).items()
+        if len(within) > 1
         for cost, name in COSTS.items()
         for factors in [growth(within, cost)]
     ]

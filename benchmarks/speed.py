@@ -320,7 +320,8 @@ def _summary(seconds: list[float]) -> tuple[float, float, float]:
     return statistics.median(seconds), min(seconds), max(seconds)
 
 
-PARTS = ("previews", "in-process", "command-line", "yardstick", "server", "scale")
+PARTS = ("previews", "in-process", "command-line", "yardstick", "server", "large", "scale")
+SLOW_PARTS = ("large", "scale")
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[Measurement]:
@@ -337,9 +338,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[Measurement
         yield from measure_yardstick(yardstick, folder, arguments.repeats)
     if "server" in arguments.parts:
         yield from measure_server(yardstick, folder, arguments.repeats)
-    if "scale" in arguments.parts:
-        if "command-line" not in arguments.parts:
-            yield from measure_command_line(yardstick, folder, arguments.repeats)
+    if "large" in arguments.parts:
         yield from measure_large(folder, arguments.repeats)
 
 
@@ -351,7 +350,8 @@ def main() -> None:
     """Parse the arguments, measure, write after every measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     common.add_data_argument(parser)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:-1], help="default: all but scale")
+    usual = [part for part in PARTS if part not in SLOW_PARTS]
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=usual, help="default: all but large and scale")
     parser.add_argument("--volumes", nargs="+", default=[YARDSTICK], help="for the command line; default %(default)s")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=common.RESULTS / "speed.json")

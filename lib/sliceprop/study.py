@@ -466,7 +466,9 @@ def _carried(still: Carrier, fields: Fields | None, config: PropagateConfig, thr
     supported = supported_slices(moving, annotation.known, config.extrapolate)
     if config.method == "registration":
         return fill([(moving, ones)], supported, config.fusion, threads=threads), ["registration"] * len(ones)
-    judge = Carrier(annotation, images, SliceTransforms(fields.image_velocity, *size))
+    judge = moving
+    if not torch.equal(fields.image_velocity, fields.velocity):
+        judge = Carrier(annotation, images, SliceTransforms(fields.image_velocity, *size))
     weights = motion_weights(hold_out(judge, config.fusion), hold_out(still, config.fusion), len(ones))
     refiner, possible = None, None
     if config.refinement != "none" and annotation.labels.any():

@@ -68,4 +68,5 @@ def test_the_report_has_goals_and_growth() -> None:
     text = report(results, "speed_scale")
     assert "| propagate | thigh | 2.00 | 1.00 | 3.00 | 60 | 1.500 | 3 |" in text
     assert "Growth with slices and labels" in text and "(speed_scale.png)" in text
+    assert "| slices | 4 | 4 |" in report(results | {"points": [vars(points[0])]}, "speed_scale")
     assert "Growth" not in report(results | {"points": []}, "speed")

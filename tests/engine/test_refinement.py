@@ -6,8 +6,10 @@ import torch
 
 from phantoms import dice
 from sliceprop.engine.appearance import Appearance
+from sliceprop.engine.filling import fill
 from sliceprop.engine.propagation import Carrier
 from sliceprop.engine.refinement import FEATURES, LEAST_TRUST, Question, RefinementNet, Refiner, log_odds
+from sliceprop.engine.registration import SliceTransforms
 from sliceprop.errors import CheckpointError, FileError
 from sliceprop.labels import sparse_labels
 from sliceprop.pretrained import load_refinement, save_refinement
@@ -97,6 +99,16 @@ def test_beyond_the_outermost_slice_the_network_is_followed_where_the_scan_looks
     near = evidence.band & (asked.scores.fused.abs() < 0.9)
     added = (log_odds(refined) - log_odds(asked.scores.fused))[near]
     assert near.any() and torch.allclose(added, torch.full_like(added, 0.5 * share), atol=1e-3)
+
+
+def test_however_many_threads_fill_the_result_is_the_same(refiner: tuple[Refiner, Carrier, np.ndarray]) -> None:
+    refine, still, _ = refiner
+    moving = Carrier(still.annotation, still.images, SliceTransforms(torch.randn(4, 2, 32, 32), 64, 64))
+    candidates, everywhere = [(moving, np.array([0.7])), (still, np.array([0.3]))], np.ones((1, 5), bool)
+    one, three = (fill(candidates, everywhere, "sdf", refiner=refine, threads=n) for n in (1, 3))
+    assert one.labels[2].any()
+    for part in ("labels", "from_lower", "from_upper", "uncertainty", "expected_dice", "refined_px"):
+        np.testing.assert_array_equal(getattr(one, part), getattr(three, part))
 
 
 def test_log_odds_are_those_of_the_probability() -> None:

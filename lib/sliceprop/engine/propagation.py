@@ -51,18 +51,20 @@ class _Target(threading.local):
 
     Attributes:
         carried: label and source to signed distance.
+        images: source to image.
         differences: source to difference of the images.
     """
 
     def __init__(self) -> None:
         self._index = -1
         self.carried: dict[tuple[int, int], Tensor] = {}
+        self.images: dict[int, Tensor] = {}
         self.differences: dict[int, Tensor] = {}
 
     def looked_at(self, index: int) -> _Target:
         """Itself, after forgetting what was carried to another slice."""
         if index != self._index:
-            self._index, self.carried, self.differences = index, {}, {}
+            self._index, self.carried, self.images, self.differences = index, {}, {}, {}
         return self
 
 
@@ -122,7 +124,12 @@ class Carrier:
 
     def _carried_image(self, source: int, target: int) -> Tensor:
         image = self.images[source : source + 1]
-        return image if self.transforms is None else warp(image, self.transforms.between(source, target))
+        if self.transforms is None:
+            return image
+        images = self._target.looked_at(target).images
+        if source not in images:
+            images[source] = warp(image, self.transforms.between(source, target))
+        return images[source]
 
     def resemblance(self, k: int, source: int, around: int, target: int) -> float:
         """How well slice `source`, carried to `target`, looks like it near a label: mean squared local correlation.

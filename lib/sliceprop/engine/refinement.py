@@ -133,9 +133,9 @@ class Refiner:
             window = self._carrier.windows[question.k]
             anywhere[window] |= band
             rivals.add(question.scores.fused, window)
-        probability = torch.zeros(len(self._carrier.annotation.values) + 1, *images.shape[-2:])
-        probability[:, anywhere] = torch.from_numpy(self._appearance.probabilities(index, anywhere.numpy()))
-        likeliest = probability.topk(2, dim=0).values
+        found = torch.from_numpy(self._appearance.probabilities(index, anywhere.numpy()))
+        probability, likeliest = (torch.zeros(n, *images.shape[-2:]) for n in (len(found), 2))
+        probability[:, anywhere], likeliest[:, anywhere] = found, found.topk(2, dim=0).values
         return [
             Evidence(band, self._features(question, index, band, probability[question.k + 1], likeliest, rivals))
             for question, band in zip(questions, bands, strict=True)
