@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from cases import Case
 from placements import annotated_slices
-from runners import FOLDS
+from refinements import unseen
 from scores import scored_slices
 from sliceprop import study as use_cases
 from sliceprop.checkpoint import load_checkpoint, save_checkpoint
-from sliceprop.config import PropagateConfig, SuggestConfig, TrainConfig
+from sliceprop.config import SuggestConfig, TrainConfig
 from sliceprop.engine.metrics import dice, evaluate
 from sliceprop.engine.registration import Model
+from sliceprop.engine.selection import TIP_SHARE
 from sliceprop.errors import FileError
-from sliceprop.suggestion import TIP_SHARE
 
 Slices = tuple[int, ...]
 """Annotated slices, ascending."""
@@ -186,12 +186,6 @@ def _boxed(case: Case) -> use_cases.Study:
     footprint = np.zeros_like(case.reference)
     case.slices(footprint)[some] = reference.any(axis=0)
     return case.study(some, footprint)
-
-
-def unseen(volume: str) -> PropagateConfig:
-    """`auto` with a refinement network that has not seen the volume, if it helped to fit the shipped one."""
-    fold = FOLDS / f"{volume}.safetensors"
-    return PropagateConfig(refinement=str(fold)) if fold.exists() else PropagateConfig()
 
 
 def score(case: Case, predicted: Labels, annotated: Slices) -> dict[str, Any]:

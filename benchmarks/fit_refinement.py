@@ -23,7 +23,7 @@ from torch.nn import functional
 import common
 from cases import Case, load
 from layouts import LAYOUTS, Source, sources
-from runners import FOLDS
+from refinements import FOLDS
 from sliceprop.engine.appearance import Appearance
 from sliceprop.engine.extent import possible_slices, supported_slices
 from sliceprop.engine.interpolation import sources as nearest_known

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,12 @@ from cases import Case
 from memory import PeakMemory
 from methods import CLASSICAL, Method
 from peering import run_peer
+from refinements import unseen
 from sliceprop import study as use_cases
 from sliceprop.config import PREDICTORS, PropagateConfig, TrainConfig
 from sliceprop.engine.interpolation import interpolate
 
 Labels = NDArray[np.int32]
-
-FOLDS = Path(__file__).parent / "folds"
-"""Refinement networks by the volume that they have not seen; `fit_refinement.py` writes them."""
 
 
 class Runner:
@@ -48,7 +45,7 @@ class Runner:
         """Write what a method that learns found, for `quality.py`."""
         assert method.train is not None and method.propagate is not None
         model, _ = self._learn(method.train)
-        filled = use_cases.fill_study(self._study, model, self._unseen(method.propagate)[0]).filled
+        filled = use_cases.fill_study(self._study, model, unseen(self._case.name, method.propagate)).filled
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(
             path,
@@ -90,16 +87,10 @@ class Runner:
         if method.kind in CLASSICAL:
             return self._interpolated(method.propagate), ""
         chosen = {"device": str(self._device)} if method.kind in PREDICTORS else {}
-        config, note = self._unseen(method.propagate)
+        config = unseen(self._case.name, method.propagate)
+        note = "" if config == method.propagate else "refinement network fitted without this volume"
         result = use_cases.propagate(self._study, model, config, **chosen)
         return self._study.volume.to_canonical(result.labels), str(result.report.get("network", note))
-
-    def _unseen(self, config: PropagateConfig) -> tuple[PropagateConfig, str]:
-        """With a refinement network that was fitted without this volume, if it helped to fit the shipped one."""
-        fold = FOLDS / f"{self._case.name}.safetensors"
-        if config.method != "auto" or config.refinement != "default" or not fold.exists():
-            return config, ""
-        return replace(config, refinement=str(fold)), "refinement network fitted without this volume"
 
     def _interpolated(self, config: PropagateConfig) -> Labels:
         """The classical method alone; beyond the outermost annotated slices these are held, or nothing with `none`."""

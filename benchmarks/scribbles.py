@@ -27,10 +27,10 @@ import layouts
 import marks
 from cases import Case
 from placements import annotated_slices
-from runners import FOLDS
+from refinements import unseen
 from scores import scored_slices
 from sliceprop import study as use_cases
-from sliceprop.config import PropagateConfig, TrainConfig
+from sliceprop.config import TrainConfig
 from sliceprop.engine.metrics import dice
 from sliceprop.errors import InputError
 from sliceprop.study import Study, open_study
@@ -111,8 +111,7 @@ class Session:
             more: of learning that goes on.
         """
         self.case, self.annotated, self._more = case, list(annotated), more
-        fold = FOLDS / f"{case.name}.safetensors"  # a refinement network that has not seen this volume
-        self._config = PropagateConfig(refinement=str(fold)) if fold.exists() else PropagateConfig()
+        self._config = unseen(case.name)
         self._nothing = np.zeros(case.slices(case.reference).shape, np.int32)
         self._model = use_cases.train(self._study(self._nothing), config)
         self.before, _ = self._propagated(self._nothing, self._model)

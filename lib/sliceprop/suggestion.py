@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +12,9 @@ from sliceprop.config import SuggestConfig
 from sliceprop.engine.network import RegistrationNet
 from sliceprop.engine.plans import plan_slices
 from sliceprop.engine.quality import Quality
-from sliceprop.engine.selection import Choice, choose_slices, first_slices
+from sliceprop.engine.selection import Choice, choose_slices, first_slices, tips
 from sliceprop.labels import SparseLabels
 from sliceprop.volume import Volume
-
-TIP_SHARE = 0.05
-"""A label smaller than this share of its largest slice is a tip, which no annotator would draw a slice for."""
-
 
 _PLAN_REASONS = {
     "centres": "Middle of its share of the scan, which is cut into {n} equal shares.",
@@ -161,22 +157,27 @@ def _good_enough(quality: Quality, annotation: SparseLabels, target: float) -> b
 
     A label that is known on one slice alone is never good enough: nothing shows where it ends.
     """
-    tips = TIP_SHARE * quality.size.max(axis=1, keepdims=True)
-    judged = ~annotation.known & np.isfinite(quality.dice) & (quality.size > tips)
+    judged = ~annotation.known & np.isfinite(quality.dice) & ~tips(quality)
     return bool((quality.dice[judged] >= target).all() and (annotation.known.sum(axis=1) > 1).all())
 
 
 def _reason(annotation: SparseLabels, choice: Choice, names: Mapping[int, str]) -> str:
+    if choice.explores:
+        where = _where(choice.index, annotation.annotated_slices)
+        return f"{where}, where structures may lie that no annotated slice shows yet."
     if choice.label is None:
         return "No label is expected to gain; this slice is the furthest from the annotated ones."
     value = annotation.values[choice.label]
     label = names.get(value, f"label {value}")
-    below = [s for s in annotation.known_slices(choice.label) if s < choice.index]
-    above = [s for s in annotation.known_slices(choice.label) if s > choice.index]
-    if below and above:
-        where = f"It lies between the annotated slices {below[-1]} and {above[0]}"
-    elif below or above:
-        where = f"It lies beyond the outermost annotated slice {below[-1] if below else above[0]}"
-    else:
-        where = "It is near scribbles only"
+    where = _where(choice.index, annotation.known_slices(choice.label))
     return f"{where}, where {label} is least certain (expected Dice {choice.dice:.2f} on this slice)."
+
+
+def _where(index: int, annotated: Sequence[int]) -> str:
+    """A slice among the annotated ones."""
+    below, above = [s for s in annotated if s < index], [s for s in annotated if s > index]
+    if below and above:
+        return f"It lies between the annotated slices {below[-1]} and {above[0]}"
+    if below or above:
+        return f"It lies beyond the outermost annotated slice {below[-1] if below else above[0]}"
+    return "It is near scribbles only"

@@ -77,3 +77,22 @@ def test_without_any_gain_the_furthest_slice_is_chosen() -> None:
     nowhere = quality(np.full((1, 12), np.nan), 0.0)
     best = choose_slices(nowhere, {3, 11}, 1)[0]
     assert (best.index, best.label, best.labels) == (7, None, ())
+
+
+def test_short_labels_send_the_next_slice_into_the_stretch_without_annotation() -> None:
+    n_slices, annotated = 41, {5, 10}
+    dice, size = np.full((2, n_slices), np.nan), np.zeros((2, n_slices))
+    for k, middle in enumerate((5, 10)):
+        dice[k, middle - 2 : middle + 3], size[k, middle - 2 : middle + 3] = 0.9, 100.0
+        dice[k, list(annotated)] = 1
+    best = choose_slices(Quality(dice, np.zeros_like(dice), size), annotated, 1)[0]
+    assert 15 <= best.index <= 36
+    assert best.explores and best.finds > 0.1
+
+
+def test_a_label_in_need_comes_before_what_may_be_found() -> None:
+    n_slices, annotated = 41, {5, 30}
+    dice, size = np.full((2, n_slices), 0.3), np.full((2, n_slices), 100.0)
+    dice[:, list(annotated)] = 1
+    best = choose_slices(Quality(dice, np.zeros_like(dice), size), annotated, 1)[0]
+    assert not best.explores and best.label is not None

@@ -17,7 +17,7 @@ from sliceprop.engine.interpolation import sources
 from sliceprop.engine.propagation import Carrier
 from sliceprop.labels import LabelArray
 
-TREES = 32
+TREES = 20
 
 LEAST_LEAF = 2
 """Pixels in a leaf."""

@@ -7,8 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sliceprop.engine.discovery import undiscovered
 from sliceprop.engine.quality import Quality
 from sliceprop.volume import FloatArray
+
+TIP_SHARE = 0.05
+"""A label smaller than this share of its largest slice is a tip, which no annotator would draw a slice for."""
+
+NEW_DICE = 0.5
+"""Dice of a label over the volume once one slice of it is annotated."""
 
 CONCERNED = 0.1
 """A slice concerns the labels that gain at least this share of what the first of them gains."""
@@ -24,6 +31,7 @@ class Choice:
         label: index of the label that gains most there, None without any estimate.
         dice: expected Dice of that label on the slice as it is.
         labels: indices of the labels that gain at least `CONCERNED` of what that label gains, most first.
+        finds: labels that no annotated slice shows yet and that this one is expected to show.
     """
 
     index: int
@@ -31,34 +39,51 @@ class Choice:
     label: int | None
     dice: float
     labels: tuple[int, ...] = ()
+    finds: float = 0.0
+
+    @property
+    def explores(self) -> bool:
+        """Whether what it may find is worth more than what the labels gain."""
+        return NEW_DICE * self.finds > self.gain
 
 
 def choose_slices(quality: Quality, annotated: set[int], n: int) -> list[Choice]:
     """Greedy choice of up to `n` slices by expected gain, each knowing those chosen before.
 
     The expected error of a label on a slice is `(1 - dice) size / total size`, so that all errors sum to
-    `1 - mean Dice`. Annotating slice `s` removes its own error, and lowers that of the slices around it in proportion
-    to how much nearer their next annotated slices come.
+    `1 - Dice`. Annotating slice `s` removes its own error, lowers that of the slices around it in proportion
+    to how much nearer their next annotated slices come, and may show labels that are on no annotated slice.
 
     Args:
         quality: expected Dice and size per label and slice.
         annotated: slices that are never chosen.
         n: how many.
     """
+    n_labels, n_slices = quality.size.shape
     total = np.maximum(quality.size.sum(axis=1, keepdims=True), 1)
-    error = np.nan_to_num(1 - quality.dice) * quality.size / total / max(len(quality.size), 1)
+    error = np.nan_to_num(1 - quality.dice) * quality.size / total
+    lengths = [int(length) for length in (~tips(quality)).sum(axis=1) if length]
     done, choices = set(annotated), list[Choice]()
-    while len(choices) < n and len(done) < error.shape[1]:
-        gains = {s: _relief(error, done, s) for s in range(error.shape[1]) if s not in done}
+    while len(choices) < n and len(done) < n_slices:
+        finds = undiscovered(lengths, done, n_slices)
+        gains = {s: _relief(error, done, s) for s in range(n_slices) if s not in done}
+        worth = {s: gain.sum() + NEW_DICE * finds[s] for s, gain in gains.items()}
         apart = {s: min((abs(s - d) for d in done), default=0) for s in gains}
-        best = max(gains, key=lambda s: (gains[s].sum(), apart[s], -abs(s - error.shape[1] // 2)))
-        per_label = gains[best].sum(axis=1)
+        best = max(gains, key=lambda s: (worth[s], apart[s], -abs(s - n_slices // 2)))
+        per_label = gains[best].sum(axis=1) / max(n_labels, 1)
         label = int(per_label.argmax()) if per_label.any() else None
         dice = float(quality.dice[label, best]) if label is not None else float("nan")
-        choices.append(Choice(best, float(per_label.sum()), label, dice, _concerned(per_label)))
+        found = float(finds[best]) / max(n_labels, 1)
+        choices.append(Choice(best, float(per_label.sum()), label, dice, _concerned(per_label), found))
         error = error - gains[best]
         done.add(best)
     return choices
+
+
+def tips(quality: Quality) -> NDArray[np.bool_]:
+    """Where a label is absent or little more than its tip, `(K, S)`."""
+    small: NDArray[np.bool_] = quality.size <= TIP_SHARE * quality.size.max(axis=1, keepdims=True)
+    return small
 
 
 def _concerned(per_label: NDArray[np.float64]) -> tuple[int, ...]:
