@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import fmean, median
 
 from contestants import CONTESTANTS, FIXED, ORACLE, OURS, Step
-from goals import YARDSTICK, Goal
+from goals import YARDSTICK, Goal, yes
 
 LEVELS = (0.85, 0.90, 0.95)
 FEWER = 0.2
@@ -168,14 +168,14 @@ def _saved(pairs: Sequence[tuple[int, int]], plan: str) -> tuple[str, str]:
         return "not reached by both on any volume", "-"
     ours, theirs = (fmean(column) for column in zip(*pairs, strict=True))
     saved = 1 - ours / theirs
-    return f"{saved:.0%}: {ours:.1f}, {plan} {theirs:.1f}; {len(pairs)} volumes where both do", _yes(saved >= FEWER)
+    return f"{saved:.0%}: {ours:.1f}, {plan} {theirs:.1f}; {len(pairs)} volumes where both do", yes(saved >= FEWER)
 
 
 def _later(volumes: Sequence[str], plan: str, of: int) -> tuple[str, str]:
     if not of:
         return "not reached by either on any volume", "-"
     names = f": {', '.join(volumes)}" if volumes else ""
-    return f"{len(volumes)} of {of} later than {plan}{names}", _yes(not volumes)
+    return f"{len(volumes)} of {of} later than {plan}{names}", yes(not volumes)
 
 
 def _area(curves: Curves) -> Goal:
@@ -184,7 +184,7 @@ def _area(curves: Curves) -> Goal:
         return name, wanted, *NOT_MEASURED
     margins = {plan: curves.mean_area(OURS) - curves.mean_area(plan) for plan in curves.fixed}
     least = min(margins, key=margins.__getitem__)
-    return name, wanted, f"least {margins[least]:+.4f}, over {least}", _yes(margins[least] > 0)
+    return name, wanted, f"least {margins[least]:+.4f}, over {least}", yes(margins[least] > 0)
 
 
 def _gap(curves: Curves) -> Goal:
@@ -193,7 +193,7 @@ def _gap(curves: Curves) -> Goal:
     if found is None:
         return name, f"{CLOSED:.0%}", *NOT_MEASURED
     share, plan = found
-    return name, f"{CLOSED:.0%}", f"{share:.0%}; the best is {plan}", _yes(share >= CLOSED)
+    return name, f"{CLOSED:.0%}", f"{share:.0%}; the best is {plan}", yes(share >= CLOSED)
 
 
 def _stop(curves: Curves) -> Goal:
@@ -206,7 +206,7 @@ def _stop(curves: Curves) -> Goal:
         return name, wanted, "neither came on any volume", "-"
     right = sum(said is not None and true is not None and abs(said - true) <= NEAR for said, true in judged)
     open_ones = f"; on {len(moments) - len(judged)} neither came" if len(judged) < len(moments) else ""
-    return name, wanted, f"{right} of {len(judged)} where one came{open_ones}", _yes(2 * right > len(judged))
+    return name, wanted, f"{right} of {len(judged)} where one came{open_ones}", yes(2 * right > len(judged))
 
 
 def _speed(curves: Curves) -> Goal:
@@ -214,13 +214,9 @@ def _speed(curves: Curves) -> Goal:
     seconds = [s for step in curves.steps if step.shape == YARDSTICK[0] for s in asked_s([step])]
     if not seconds:
         return name, wanted, *NOT_MEASURED
-    return name, wanted, f"median {median(seconds):.2f} s of {len(seconds)}", _yes(median(seconds) <= SUGGEST_S)
+    return name, wanted, f"median {median(seconds):.2f} s of {len(seconds)}", yes(median(seconds) <= SUGGEST_S)
 
 
 def asked_s(steps: Sequence[Step]) -> list[float]:
     """Seconds of the suggestions after the first one, which has nothing to propagate."""
     return [step.suggest_s for step in steps if step.suggest_s is not None and step.n > 1]
-
-
-def _yes(met: bool) -> str:
-    return "yes" if met else "no"

@@ -43,7 +43,7 @@ def never_worse(rows: Iterable[Row]) -> Goal:
     worst = min(margins, key=margins.__getitem__)
     below = sum(margin < -NEVER_WORSE for margin in margins.values())
     reached = f"worst {margins[worst]:+.3f} ({', '.join(_words(worst))}); {below} of {len(margins)} cases below"
-    return name, wanted, reached, _yes(below == 0)
+    return name, wanted, reached, yes(below == 0)
 
 
 def clearly_better(rows: Iterable[Row]) -> Goal:
@@ -56,7 +56,7 @@ def clearly_better(rows: Iterable[Row]) -> Goal:
     errors = {m: 1 - fmean(r.dice for _, _, others in found for r in others if r.method == m) for m in CLASSICAL}
     best = min(errors, key=errors.__getitem__)
     reached = 1 - ours / errors[best]
-    return name, wanted, f"{reached:.1%} ({ours:.3f}, {best} {errors[best]:.3f})", _yes(reached >= CLEARLY_BETTER)
+    return name, wanted, f"{reached:.1%} ({ours:.3f}, {best} {errors[best]:.3f})", yes(reached >= CLEARLY_BETTER)
 
 
 def against_labelprop(rows: Sequence[Row]) -> Iterator[Goal]:
@@ -70,8 +70,8 @@ def against_labelprop(rows: Sequence[Row]) -> Iterator[Goal]:
         return
     gain = fmean(ours.dice - others[0].dice for _, ours, others in found)
     times = sum(others[0].total_s for *_, others in found) / sum(ours.total_s for _, ours, _ in found)
-    yield gain_name, wanted[0], f"{gain:+.3f} over {len(found)} cases", _yes(gain >= LABELPROP_GAIN)
-    yield speed_name, wanted[1], f"{times:.0f} times over {len(found)} cases", _yes(times >= LABELPROP_TIMES)
+    yield gain_name, wanted[0], f"{gain:+.3f} over {len(found)} cases", yes(gain >= LABELPROP_GAIN)
+    yield speed_name, wanted[1], f"{times:.0f} times over {len(found)} cases", yes(times >= LABELPROP_TIMES)
 
 
 def against_networks(rows: Sequence[Row]) -> Iterator[Goal]:
@@ -84,7 +84,7 @@ def against_networks(rows: Sequence[Row]) -> Iterator[Goal]:
             means = {amount: fmean(values) for amount, values in gains.items()}
             least = min(means, key=means.__getitem__)
             reached = f"least {means[least]:+.3f} at {least}, of {', '.join(means)}"
-            yield f"above the overfitted {name} at every amount", "> 0", reached, _yes(means[least] > 0)
+            yield f"above the overfitted {name} at every amount", "> 0", reached, yes(means[least] > 0)
 
 
 def yardstick(rows: Iterable[Row]) -> Iterator[Goal]:
@@ -95,8 +95,8 @@ def yardstick(rows: Iterable[Row]) -> Iterator[Goal]:
         yield f"time, {name}", f"{YARDSTICK_S:g} s", "not measured", "-"
         return
     seconds, mib = max(row.total_s or 0 for row in found), max(row.peak_mib or 0 for row in found)
-    yield f"time, {name}", f"{YARDSTICK_S:g} s", f"{seconds:.1f} s at most", _yes(seconds <= YARDSTICK_S)
-    yield f"memory, {name}", f"{YARDSTICK_MIB} MiB", f"{mib:.0f} MiB at most", _yes(mib <= YARDSTICK_MIB)
+    yield f"time, {name}", f"{YARDSTICK_S:g} s", f"{seconds:.1f} s at most", yes(seconds <= YARDSTICK_S)
+    yield f"memory, {name}", f"{YARDSTICK_MIB} MiB", f"{mib:.0f} MiB at most", yes(mib <= YARDSTICK_MIB)
 
 
 def against(rows: Iterable[Row], methods: Sequence[str]) -> list[tuple[Case, Any, list[Any]]]:
@@ -121,5 +121,6 @@ def _words(case: Case) -> tuple[str, str, str]:
     return volume, placement, amount
 
 
-def _yes(met: bool) -> str:
+def yes(met: bool) -> str:
+    """Whether a goal is met, as its last entry."""
     return "yes" if met else "no"

@@ -7,11 +7,10 @@ it is propagated again. Writes a table (CSV) and a report (Markdown). README.md 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -25,6 +24,7 @@ import cases
 import common
 import layouts
 import marks
+import table
 from cases import Case
 from placements import annotated_slices
 from refinements import unseen
@@ -260,11 +260,7 @@ def _change(rows: Sequence[Row]) -> str | None:
 
 def write(path: Path, rows: Sequence[Row], settings: str) -> None:
     """The table and the report beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, [field.name for field in fields(Row)])
-        table.writeheader()
-        table.writerows(asdict(row) for row in rows)
+    table.write(path, rows, Row)
     path.with_suffix(".md").write_text(report(rows, settings), encoding="utf-8")
 
 

@@ -7,7 +7,6 @@ An oracle annotates what a contestant asks for, the product propagates, again an
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 import tempfile
@@ -15,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
@@ -174,13 +173,8 @@ def _end_with_parent() -> None:
 
 
 def write_table(path: Path, found: dict[str, list[Step]]) -> None:
-    """A row for each step; the table appears complete or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Step)])
-        writer.writeheader()
-        writer.writerows(asdict(step) for name in sorted(found) for step in found[name])
-    partial.replace(path)
+    """A row for each step."""
+    table.write(path, (step for name in sorted(found) for step in found[name]), Step)
 
 
 def write_report(arguments: argparse.Namespace, found: dict[str, list[Step]], failures: Sequence[str]) -> None:

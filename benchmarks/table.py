@@ -130,11 +130,12 @@ def read(path: Path) -> list[Row]:
         return [Row(**{name: _value(name, text) for name, text in record.items()}) for record in reader]
 
 
-def write(path: Path, rows: Iterable[Row]) -> None:
-    """Write the whole table; it appears complete or not at all."""
+def write(path: Path, rows: Iterable[Any], kind: type = Row) -> None:
+    """Write a whole table, a row for each dataclass of a kind; it appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, [field.name for field in fields(kind)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     partial.replace(path)
