@@ -96,3 +96,22 @@ def test_a_label_in_need_comes_before_what_may_be_found() -> None:
     dice[:, list(annotated)] = 1
     best = choose_slices(Quality(dice, np.zeros_like(dice), size), annotated, 1)[0]
     assert not best.explores and best.label is not None
+
+
+def with_one_label_on(first: int, last: int, annotated: set[int], n_slices: int) -> Quality:
+    dice, size = np.full((1, n_slices), np.nan), np.zeros((1, n_slices))
+    dice[0, first : last + 1], size[0, first : last + 1] = 0.99, 100.0
+    dice[0, list(annotated)] = 1
+    return Quality(dice, np.zeros_like(dice), size)
+
+
+def test_a_label_may_go_on_where_the_result_ends_it() -> None:
+    annotated = {10, 20}
+    best = choose_slices(with_one_label_on(5, 22, annotated, 60), annotated, 1)[0]
+    assert best.index > 22
+
+
+def test_a_label_does_not_go_on_behind_a_slice_that_lacks_it() -> None:
+    annotated = {3, 10, 20, 24}
+    choices = choose_slices(with_one_label_on(5, 22, annotated, 60), annotated, 12)
+    assert all(3 < choice.index < 24 for choice in choices)

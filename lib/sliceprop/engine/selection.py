@@ -14,6 +14,10 @@ from sliceprop.volume import FloatArray
 TIP_SHARE = 0.05
 """A label smaller than this share of its largest slice is a tip, which no annotator would draw a slice for."""
 
+MISSED, MISSED_REACH = 0.2, 0.3
+"""A label may go on where the result shows it no more: error of the first such slice, as a share of the label's slices
+on average, and how far it fades, as a share of the label's length."""
+
 NEW_DICE = 0.5
 """Dice of a label over the volume once one slice of it is annotated."""
 
@@ -50,9 +54,10 @@ class Choice:
 def choose_slices(quality: Quality, annotated: set[int], n: int) -> list[Choice]:
     """Greedy choice of up to `n` slices by expected gain, each knowing those chosen before.
 
-    The expected error of a label on a slice is `(1 - dice) size / total size`, so that all errors sum to
-    `1 - Dice`. Annotating slice `s` removes its own error, lowers that of the slices around it in proportion
-    to how much nearer their next annotated slices come, and may show labels that are on no annotated slice.
+    The expected error of a label on a slice is `(1 - dice) size / total size`, so that all errors sum to `1 - Dice`;
+    beyond where the result shows it, something is added for what may be missed. Annotating slice `s` removes its own
+    error, lowers that of the slices around it in proportion to how much nearer their next annotated slices come, and
+    may show labels that are on no annotated slice.
 
     Args:
         quality: expected Dice and size per label and slice.
@@ -61,7 +66,7 @@ def choose_slices(quality: Quality, annotated: set[int], n: int) -> list[Choice]
     """
     n_labels, n_slices = quality.size.shape
     total = np.maximum(quality.size.sum(axis=1, keepdims=True), 1)
-    error = np.nan_to_num(1 - quality.dice) * quality.size / total
+    error = np.nan_to_num(1 - quality.dice) * quality.size / total + _missed_ends(quality)
     lengths = [int(length) for length in (~tips(quality)).sum(axis=1) if length]
     done, choices = set(annotated), list[Choice]()
     while len(choices) < n and len(done) < n_slices:
@@ -84,6 +89,20 @@ def tips(quality: Quality) -> NDArray[np.bool_]:
     """Where a label is absent or little more than its tip, `(K, S)`."""
     small: NDArray[np.bool_] = quality.size <= TIP_SHARE * quality.size.max(axis=1, keepdims=True)
     return small
+
+
+def _missed_ends(quality: Quality) -> NDArray[np.float64]:
+    """Error of labels that go on where the result shows them no more, up to a slice known to lack them, `(K, S)`."""
+    missed = np.zeros(quality.size.shape)
+    for k, (dice, size) in enumerate(zip(quality.dice, quality.size, strict=True)):
+        shown = np.flatnonzero(size > 0)
+        if not shown.size:
+            continue
+        for beyond in (np.arange(shown[-1] + 1, size.size), np.arange(shown[0] - 1, -1, -1)):
+            open_ones = beyond[np.cumsum(dice[beyond] == 1) == 0]
+            distance = np.arange(1, open_ones.size + 1)
+            missed[k, open_ones] = MISSED / shown.size * np.exp(-distance / max(MISSED_REACH * shown.size, 0.5))
+    return missed
 
 
 def _concerned(per_label: NDArray[np.float64]) -> tuple[int, ...]:
