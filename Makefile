@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads of torch sleep while they wait: spinning ones starve each other on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help install serve test lint format types unit-tests sample-data demo benchmark benchmark-peers
+.PHONY: help install serve ohif test lint format types unit-tests sample-data demo benchmark benchmark-peers
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -24,6 +24,10 @@ install: $(STAMP) ## make the environment VENV=.venv and install everything into
 
 serve: $(STAMP) ## start the server: STUDIES=sample-data HOST=127.0.0.1 PORT=8000
 	@exec $(BIN)/sliceprop serve --studies '$(STUDIES)' --host '$(HOST)' --port '$(PORT)'
+
+ohif: $(STAMP) ## annotate in a browser, with an archive of its own: DICOM=folder HOST=127.0.0.1 PORT=8000
+	@packaging/install_orthanc.sh
+	@exec $(BIN)/sliceprop ohif --host '$(HOST)' --port '$(PORT)' $(if $(DICOM),--dicom '$(DICOM)')
 
 test: lint types unit-tests ## lint, check types, run all tests
 

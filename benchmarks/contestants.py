@@ -101,6 +101,13 @@ def _suggested(session: Session, _: int, annotated: Slices, __: int) -> Slices:
     return annotated if following is None else _joined(annotated, following)
 
 
+def _started(session: Session, n: int, annotated: Slices, seed: int) -> Slices:
+    """The same after a first slice in the middle of the labelled range, where one begins who looks first."""
+    return (
+        _suggested(session, n, annotated, seed) if annotated else _planned(session, n, annotated, seed, plan="centres")
+    )
+
+
 def _planned(session: Session, n: int, _: Slices, seed: int, *, plan: str, everywhere: bool = False) -> Slices:
     """A plan of `n` slices, whatever is annotated."""
     slices, network = session.case.slices(session.case.image.array), session.model.network()
@@ -125,6 +132,7 @@ _SEEDS = dict.fromkeys(FIXED, CLUSTERED) | {"centres": 1, "keep_n": 1, "random":
 
 CONTESTANTS: dict[str, Contestant] = {
     OURS: Contestant(_suggested),
+    f"{OURS}-started": Contestant(_started),
     **{plan: Contestant(partial(_planned, plan=plan), _SEEDS[plan]) for plan in FIXED},
     **{f"{p}-volume": Contestant(partial(_planned, plan=p, everywhere=True)) for p in ("centres", "keep_n")},
     ORACLE: Contestant(_best),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import pydicom
 import pytest
 from pydicom.uid import MRImageStorage
 
-from sliceprop.dicom import write_dicom_series
-from sliceprop.errors import FileError, GeometryError
+from sliceprop.dicom import check_series, describe_series, write_dicom_series
+from sliceprop.errors import FileError, GeometryError, InputError, ShapeError
 from sliceprop.io import Image, read_image
 from sliceprop.phantom import make_phantom
 
@@ -63,3 +64,106 @@ def test_folder_with_files_and_sheared_affine_are_refused(tmp_path: Path, scan: 
     sheared[0, 1] = 0.2
     with pytest.raises(GeometryError, match="sheared"):
         write_dicom_series(tmp_path / "other", Image(scan.array, sheared))
+
+
+STACK = Image(np.arange(6 * 5 * 8, dtype=np.int16).reshape(6, 5, 8), np.diag([-1.0, -1.0, 3.0, 1.0]))
+
+
+def edited(folder: Path, edit: Callable[[pydicom.Dataset, int], object]) -> Path:
+    """The series of `STACK`, each slice changed by `edit`."""
+    for index, file in enumerate(write_dicom_series(folder / "series", STACK)):
+        dataset = pydicom.dcmread(file)
+        edit(dataset, index)
+        dataset.save_as(file)
+    return folder / "series"
+
+
+def place(*position: float) -> Callable[[pydicom.Dataset], None]:
+    return lambda dataset: setattr(dataset, "ImagePositionPatient", list(position))
+
+
+@pytest.mark.parametrize("slice_axis", [0, 1, 2])
+@pytest.mark.parametrize("affine", [STACK.affine, make_phantom(8, 2).affine])
+def test_a_regular_stack_is_a_volume(tmp_path: Path, slice_axis: int, affine: np.ndarray) -> None:
+    write_dicom_series(tmp_path / "series", Image(STACK.array, affine), slice_axis=slice_axis)
+    check_series(tmp_path / "series")
+
+
+def test_places_that_are_rounded_a_little_are_fine(tmp_path: Path) -> None:
+    check_series(edited(tmp_path, lambda one, k: place(0, 0, round(2.96 * k, 1))(one)))
+
+
+@pytest.mark.parametrize(
+    ("edit", "error", "match"),
+    [
+        (lambda one, k: place(0, 0, 3 * (k + (k > 4)))(one), GeometryError, "missing: 6.0 mm .* slices 5 and 6"),
+        (lambda one, k: place(0, 0, 3 * k + k * k / 5)(one), GeometryError, "unequally"),
+        (lambda one, k: place(0, 0, 3 * (k % 4))(one), GeometryError, "4 of 8 .* time points"),
+        (lambda one, k: place(0, 0, 0)(one), GeometryError, "8 of 8 .* time points"),
+        (lambda one, k: place(0, k, 3 * k)(one), GeometryError, "gantry"),
+        (
+            lambda one, k: setattr(one, "ImageOrientationPatient", [1, 0, 0, 0, 0, -1][:: -1 if k % 2 else 1]),
+            GeometryError,
+            "orientations",
+        ),
+        (lambda one, k: k == 3 and delattr(one, "ImagePositionPatient"), GeometryError, "without a place"),
+        (lambda one, k: k == 3 and setattr(one, "Rows", 7), ShapeError, "sizes"),
+    ],
+    ids=["gap", "unequal", "4D", "one place", "tilt", "localiser", "screenshot", "sizes"],
+)
+def test_what_is_no_volume_is_refused(
+    tmp_path: Path, edit: Callable[[pydicom.Dataset, int], object], error: type[InputError], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        check_series(edited(tmp_path, edit))
+
+
+def test_a_scout_an_empty_folder_and_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError):
+        check_series(tmp_path)
+    (tmp_path / "notes.txt").write_text("not DICOM, but long enough to look at" * 20)
+    with pytest.raises(FileError, match=r"notes\.txt"):
+        check_series(tmp_path)
+    for file in write_dicom_series(tmp_path / "series", STACK)[1:]:
+        file.unlink()
+    with pytest.raises(ShapeError, match="one slice"):
+        check_series(tmp_path / "series")
+
+
+def test_the_frames_of_one_file_are_slices(tmp_path: Path) -> None:
+    def multi_frame(gap: float) -> Path:
+        header = pydicom.dcmread(write_dicom_series(tmp_path / f"{gap}", STACK)[0])
+        frames = []
+        for height in (0, 3, 6, 6 + gap):
+            position, frame = pydicom.Dataset(), pydicom.Dataset()
+            position.ImagePositionPatient = [0, 0, height]
+            frame.PlanePositionSequence = [position]
+            frames.append(frame)
+        orientation, shared = pydicom.Dataset(), pydicom.Dataset()
+        orientation.ImageOrientationPatient = header.ImageOrientationPatient
+        shared.PlaneOrientationSequence = [orientation]
+        del header.ImagePositionPatient, header.ImageOrientationPatient
+        header.PerFrameFunctionalGroupsSequence, header.SharedFunctionalGroupsSequence = frames, [shared]
+        folder = tmp_path / f"{gap}-frames"
+        folder.mkdir()
+        header.save_as(folder / "all.dcm")
+        return folder
+
+    check_series(multi_frame(3))
+    with pytest.raises(GeometryError, match="missing"):
+        check_series(multi_frame(9))
+
+
+def test_slices_are_counted_in_the_order_in_which_they_are_read(tmp_path: Path) -> None:
+    folder = edited(tmp_path, lambda one, k: setattr(one, "InstanceNumber", 100 - k))
+    told, image = describe_series(folder), read_image(folder)
+    files = [pydicom.dcmread(file) for file in folder.iterdir()]
+    by_number = {int(one.InstanceNumber): one for one in files}
+    for k, number in enumerate(told["InstanceNumbers"]):
+        np.testing.assert_array_equal(by_number[number].pixel_array.T, image.array[..., k])
+    assert (told["Modality"], told["PatientID"], told["StudyDate"]) == ("MR", "phantom", "20000101")
+
+
+def test_missing_attributes_are_unknown(tmp_path: Path) -> None:
+    told = describe_series(edited(tmp_path, lambda one, k: (delattr(one, "PatientID"), delattr(one, "InstanceNumber"))))
+    assert told["PatientID"] == "UNK" and "InstanceNumbers" not in told

@@ -20,6 +20,16 @@ TREE = "sleep 600 & echo $$ $!; wait"
 STUBBORN_TREE = f"trap '' TERM; {TREE}; sleep 600"
 """A shell and its child; the stubborn ones ignore polite requests to end."""
 
+SUPERVISOR = """
+import sys
+from sliceprop.serve import Programs
+with Programs() as programs:
+    running = [programs.start(["sh", "-c", tree]) for tree in sys.argv[1:]]
+    programs.wait(lambda: running[-1].poll() is not None)
+    code = 0 if programs.asked_to_end else running[-1].wait()
+sys.exit(code)
+"""
+
 
 def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -36,21 +46,22 @@ def gone(pids: list[int], within_s: float = 20) -> bool:
     ("number", "tree"), [(signal.SIGINT, TREE), (signal.SIGHUP, TREE), (signal.SIGTERM, STUBBORN_TREE)]
 )
 def test_a_signal_ends_the_whole_tree(number: signal.Signals, tree: str) -> None:
-    code = f"import sys; from sliceprop.serve import run_group; sys.exit(run_group(['sh', '-c', {tree!r}]))"
-    supervisor = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISOR, tree, tree], stdout=subprocess.PIPE, text=True)
     assert supervisor.stdout
-    pids = [int(pid) for pid in supervisor.stdout.readline().split()]
+    pids = [int(pid) for _ in range(2) for pid in supervisor.stdout.readline().split()]
     assert all(map(alive, pids))
     os.kill(supervisor.pid, number)
-    assert supervisor.wait(20) == 0
+    assert supervisor.wait(30) == 0
     assert gone(pids)
 
 
 def test_a_server_that_ends_leaves_no_children_and_its_code() -> None:
-    code = "import sys; from sliceprop.serve import run_group; sys.exit(run_group(sys.argv[1:]))"
-    command = ["sh", "-c", "sleep 600 >/dev/null & echo $!; exit 3"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *command], stdout=subprocess.PIPE, text=True, timeout=60, check=False
+        [sys.executable, "-c", SUPERVISOR, "sleep 600 >/dev/null & echo $!; exit 3"],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 3
     assert gone([int(done.stdout)])
@@ -71,7 +82,10 @@ def test_an_address_without_meaning_is_refused(tmp_path: Path, host: str, port: 
 
 def test_programs_of_the_environment_come_first_and_settings_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MONAI_LABEL_TRACKING_ENABLED", "true")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", "example.org")
     environment = _environment()
     assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    assert environment["no_proxy"] == environment["NO_PROXY"] == "example.org,127.0.0.1,localhost"
     assert environment["MONAI_LABEL_TRACKING_ENABLED"] == "true"
     assert environment["MONAI_LABEL_AUTO_UPDATE_SCORING"] == "false"

@@ -19,6 +19,7 @@ from sliceprop.config import (
     SuggestConfig,
     TrainConfig,
 )
+from sliceprop.tool_commands import add_tool_commands
 
 _BUDGET = f"default: {TrainConfig.budget_s:g}"
 _OVERFITTED = ", ".join(PREDICTORS)
@@ -98,11 +99,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_slice_axis(evaluate)
     _add_json(evaluate)
 
+    add_tool_commands(add)
+
     serve = add("serve", "start the MONAI Label server")
     serve.add_argument("--studies", default="sample-data", metavar="DIR_OR_URL", help="default: sample-data")
-    serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
-    serve.add_argument("--port", type=int, default=8000, help="default: 8000")
-    serve.add_argument("--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="for the app")
+    _add_server(serve)
+
+    ohif = add("ohif", "start the server with an archive of its own (Orthanc), to annotate in a browser")
+    ohif.add_argument("--dicom", type=Path, metavar="PATH", help="file or folder to load (default: a synthetic scan)")
+    ohif.add_argument(
+        "--folder", type=Path, default=Path(".ohif"), metavar="DIR", help="for archive and labels (default: .ohif)"
+    )
+    _add_server(ohif)
 
     demo = add("demo", "show everything on synthetic data: learn, propagate, evaluate, draw a picture")
     demo.add_argument(
@@ -146,6 +154,12 @@ def _add_inputs(parser: argparse.ArgumentParser, *, labels_needed: bool = True) 
         metavar="3,10,20",
         help="exactly these slices are annotated completely, from 0; one without labels is known background",
     )
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+    parser.add_argument("--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="for the app")
 
 
 def _add_slice_axis(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from sliceprop.arguments import parse
 from sliceprop.config import PREDICTORS, PredictorConfig, PropagateConfig, SuggestConfig, TrainConfig, parse_extrapolate
 from sliceprop.errors import FileError, SlicePropError
+from sliceprop.tool_commands import TOOL_COMMANDS
 
 if TYPE_CHECKING:
     from sliceprop.engine.registration import Model
@@ -128,9 +129,30 @@ def _serve(chosen: argparse.Namespace) -> int:
             flush=True,
         )
 
-    if chosen.host not in ("127.0.0.1", "localhost", "::1"):
-        logger.warning("%s can be reached from other machines and there is no login", chosen.host)
+    _warn_of_others(chosen.host)
     return serve(chosen.studies, host=chosen.host, port=chosen.port, conf=chosen.conf, ready=ready)
+
+
+def _ohif(chosen: argparse.Namespace) -> int:
+    from sliceprop.orthanc import Orthanc, serve_ohif
+
+    def ready(orthanc: Orthanc) -> None:
+        print(
+            f"\nOpen http://{chosen.host}:{chosen.port}/ohif/ in a browser  (research use, not a medical device)\n"
+            f"  more DICOM files: drop them on {orthanc.url}/app/explorer.html#upload, or start with --dicom DIR\n"
+            f"  scans and labels: {chosen.folder}\n"
+            "Ctrl-C ends the server and the archive.\n",
+            flush=True,
+        )
+
+    _warn_of_others(chosen.host)
+    where = {"dicom": chosen.dicom, "host": chosen.host, "port": chosen.port}
+    return serve_ohif(chosen.folder, **where, conf=chosen.conf, ready=ready)
+
+
+def _warn_of_others(host: str) -> None:
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        logger.warning("%s can be reached from other machines and there is no login", host)
 
 
 def _demo(chosen: argparse.Namespace) -> None:
@@ -359,7 +381,9 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "propagate": _propagate,
     "suggest": _suggest,
     "evaluate": _evaluate,
+    **TOOL_COMMANDS,
     "serve": _serve,
+    "ohif": _ohif,
     "demo": _demo,
     "sample-data": _sample_data,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -9,9 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
 from sliceprop.errors import FileError, InputError
 
@@ -22,6 +24,8 @@ SETTINGS = {
     "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
 }
 """MONAI Label's settings where its defaults do not suit: no experiment tracking, no scoring after each submission."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 GRACE_S = 5.0
 """Between asking the processes to end and ending them."""
@@ -51,53 +55,88 @@ def serve(
         InputError: if the address cannot be listened on.
         FileError: if the app's folder is not there.
     """
+    check_server(host, port)
+    with Programs() as programs:
+        return run_server(programs, studies, host=host, port=port, conf=conf, ready=ready)
+
+
+def check_server(host: str, port: int) -> None:
+    """Find out before anything is started that the server could not run.
+
+    Raises:
+        InputError: if the address cannot be listened on.
+        FileError: if the app's folder is not there.
+    """
     _check_address(host, port)
     if not (APP_FOLDER / "main.py").is_file():
         raise FileError(f"{APP_FOLDER}: the server's app is not here; install from a checkout with `pip install -e .`")
+
+
+def run_server(
+    programs: Programs,
+    studies: str,
+    *,
+    host: str,
+    port: int,
+    conf: Iterable[Sequence[str]] = (),
+    ready: Callable[[], None] = lambda: None,
+) -> int:
+    """Start the server among `programs` and wait for its end; arguments and answer as those of `serve`."""
     options = ["--app", str(APP_FOLDER), "--studies", studies, "--host", host, "--port", str(port)]
     options += [part for pair in conf for part in ("--conf", *pair)]
-    waiting = True
-
-    def watch() -> None:
-        nonlocal waiting
-        if waiting and _accepts(host, port):
-            waiting = False
-            ready()
-
-    command = [sys.executable, "-m", "monailabel.main", "start_server", *options]
-    return run_group(command, environment=_environment(), watch=watch)
+    server = programs.start([sys.executable, "-m", "monailabel.main", "start_server", *options], _environment())
+    if programs.wait(lambda: accepts(host, port) or server.poll() is not None) and server.poll() is None:
+        ready()
+    programs.wait(lambda: server.poll() is not None)
+    return 0 if programs.asked_to_end else server.wait()
 
 
-def run_group(
-    command: Sequence[str], *, environment: dict[str, str] | None = None, watch: Callable[[], None] = lambda: None
-) -> int:
-    """Run a command until it ends, or until SIGINT, SIGTERM or SIGHUP; either way nothing that it started is left.
+class Programs:
+    """Programs that end with this one, each with all that it started: a context, entered before the first one starts.
 
-    Args:
-        command: program and arguments.
-        environment: of the command, that of this process by default.
-        watch: called several times per second while it runs.
-
-    Returns:
-        the command's exit code, 0 after a signal.
+    Meanwhile SIGINT, SIGTERM and SIGHUP only set `asked_to_end`, so that none can come between a start and its record.
     """
-    asked = False
 
-    def ask(signum: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
+    def __init__(self) -> None:
+        self.asked_to_end = False
+        self._running: list[subprocess.Popen[bytes]] = []
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    process = subprocess.Popen(command, env=environment, process_group=0)
-    try:
-        while not asked and process.poll() is None:
-            watch()
-            time.sleep(0.2)
-        return 0 if asked else process.returncode
-    finally:
-        _end_group(process)
-        for number, handler in previous.items():
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in reversed(self._running):
+            _end_group(process)
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        self.asked_to_end = True
+
+    def start(
+        self, command: Sequence[str], environment: dict[str, str] | None = None, log: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a program in a process group of its own.
+
+        Args:
+            command: program and arguments.
+            environment: that of this process by default.
+            log: file for what the program prints; printed by this one by default.
+        """
+        with log.open("ab") if log else nullcontext() as output:
+            process = subprocess.Popen(command, env=environment, process_group=0, stdout=output, stderr=output)
+        self._running.append(process)
+        return process
+
+    def wait(self, condition: Callable[[], bool], patience_s: float = math.inf) -> bool:
+        """Wait until `condition` holds; False if a signal asked to end before, or it took longer than `patience_s`."""
+        deadline = time.monotonic() + patience_s
+        while not self.asked_to_end and time.monotonic() < deadline:
+            if condition():
+                return True
+            time.sleep(0.2)
+        return False
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
@@ -115,9 +154,11 @@ def _signal_group(group: int, number: int) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """With this interpreter's programs first on the path: MONAI Label looks for dcmqi's there before downloading it."""
-    programs = str(Path(sys.executable).parent)
-    return SETTINGS | os.environ | {"PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])}
+    """With this interpreter's programs first on the path, since MONAI Label calls some, and no proxy to loopback."""
+    known = os.environ
+    path = os.pathsep.join([str(Path(sys.executable).parent), known.get("PATH", os.defpath)])
+    direct = ",".join(filter(None, [known.get("no_proxy") or known.get("NO_PROXY"), "127.0.0.1,localhost"]))
+    return SETTINGS | known | {"PATH": path, "no_proxy": direct, "NO_PROXY": direct}
 
 
 def _check_address(host: str, port: int) -> None:
@@ -135,8 +176,8 @@ def _check_address(host: str, port: int) -> None:
         raise InputError(f"cannot listen on {host}:{port} ({error.strerror}); choose another port") from error
 
 
-def _accepts(host: str, port: int) -> bool:
-    """Whether the server listens, which it does as soon as the app is ready."""
+def accepts(host: str, port: int) -> bool:
+    """Whether a program listens there, as the server does as soon as the app is ready."""
     local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
         socket.create_connection((local, port), timeout=1).close()

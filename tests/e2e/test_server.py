@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,137 +13,10 @@ import numpy as np
 import psutil
 import pytest
 import requests
-import SimpleITK as sitk
-from requests_toolbelt.multipart import decoder
+
+from serving import AFFINE, AXIS, DRAWN, NAMES, SHAPE, Client, Server, eventually, nifti, only, scan, truth
 
 pytestmark = pytest.mark.e2e
-
-ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 120
-SHAPE, AXIS, DRAWN = (40, 36, 14), 2, (2, 7, 11)
-AFFINE = np.array([[-1.0, 0, 0, 10], [0, -1, 0, 20], [0, 0, 4, -30], [0, 0, 0, 1]])
-NAMES = [{"name": "disc", "idx": 1}, {"name": "core", "idx": 2}]
-
-
-def truth(seed: int = 0) -> np.ndarray:
-    """Two columns that move and swell along the last axis."""
-    i, j, k = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
-    radius = 6 + 2 * np.sin(k / 4 + seed)
-    labels = np.zeros(SHAPE, np.uint8)
-    labels[(i - 13 - k * 0.3) ** 2 + (j - 18) ** 2 < radius**2] = 1
-    labels[(i - 28) ** 2 + (j - 12 - k * 0.4) ** 2 < (radius - 2) ** 2] = 2
-    return labels
-
-
-def scan(seed: int = 0) -> np.ndarray:
-    return (truth(seed) * 120 + np.random.default_rng(seed).normal(100, 8, SHAPE)).astype(np.int16)
-
-
-def only(labels: np.ndarray, slices: tuple[int, ...] = DRAWN) -> np.ndarray:
-    sparse = np.zeros_like(labels)
-    sparse[..., list(slices)] = labels[..., list(slices)]
-    return sparse
-
-
-def nifti(array: np.ndarray, affine: np.ndarray = AFFINE) -> bytes:
-    return bytes(nib.Nifti1Image(array, affine).to_bytes())
-
-
-def eventually(condition: Callable[[], Any], what: str) -> Any:
-    """The first true value of `condition`."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"waited {PATIENCE_S} s for {what}")
-
-
-@dataclass
-class Client:
-    """Speaks to one server as a front end does."""
-
-    url: str
-    folder: Path
-
-    def call(self, method: str, path: str, **options: Any) -> requests.Response:
-        return requests.request(method, self.url + path, timeout=PATIENCE_S, **options)
-
-    def ok(self, method: str, path: str, **options: Any) -> Any:
-        response = self.call(method, path, **options)
-        assert response.status_code == 200, response.text
-        return response.json()
-
-    def add_image(self, image: str, seed: int = 0) -> str:
-        self.ok("PUT", f"/datastore/image?image={image}", files={"file": (f"{image}.nii", nifti(scan(seed)))})
-        return image
-
-    def submit(self, image: str, labels: np.ndarray, tag: str | None = "sparse", **params: Any) -> Any:
-        query = f"/datastore/label?image={image}" + (f"&tag={tag}" if tag else "")
-        params = {"label_info": NAMES, **params}
-        return self.ok("PUT", query, files={"label": ("l.nii", nifti(labels))}, data={"params": json.dumps(params)})
-
-    def infer(
-        self, query: str, model: str = "labelprop", label: tuple[str, bytes] | None = None, **params: Any
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        response = self.call(
-            "POST",
-            f"/infer/{model}?{query}",
-            data={"params": json.dumps({"result_extension": ".nrrd", **params})},
-            files={"label": label} if label else {"none": ("", b"")},
-        )
-        assert response.status_code == 200, response.text
-        parts = decoder.MultipartDecoder.from_response(response).parts
-        file = self.folder / "result.nrrd"
-        file.write_bytes(parts[1].content)
-        return sitk.GetArrayFromImage(sitk.ReadImage(str(file))).T, json.loads(parts[0].content)
-
-    def stats(self) -> dict[str, Any]:
-        return dict(self.ok("GET", "/info/")["train_stats"]["labelprop"])
-
-    def next_slice(self, image: str, strategy: str = "next_slice") -> dict[str, Any]:
-        return dict(self.ok("POST", f"/activelearning/{strategy}", json={"image": image} if image else {}))
-
-    def train(self, image: str, budget_s: float = 2) -> None:
-        self.ok("POST", "/train/labelprop", json={"image": image, "budget_s": budget_s})
-        eventually(lambda: self.stats()["status"] in ("DONE", "ERROR"), "the training to end")
-        eventually(lambda: self.ok("GET", "/train/")["status"] != "RUNNING", "the training process to end")
-
-
-@dataclass
-class Server:
-    """A server process on a folder of studies."""
-
-    studies: Path
-    work: Path
-
-    def __enter__(self) -> Client:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(ROOT / "apps" / "labelprop")]
-        command += ["--studies", str(self.studies), "--host", "127.0.0.1", "--port", str(port)]
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        environment = os.environ | {"PATH": path, "MONAI_LABEL_SESSION_PATH": str(self.work / "sessions")}
-        self.log = (self.work / "server.log").open("ab")
-        self.process = subprocess.Popen(
-            command, cwd=self.work, env=environment, stdout=self.log, stderr=subprocess.STDOUT
-        )
-        client = Client(f"http://127.0.0.1:{port}", self.work)
-        eventually(lambda: self._ready(client), "the server to answer")
-        return client
-
-    def _ready(self, client: Client) -> bool:
-        assert self.process.poll() is None, (self.work / "server.log").read_text()
-        try:
-            return client.call("GET", "/info/").ok
-        except requests.ConnectionError:
-            return False
-
-    def __exit__(self, *error: object) -> None:
-        self.process.terminate()
-        self.process.wait(PATIENCE_S)
-        self.log.close()
 
 
 @pytest.fixture(scope="module")
@@ -240,13 +107,74 @@ def test_annotate_train_propagate_suggest_correct(client: Client) -> None:
     assert client.submit(image, again, tag=None, reviewed_slices=[9])["annotated_slices"] == [2, 5, 7, 9, 11]
 
 
+def test_a_panel_paints_propagates_scribbles_and_undoes(client: Client) -> None:
+    image, labels = client.add_image("panel", seed=4), truth(4)
+    assert client.study(image)["result"] is None
+    answer = client.paint(image, only(labels).astype("<u2"), annotated_slices=list(DRAWN), slice_axis=AXIS).json()
+    assert client.paint(image, only(labels), annotation_version="").status_code == 409
+    assert client.paint(image, only(labels) * 0).status_code == 400
+    assert client.study(image)["annotation_version"] == answer["annotation_version"]
+
+    def propagate() -> np.ndarray:
+        client.ok("POST", f"/infer/labelprop?image={image}&output=json", files={"params": (None, "{}")})
+        return client.voxels(image)
+
+    before = propagate()
+    marks = np.zeros(SHAPE, np.uint8)
+    marks[8:20, 10:26, 5] = 255
+    scribbles = {"label": ("label.bin", marks.tobytes(order="F"))}
+    client.ok("PUT", f"/labelprop/scribbles?image={image}", files=scribbles)
+    np.testing.assert_array_equal(client.voxels(image, "scribbles"), marks)
+    after = propagate()
+    assert not after[8:20, 10:26, 5].any() and before[8:20, 10:26, 5].any()
+    np.testing.assert_array_equal(after[..., list(DRAWN)], labels[..., list(DRAWN)])
+    client.ok("PUT", f"/labelprop/scribbles?image={image}", files={"label": ("label.bin", bytes(marks.size))})
+    assert client.study(image)["scribbles"] is False
+
+    assert client.ok("POST", f"/labelprop/undo?image={image}") == {"undone": True, "undo": True}
+    np.testing.assert_array_equal(client.voxels(image), before)
+    assert client.ok("POST", f"/labelprop/undo?image={image}") == {"undone": True, "undo": False}
+    np.testing.assert_array_equal(client.voxels(image), only(labels))
+    assert client.call("POST", f"/labelprop/undo?image={image}").status_code == 409
+    saved = client.ok("POST", f"/labelprop/final?image={image}")
+    assert saved["saved"] and not saved["dicom_seg"] and "NIfTI" in saved["sentence"]
+
+
+def test_labels_are_renamed_and_coloured_by_name(client: Client) -> None:
+    image = client.add_image("renamed")
+    client.submit(image, only(truth()))
+    number = client.study(image)["label_names"]["core"]
+    edit = {"name": "nucleus", "renamed_from": "core", "color": "#102030"}
+    told = client.ok("PUT", "/labelprop/labels", json={"labels": [edit]})
+    assert told["label_names"]["nucleus"] == number and told["colors"]["nucleus"] == "#102030"
+    assert client.call("PUT", "/labelprop/labels", json={"removed": ["nucleus"]}).status_code == 409
+    assert client.infer(f"image={image}")[1]["quality"].keys() == {"disc", "nucleus"}
+    client.ok("PUT", "/labelprop/labels", json={"labels": [{"name": "core", "renamed_from": "nucleus"}]})
+
+
+def test_answers_are_compressed_for_those_who_can_read_that(client: Client) -> None:
+    image = client.add_image("zipped")
+    client.submit(image, only(truth()))
+    path = f"/labelprop/voxels?image={image}"
+    plain = client.call("GET", path, headers={"Accept-Encoding": "identity"})
+    zipped = client.call("GET", path, headers={"Accept-Encoding": "br, gzip"})
+    unwanted = client.call("GET", path, headers={"Accept-Encoding": "gzip;q=0, br"})
+    assert zipped.headers["Content-Encoding"] == "gzip"
+    assert not {"Content-Encoding"} & (plain.headers.keys() | unwanted.headers.keys())
+    assert zipped.content == plain.content == unwanted.content == only(truth()).tobytes(order="F")
+
+
 def test_stopping_keeps_the_best_checkpoint(client: Client) -> None:
     image = client.add_image("stopped", seed=1)
     client.submit(image, only(truth(1)))
     client.ok("POST", "/train/labelprop", json={"image": image, "budget_s": 600})
     assert client.stats()["status"] in ("SUBMITTED", "RUNNING")
-    assert client.call("POST", "/train/labelprop", json={"image": image}).status_code == 429
+    second = client.call("POST", "/train/labelprop", json={"image": image})
+    assert second.status_code == 429 and image in second.json()["detail"]
     eventually(lambda: client.stats()["epoch"] > 0, "the first epoch")
+    progress = client.ok("GET", f"/labelprop/progress?image={image}")
+    assert (progress["image"], progress["status"]) == (image, "RUNNING") and progress["seconds_left"] > 0
+    assert client.study(image)["training"]["status"] == "RUNNING"
     client.ok("DELETE", "/train/")
     eventually(lambda: client.stats()["status"] != "RUNNING", "the training to be stopped")
     assert client.stats()["status"] in ("STOPPED", "DONE")
@@ -417,6 +345,7 @@ def test_everything_but_a_training_survives_a_restart(tmp_path: Path) -> None:
         assert client.submit(image, result.astype(np.uint8), tag=None)["annotated_slices"] == list(DRAWN)
         again, after = client.infer(f"image={image}")
         np.testing.assert_array_equal(again, result)
+        assert after.pop("version") != before.pop("version")
         assert after == before
 
 
@@ -534,8 +463,18 @@ def test_a_bad_image_in_the_folder_is_refused_when_it_is_used(bad: Client) -> No
 @pytest.mark.parametrize(
     ("method", "path", "kind", "content"),
     [
+        ("GET", "/labelprop/study?image=nope", None, None),
+        ("GET", "/labelprop/study?image=../bad", None, None),
+        ("GET", "/labelprop/voxels?image=bad&kind=nope", None, None),
+        ("GET", "/labelprop/voxels?image=nope", None, None),
+        ("PUT", "/labelprop/labels", JSON, {"labels": "x"}),
+        ("PUT", "/labelprop/scribbles?image=bad", None, None),
+        ("POST", "/labelprop/undo?image=nope", None, None),
+        ("POST", "/labelprop/final?image=nope", None, None),
+        ("GET", "/proxy/dicom/qido/studies", None, None),
         ("POST", "/infer/nope?image=bad", None, None),
         ("POST", "/infer/labelprop", None, None),
+        ("POST", "/infer/labelprop?image=bad&output=dicom_seg", None, None),
         ("POST", "/infer/labelprop?image=nope", None, None),
         ("POST", "/infer/labelprop?image=/etc/hostname", None, None),
         ("POST", "/infer/labelprop?image=main.py", None, None),

@@ -71,6 +71,11 @@ def test_raw_bytes_run_fastest_along_the_first_axis(tmp_path, labels):
     np.testing.assert_array_equal(read_labels(tmp_path / "label.bin", SCAN), labels)
 
 
+def test_raw_values_of_two_bytes_are_little_endian(tmp_path, labels):
+    (tmp_path / "label.bin").write_bytes((labels * 300).astype("<u2").tobytes(order="F"))
+    np.testing.assert_array_equal(read_labels(tmp_path / "label.bin", SCAN), labels * 300)
+
+
 def test_raw_bytes_of_another_size_are_refused(tmp_path):
     (tmp_path / "label.bin").write_bytes(b"\0" * 100)
     with pytest.raises(ShapeError, match="100 bytes"):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sliceprop.server.provenance import Annotation, Sent, hand_made, is_our_result
+from sliceprop.server.provenance import Annotation, Sent, hand_made, is_our_result, lay_over
 
 AXIS = 2
 
@@ -114,3 +114,19 @@ def test_any_axis_counts_slices(axis):
     annotation = hand_made(labels, slice_axis=axis)
     assert annotation.annotated_slices == (1, 4)
     np.testing.assert_array_equal(annotation.labels, labels)
+
+
+def test_what_was_drawn_lies_over_a_result():
+    drawn = volume(s1=2, s5=0)
+    shown = lay_over(RESULT, Annotation(drawn, AXIS, (1, 5)))
+    np.testing.assert_array_equal(shown, volume(s1=2, s2=1, s3=1, s4=1))
+    np.testing.assert_array_equal(RESULT, volume(s1=1, s2=1, s3=1, s4=1, s5=1))
+
+
+def test_a_partly_drawn_slice_keeps_the_other_labels_of_a_result():
+    result, drawn = volume(s1=1, s2=1), np.zeros((6, 6, 8), np.int32)
+    result[5, :, 1] = 2
+    drawn[0, 0, 1] = 1
+    shown = lay_over(result, Annotation(drawn, AXIS, (1,), partial=True))
+    assert np.argwhere(shown[..., 1] == 1).tolist() == [[0, 0]]
+    assert (shown[5, :, 1] == 2).all() and (shown[..., 2] == result[..., 2]).all()

@@ -37,11 +37,41 @@ def test_the_result_sent_comes_back_as_it_was(record, labels):
 
 def test_a_propagation_comes_back_in_all_its_kinds(record, labels):
     uncertainty = np.linspace(0, 1, labels.size, dtype=np.float32).reshape(labels.shape)
-    record.save_result(Propagation(labels, labels + 1, labels + 2, uncertainty, {"method": "shape"}), "sparse:3")
-    assert record.report() == {"method": "shape", "source": "sparse:3"}
+    record.save_result(
+        Propagation(labels, labels + 1, labels + 2, uncertainty, {"method": "shape"}), "sparse:3", "scribbles:4"
+    )
+    assert record.report() == {"method": "shape", "source": "sparse:3", "scribbles": "scribbles:4"}
     for added, kind in enumerate(("labels", "from_lower", "from_upper")):
         np.testing.assert_array_equal(record.result(kind), labels + added)
     np.testing.assert_allclose(record.result("uncertainty"), uncertainty, atol=1e-3)
+
+
+def test_undo_brings_the_propagation_before_back_whole(record, labels):
+    assert not record.can_undo() and record.version() == ""
+    for number in (1, 2, 3):
+        uncertainty = np.full(labels.shape, number / 4, np.float32)
+        record.save_result(Propagation(labels * number, labels, labels, uncertainty, {"number": number}), "sparse:1")
+    version = record.version()
+    assert record.can_undo()
+    record.undo()
+    np.testing.assert_array_equal(record.result("labels"), labels * 2)
+    assert record.report()["number"] == 2 and record.result("uncertainty").max() == 0.5
+    assert record.version() != version and not record.can_undo()
+
+
+def test_undo_of_the_first_propagation_leaves_none(record, labels):
+    record.save_result(Propagation(labels, labels, labels, labels.astype(np.float32), {}), "")
+    record.undo()
+    assert (record.report(), record.version(), record.can_undo()) == (None, "", False)
+
+
+def test_every_memory_of_a_label_is_found(record, labels):
+    assert not record.holds(3)
+    record.save_sent(Sent(labels * 0 + 3, labels * 0, 2, ()))
+    assert record.holds(3) and not record.holds(4)
+    for value in (4, 5):
+        record.save_result(Propagation(labels * 0 + value, labels, labels, labels * 0.0, {}), "")
+    assert record.holds(4) and record.holds(5)
 
 
 def test_an_estimate_comes_back_as_it_was(record):

@@ -139,6 +139,21 @@ def test_a_damaged_image_does_not_keep_from_the_others(annotate, next_study, wor
     assert next_study()["id"] == "moving"
 
 
+@pytest.mark.parametrize(
+    ("numbers", "shown"),
+    [(None, lambda k: k + 1), (list(range(9, 0, -1)), lambda k: 9 - k)],
+    ids=["none", "descending"],
+)
+def test_ohif_shows_the_slice_as_modality(annotate, next_slice, workspace, numbers, shown):
+    annotate("moving", 1.2, [1, 7])
+    assert "Modality" not in next_slice(image="moving")
+    series = {"SeriesInstanceUID": "1.2", "Modality": "MR"} | ({"InstanceNumbers": numbers} if numbers else {})
+    workspace.store.update_image_info("moving", series)
+    answer = next_slice(image="moving")
+    where = f"axial slice {shown(answer['slice'])} of 9 (S {3 * answer['slice']:.1f} mm)"
+    assert answer["Modality"] == f"MR: annotate {where}"
+
+
 def test_without_a_single_image_there_is_no_answer(tmp_path):
     empty = Workspace(LocalStudies(str(tmp_path / "empty")))
     assert NextStudy(empty, 0.95)({}, empty.store) == {}

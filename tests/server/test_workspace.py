@@ -1,4 +1,4 @@
-"""A studies folder with one scan of 12 slices along its last axis, and a workspace on it, without a server."""
+"""The study of `columns` in a workspace, without a server."""
 
 from dataclasses import replace
 
@@ -8,56 +8,11 @@ import pytest
 
 pytest.importorskip("monailabel")
 
+from columns import AFFINE, NAMES, SHAPE, answered, column, opened
 from sliceprop import io
-from sliceprop.errors import InputError
-from sliceprop.server.datastore import LocalStudies
-from sliceprop.server.errors import NotFoundError
-from sliceprop.server.provenance import Sent
+from sliceprop.errors import InputError, NoAnnotationError
+from sliceprop.server.errors import ConflictError, NotFoundError
 from sliceprop.server.requests import LabelOptions, label_options
-from sliceprop.server.workspace import Workspace
-
-SHAPE, AFFINE = (20, 18, 12), np.diag([1.0, 1, 3, 1])
-NAMES = [{"name": "disc", "idx": 1}, {"name": "core", "idx": 2}]
-
-
-ALL = tuple(range(12))
-
-
-def column(slices=ALL, value=1):
-    labels = np.zeros(SHAPE, np.uint16)
-    labels[5:12, 6:14, list(slices)] = value
-    return labels
-
-
-@pytest.fixture
-def workspace(tmp_path, monkeypatch):
-    monkeypatch.setattr("monailabel.config.settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
-    studies = tmp_path / "studies"
-    studies.mkdir()
-    scan = np.random.default_rng(0).normal(column() * 100, 5, SHAPE).astype(np.float32)
-    nib.save(nib.Nifti1Image(scan, AFFINE), studies / "case.nii.gz")
-    return Workspace(LocalStudies(str(studies)))
-
-
-@pytest.fixture
-def submit(workspace, tmp_path):
-    def submit(labels, tag="sparse", **params):
-        file = tmp_path / "upload.nii.gz"
-        nib.save(nib.Nifti1Image(labels, AFFINE), file)
-        return workspace.submit("case", tag, file, label_options({"label_info": NAMES, **params}))
-
-    return submit
-
-
-def opened(workspace, **options):
-    return workspace.open(workspace.case("case"), LabelOptions(**options))
-
-
-def answered(workspace, labels):
-    """As if `labels` had been the answer to an infer request."""
-    case = workspace.case("case")
-    drawn = workspace.annotation(case)
-    case.record.save_sent(Sent(labels.astype(np.int32), drawn.labels, drawn.slice_axis, drawn.annotated_slices))
 
 
 def test_a_study_nobody_touched_has_no_annotation(workspace):
@@ -210,10 +165,38 @@ def test_a_session_has_no_labels_in_the_datastore(workspace):
     assert workspace.open(case, LabelOptions()).annotation is None
 
 
-def test_an_empty_label_clears_the_annotation(workspace, submit):
+@pytest.mark.parametrize("tag", ["sparse", "final"])
+def test_an_empty_label_is_refused_unless_no_slice_is_listed_on_purpose(workspace, submit, tag):
     submit(column([2]))
-    assert submit(column([]))["annotated_slices"] == []
+    with pytest.raises(NoAnnotationError):
+        submit(column([]), tag=tag)
+    assert opened(workspace).annotation.annotated_slices == (2,)
+    assert submit(column([]), annotated_slices=[])["annotated_slices"] == []
     assert opened(workspace).study.annotation.values == ()
+
+
+def test_a_client_that_missed_a_change_is_told_so(workspace, submit):
+    first = submit(column([2]), annotation_version="")["annotation_version"]
+    submit(column([2, 5]), annotation_version=first)
+    for stale in ("", first):
+        with pytest.raises(ConflictError):
+            submit(column([9]), annotation_version=stale)
+    assert opened(workspace).annotation.annotated_slices == (2, 5)
+    assert submit(column([9]))["annotated_slices"] == [9]
+
+
+def test_empty_scribbles_remove_those_before(workspace, submit):
+    marks = np.zeros(SHAPE, np.uint16)
+    marks[0, :, 4] = 255
+    submit(column([2, 7]))
+    for _ in range(2):
+        submit(marks, tag="scribbles")
+        np.testing.assert_array_equal(workspace.scribbles(workspace.case("case")), marks)
+        submit(marks * 0, tag="scribbles")
+        assert workspace.scribbles(workspace.case("case")) is None
+        assert opened(workspace).study.annotation.scribbles is None
+    kept = [nib.load(file).get_fdata() for file in (workspace.folder / "studies" / "case" / "history").iterdir()]
+    assert len(kept) == 2 and all((one == marks).all() for one in kept)
 
 
 def test_a_scan_that_is_gone_is_told_so(workspace):

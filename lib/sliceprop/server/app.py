@@ -19,6 +19,7 @@ from sliceprop import __version__
 from sliceprop.config import SuggestConfig, TrainConfig
 from sliceprop.engine.contour import interpolate_contours
 from sliceprop.errors import InputError
+from sliceprop.server.archive import open_archive
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import plain_name
@@ -27,6 +28,7 @@ from sliceprop.server.names import configured_names
 from sliceprop.server.requests import first_choices, flag, number
 from sliceprop.server.scoring import QualityScoring
 from sliceprop.server.strategy import NextSlice, NextStudy
+from sliceprop.server.tools import tool_tasks
 from sliceprop.server.trainer import PropagateTrainer
 from sliceprop.server.workspace import Workspace
 
@@ -39,7 +41,7 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
     Args:
         app_dir: folder of the app; nothing of a study is written there.
         studies: folder or DICOMweb address of the images.
-        conf: `labels`, `budget_s`, `target`; see the app's README.
+        conf: `labels`, `budget_s`, `target`, `folder`, `bundle`; see the app's README.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
@@ -61,20 +63,29 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         return SuggestConfig(target=number(self.conf, "target", SuggestConfig.target)).target
 
     def init_datastore(self) -> Datastore:
-        """A local folder with our guarantees, or MONAI Label's own access to an archive."""
+        """A folder of scans, or an archive; MONAI Label's own access to the kinds of archive that are not DICOMweb."""
         remote = self.studies.startswith(("http://", "https://"))
         return super().init_datastore() if remote else LocalStudies(self.studies)
 
+    def _init_dicomweb_datastore(self) -> Datastore:
+        return open_archive(self.studies, self.conf.get("folder"))
+
     def init_infers(self) -> dict[str, InferTask]:
-        """`labelprop` and its twin for 3D Slicer's Scribbles tab."""
+        """`labelprop` first, which 3D Slicer runs by itself, its twin for the Scribbles tab there, and the tools."""
         return {
             NAME: PropagateTask(self.workspace, self.target),
             f"{NAME}_scribbles": ScribblesTask(self.workspace, self.target),
+            **tool_tasks(self.workspace, self.conf.get("bundle")),
         }
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """`labelprop`."""
         return {NAME: PropagateTrainer(self.workspace, number(self.conf, "budget_s", TrainConfig.budget_s))}
+
+    def training(self) -> dict[str, Any]:
+        """State of the last training; costs next to nothing."""
+        state: dict[str, Any] = self._trainers[NAME].stats()
+        return state
 
     def init_strategies(self) -> dict[str, Strategy]:
         """`next_slice`, also under the key that OHIF asks for whatever the user chose, and `next_study`."""

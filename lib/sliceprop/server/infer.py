@@ -87,7 +87,8 @@ class PropagateTask(InferTask):  # type: ignore[misc]
             self._remember(case, opened, answer, report)
             if upload is None and report["method"] == "auto":
                 self._workspace.keep_estimate(case, report["suggestion"], advice.target)
-        return str(file), {**report, "label_names": answer.names}
+            version = case.record.version() if case.record else ""
+        return str(file), {**report, "label_names": answer.names, "version": version}
 
     def _answer(self, opened: Opened, labels: LabelArray, options: Options) -> Answer:
         return Answer(labels, self._workspace.names.indices, in_client=labels)
@@ -108,7 +109,8 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         if study.annotation.values:
             result = propagate(study, model, config, target=advice.target, names=names)
             if case.record is not None:
-                case.record.save_result(result, opened.annotation.source if opened.annotation else "")
+                source = opened.annotation.source if opened.annotation else ""
+                case.record.save_result(result, source, self._workspace.scribbles_version(case))
             return result.labels, named(result.report, names)
         report = {
             "slice_axis": study.volume.slice_axis,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ def read_labels(file: Path, scan: io.Image, *, cropped: bool = False) -> LabelAr
     """The label values of a file on the grid of `scan`, `(i, j, k)`.
 
     Args:
-        file: any format of `io.read_image`; `.bin` for raw uint8 with the first axis running fastest, as OHIF sends;
+        file: any format of `io.read_image`; `.bin` for raw uint8 or little-endian uint16, the first axis fastest;
             `.seg.nrrd` may hold a part of the image's grid only, as 3D Slicer saves segmentations.
         scan: the image it belongs to.
         cropped: accept a part of the grid from any format, as DICOM SEG comes back from an archive.
@@ -31,7 +32,7 @@ def read_labels(file: Path, scan: io.Image, *, cropped: bool = False) -> LabelAr
         InputError: for values that are not whole numbers of 0..65,535.
     """
     if file.name.endswith(RAW_SUFFIX):
-        return check_raw(np.fromfile(file, np.uint8), scan).reshape(scan.array.shape, order="F").astype(np.int32)
+        return _raw_values(file, scan).reshape(scan.array.shape, order="F").astype(np.int32)
     image = io.read_image(file)
     if cropped or file.name.endswith(CROPPED_SUFFIX):
         image = io.Image(place_on_grid(image, scan), scan.affine)
@@ -48,18 +49,19 @@ def replace_values(labels: LabelArray, new: Mapping[int, int], *, keep: bool = F
     return table[labels]
 
 
-def check_raw(values: NDArray[np.uint8], scan: io.Image) -> NDArray[np.uint8]:
-    """Raw label values, one byte per voxel of `scan`.
+def _raw_values(file: Path, scan: io.Image) -> NDArray[np.unsignedinteger[Any]]:
+    """Raw label values, one or two bytes per voxel of `scan`; the size of the file tells which.
 
     Raises:
-        ShapeError: for another number of them.
+        ShapeError: for another number of bytes.
     """
-    if values.size != scan.array.size:
+    size, voxels = file.stat().st_size, scan.array.size
+    if size not in (voxels, 2 * voxels):
         raise ShapeError(
-            f"labels: {values.size} bytes, but the image of shape {scan.array.shape} has {scan.array.size} voxels; "
-            "send one byte per voxel"
+            f"labels: {size} bytes, but the image of shape {scan.array.shape} has {voxels} voxels; "
+            "send one byte per voxel, or two"
         )
-    return values
+    return np.fromfile(file, np.uint8 if size == voxels else "<u2")
 
 
 def place_on_grid(part: io.Image, scan: io.Image) -> NDArray[np.generic]:

@@ -15,7 +15,9 @@ BACKGROUND = "background"
 FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBLES = "foreground_scribbles", "background_scribbles"
 """Segments in which 3D Slicer's Scribbles tab keeps its marks."""
 
-_NOT_STRUCTURES = frozenset({BACKGROUND, FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBLES})
+NOT_STRUCTURES = frozenset({BACKGROUND, FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBLES})
+"""Names that mean something else than a structure."""
+
 _NUMBERED_UP_TO = 255
 """Values without a name keep their value as index up to here; above, filling the gaps would invent too many names."""
 
@@ -34,7 +36,7 @@ def parse_names(value: str | Sequence[str] | Mapping[str, int]) -> list[str]:
         value = json.loads(text) if text[:1] in ("[", "{") else [name.strip() for name in text.split(",")]
     names = sorted(value, key=value.__getitem__) if isinstance(value, Mapping) else list(value)
     names = [name for name in names if name != BACKGROUND]
-    _check_names(names)
+    check_names(names)
     if not names:
         raise InputError("the configured list of labels is empty")
     return names
@@ -68,7 +70,7 @@ def names_by_value(present: Iterable[int], label_info: Sequence[Mapping[str, Any
     """
     values = set(present)
     names = [entry.get("name") for entry in label_info]
-    _check_names(names)
+    check_names(names)
     by_idx = {
         _whole_number(entry.get("idx", entry.get("id"))): name for entry, name in zip(label_info, names, strict=True)
     }
@@ -84,7 +86,12 @@ def _whole_number(value: Any) -> int | None:
     return int(value) if str(value).isdecimal() else None
 
 
-def _check_names(names: Sequence[Any]) -> None:
+def check_names(names: Sequence[Any]) -> None:
+    """Refuse names that cannot tell labels apart.
+
+    Raises:
+        InputError: if one is empty, doubled or not text.
+    """
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"a label's name must be text, not {name!r}")
@@ -104,6 +111,11 @@ class LabelNames:
         self._file, self._configured = file, configured
         self.lock = Lock()
         """Held from `mapping` to `register`, so that two clients cannot be given the same index."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the operator chose the names."""
+        return self._configured is not None
 
     @property
     def names(self) -> list[str]:
@@ -142,8 +154,8 @@ class LabelNames:
             named = dict(zip(values, self._numbered(values), strict=True))
             submitted = self._fillers(values)
         else:
-            named = {v: name for v, name in names_by_value(values, label_info).items() if name not in _NOT_STRUCTURES}
-            submitted = [entry["name"] for entry in label_info if entry["name"] not in _NOT_STRUCTURES]
+            named = {v: name for v, name in names_by_value(values, label_info).items() if name not in NOT_STRUCTURES}
+            submitted = [entry["name"] for entry in label_info if entry["name"] not in NOT_STRUCTURES]
         known = self.names
         new = [name for name in submitted if name not in known]
         if self._configured is not None:
@@ -162,6 +174,14 @@ class LabelNames:
         """
         if new:
             write_json(self._file, [*self.names, *new])
+
+    def replace(self, names: Sequence[str]) -> None:
+        """Change the whole table; the caller takes care that every index keeps its meaning.
+
+        Raises:
+            FileError: if the table cannot be written.
+        """
+        write_json(self._file, list(names))
 
     def _numbered(self, values: Sequence[int]) -> list[str]:
         known = self.names

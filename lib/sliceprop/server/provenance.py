@@ -98,6 +98,19 @@ def is_our_result(labels: LabelArray, slice_axis: int, sent: Sent | None) -> boo
     return bool(unchanged) and 2 * len(still_filled) > len(filled)
 
 
+def lay_over(labels: LabelArray, annotation: Annotation) -> LabelArray:
+    """`labels` with the annotated slices as the user drew them; with `partial` only the labels drawn on each slice."""
+    result, drawn, axis = labels.copy(), annotation.labels, annotation.slice_axis
+    if not annotation.partial:
+        for index in annotation.annotated_slices:
+            np.moveaxis(result, axis, 0)[index] = np.moveaxis(drawn, axis, 0)[index]
+        return result
+    for value in np.unique(drawn[drawn > 0]):
+        slices = marked_slices(drawn == value, axis)
+        result[_only(result, axis, slices) == value] = 0
+    return np.where(drawn > 0, drawn, result)
+
+
 def _hand_made_labels(labels: LabelArray, slice_axis: int, sent: Sent, known: Annotation | None) -> LabelArray:
     """Per slice, the labels whose shape differs from what we sent, or that were drawn before."""
     kept = np.zeros_like(labels)

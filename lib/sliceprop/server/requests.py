@@ -191,6 +191,7 @@ class LabelOptions:
         reviewed_slices: slices that the user approves as they are.
         partial: a slice counts only for the labels on it.
         background_scribble: value that means background in a scribble file.
+        annotation_version: of the annotation that the client changed; None if it does not say.
     """
 
     label_info: tuple[Mapping[str, Any], ...] | None = None
@@ -199,6 +200,7 @@ class LabelOptions:
     reviewed_slices: tuple[int, ...] = ()
     partial: bool = False
     background_scribble: int = BACKGROUND_SCRIBBLE
+    annotation_version: str | None = None
 
     def __post_init__(self) -> None:
         if self.partial and (self.annotated_slices is not None or self.reviewed_slices):
@@ -217,6 +219,7 @@ def label_options(options: Options) -> LabelOptions:
     background = int(number(options, "background_scribble", BACKGROUND_SCRIBBLE))
     if not 0 < background <= MAX_LABEL:
         raise InputError(f"background_scribble must lie in 1..{MAX_LABEL}, not {background}")
+    version = options.get("annotation_version")
     return LabelOptions(
         label_info=tuple(info) if info else None,
         slice_axis=slice_axis(options),
@@ -224,4 +227,5 @@ def label_options(options: Options) -> LabelOptions:
         reviewed_slices=slice_list(options, "reviewed_slices") or (),
         partial=flag(options, "partial"),
         background_scribble=background,
+        annotation_version=None if version is None else str(version),
     )

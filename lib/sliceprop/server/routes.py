@@ -6,28 +6,24 @@ They are plain functions, which FastAPI runs in its thread pool; MONAI Label's a
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Form, Request, UploadFile
+from fastapi import APIRouter, BackgroundTasks, HTTPException, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import activelearning, batch_infer, datastore, infer, scoring, session, train
-from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
-from monailabel.interfaces.utils.app import app_instance
 from starlette.datastructures import UploadFile as Upload
 from starlette.middleware import Middleware
 
 from sliceprop import io
 from sliceprop.checkpoint import load_checkpoint
 from sliceprop.errors import CheckpointError, InputError
-from sliceprop.server.app import NAME, LabelPropApp
+from sliceprop.server import export_routes, panel_routes, proxy
+from sliceprop.server.app import NAME
 from sliceprop.server.checkpoints import SUFFIX
 from sliceprop.server.errors import NotFoundError, install_error_handlers
 from sliceprop.server.guard import NameGuard, plain_filename, plain_name
@@ -35,15 +31,11 @@ from sliceprop.server.records import KINDS
 from sliceprop.server.requests import LabelOptions, first_choices, label_options, parse_params
 from sliceprop.server.results import write_result
 from sliceprop.server.strategy import NO_STUDY
+from sliceprop.server.web import Admin, Annotator, Params, Reader, running_app, saved
 from sliceprop.server.workspace import FINAL
 from sliceprop.volume import check_image
 
 router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
-
-Reader = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
-Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
-Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
-Params = Annotated[str, Form()]
 
 _RESERVED = frozenset({"model", "image", "image_id", "session", "label", "description"})
 """Entries of an infer request that MONAI Label would let a client's `params` replace, paths of files among them."""
@@ -53,29 +45,11 @@ def install() -> None:
     """Put the routes, the guard and the translation of errors into MONAI Label's running FastAPI application."""
     from monailabel.app import app as api
 
-    api.router.routes[:0] = router.routes
+    routers = (router, panel_routes.router, export_routes.router, proxy.router)
+    api.router.routes[:0] = [route for one in routers for route in one.routes]
     install_error_handlers(api)
     api.user_middleware.append(Middleware(NameGuard))
     api.middleware_stack = None  # built anew, with guard and handlers, at the next request
-
-
-def _app() -> LabelPropApp:
-    app: LabelPropApp = app_instance()
-    return app
-
-
-@contextmanager
-def _saved(upload: UploadFile | None) -> Iterator[Path | None]:
-    """The uploaded file on disk, under its own name, for the length of a request."""
-    if upload is None:
-        yield None
-        return
-    name = plain_filename(upload.filename) or "upload"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / name
-        with file.open("wb") as target:
-            shutil.copyfileobj(upload.file, target)
-        yield file
 
 
 @router.post("/infer/{model}")
@@ -91,8 +65,10 @@ def run_inference(
     output: infer.ResultType | None = None,
 ) -> Any:
     """Run a model on a study of the datastore, of a session, or of the request."""
-    app, options = _app(), parse_params(params)
+    app, options = running_app(), parse_params(params)
     app.known("model", model, app._infers)
+    if output is infer.ResultType.dicom_seg:
+        raise InputError("there is no output dicom_seg; POST /labelprop/final sends the result to the archive as that")
     if replaced := [key for key in _RESERVED & options.keys() if options[key] not in (model, image)]:
         raise InputError(f"params must not hold {replaced}; image and label are parts of the request itself")
     if session_id:
@@ -102,7 +78,7 @@ def run_inference(
     else:
         plain_filename(file.filename)
     options["image_id"] = "" if session_id or file else image
-    with _saved(label) as label_file:
+    with saved(label) as label_file:
         options["label"] = str(label_file) if label_file else None
         return infer.run_inference(background_tasks, model, image, session_id, json.dumps(options), file, None, output)
 
@@ -112,8 +88,8 @@ def save_label(
     image: str, label: UploadFile, user: Annotator, params: Params = "{}", tag: str = FINAL
 ) -> dict[str, Any]:
     """Store a label file; what was there before stays if anything is wrong with the new one."""
-    app, options = _app(), label_options(parse_params(params))
-    with _saved(label) as file:
+    app, options = running_app(), label_options(parse_params(params))
+    with saved(label) as file:
         assert file is not None
         answer = app.workspace.submit(image, tag or FINAL, file, options)
     app.on_save_label(image, image)
@@ -131,9 +107,9 @@ def save_image(
 ) -> dict[str, str]:
     """Add an image after checking that it can be worked on."""
     parse_params(params)
-    with _saved(file) as saved:
-        assert saved is not None
-        check_image(io.read_image(saved).array)
+    with saved(file) as upload:
+        assert upload is not None
+        check_image(io.read_image(upload).array)
     file.file.seek(0)
     answer: dict[str, str] = datastore.add_image(background_tasks, image, params, file, user.username)
     return answer
@@ -158,7 +134,7 @@ def create_session(
 @router.post("/activelearning/{strategy}")
 def next_sample(strategy: str, user: Reader, params: dict[str, Any] | None = None) -> Any:
     """Ask a strategy; without any study the answer says so."""
-    app = _app()
+    app = running_app()
     app.known("strategy", strategy, app._strategies)
     return activelearning.sample(strategy, params, user.username) or NO_STUDY
 
@@ -168,10 +144,14 @@ def start_training(
     model: str, user: Admin, params: dict[str, Any] | None = None, run_sync: bool = False, enqueue: bool = False
 ) -> Any:
     """Start a training after checking its request; a second one is refused with 429 while one runs."""
-    app = _app()
+    app = running_app()
     trainer = app.known("model", model, app._trainers)
     request = trainer.prepare(params or {})
-    answer = train.run_model(model, dict(request), run_sync, enqueue)
+    try:
+        answer = train.run_model(model, dict(request), run_sync, enqueue)
+    except HTTPException as error:
+        busy = f"a training is running already, of {app.training().get('image')}; wait for its end or stop it"
+        raise HTTPException(error.status_code, busy) from error
     if not run_sync:
         trainer.submitted(request)
     return answer
@@ -188,7 +168,7 @@ def start_all_trainings(user: Admin, params: dict[str, Any] | None = None, run_s
 @router.post("/scoring/{method}")
 def start_scoring(method: str, user: Annotator, params: dict[str, Any] | None = None, run_sync: bool = False) -> Any:
     """Start a scoring after checking its request."""
-    app = _app()
+    app = running_app()
     app.known("scoring method", method, app._scoring_methods)
     if params and params.get("image"):
         app.workspace.case(params["image"])
@@ -204,7 +184,7 @@ def start_batch(
     run_sync: bool = False,
 ) -> Any:
     """Start a batch inference after checking its request."""
-    app, options = _app(), first_choices(params or {})
+    app, options = running_app(), first_choices(params or {})
     app.known("model", model, app._infers)
     plain_name(str(options.get("label_tag") or ""), "label_tag")
     return batch_infer.run(model, images, options, run_sync)
@@ -215,7 +195,7 @@ def get_result(background_tasks: BackgroundTasks, image: str, user: Reader, kind
     """One volume of the last propagation of a study, as NIfTI."""
     if kind not in KINDS:
         raise NotFoundError(f"unknown kind {kind!r}, choose from {', '.join(KINDS)}")
-    workspace = _app().workspace
+    workspace = running_app().workspace
     case = workspace.case(image)
     array = case.record.result(kind) if case.record else None
     if array is None:
@@ -228,13 +208,13 @@ def get_result(background_tasks: BackgroundTasks, image: str, user: Reader, kind
 @router.get("/labelprop/checkpoints")
 def list_checkpoints(user: Reader) -> list[dict[str, Any]]:
     """All checkpoints; the one that was trained on a study has the image's id."""
-    return _app().workspace.checkpoints.listing()
+    return running_app().workspace.checkpoints.listing()
 
 
 @router.get("/labelprop/checkpoints/{checkpoint_id}")
 def get_checkpoint(checkpoint_id: str, user: Reader) -> Response:
     """A checkpoint as safetensors."""
-    file = _app().workspace.checkpoints.existing(checkpoint_id)
+    file = running_app().workspace.checkpoints.existing(checkpoint_id)
     return FileResponse(file, filename=file.name, media_type="application/octet-stream")
 
 
@@ -247,7 +227,7 @@ async def put_checkpoint(checkpoint_id: str, request: Request, user: Annotator) 
 
 
 def _store_checkpoint(checkpoint_id: str, content: bytes) -> dict[str, Any]:
-    workspace = _app().workspace
+    workspace = running_app().workspace
     plain_name(checkpoint_id, "checkpoint id")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{checkpoint_id}{SUFFIX}"

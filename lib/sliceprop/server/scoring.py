@@ -8,7 +8,7 @@ from typing import Any
 
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
-from sliceprop.errors import InputError
+from sliceprop.errors import SlicePropError
 from sliceprop.server.requests import LabelOptions
 from sliceprop.server.results import named
 from sliceprop.server.workspace import Workspace
@@ -45,7 +45,7 @@ class QualityScoring(ScoringMethod):  # type: ignore[misc]
         for image_id in images:
             try:
                 scores[image_id] = self._score(image_id)
-            except InputError:
+            except SlicePropError:
                 logger.exception("%s cannot be scored", image_id)
             else:
                 datastore.update_image_info(image_id, scores[image_id])

@@ -6,10 +6,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from sliceprop.config import PLANS, SuggestConfig
-from sliceprop.errors import InputError
+from sliceprop.errors import SlicePropError
 from sliceprop.server.requests import Options, first_choices, label_options, number, suggest_config
 from sliceprop.server.results import named_suggestion
 from sliceprop.server.workspace import Case, Workspace
@@ -20,17 +21,20 @@ logger = logging.getLogger(__name__)
 NO_STUDY = {"slice": None, "reason": "There is no image that can be worked on; upload one.", "stop": True}
 """The answer without any study; it has no `id`, which is how clients of MONAI Label see that there is none."""
 
-_SCORES = frozenset({"quality", "suggestion"})
-"""Of the last scoring, in the image info; in an answer it would lie beside what holds now."""
+_HIDDEN = frozenset({"quality", "suggestion", "InstanceNumbers"})
+"""Of the image info: the last scoring, which would lie beside what holds now, and what takes much space."""
+
+_PLANES = ("sagittal", "coronal", "axial")
+_SIDES = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
 class LastingAnswer(dict[str, Any]):
     """An answer whose own entries win over those that MONAI Label puts on top of it with `update`."""
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Add entries without replacing any, stored scores left out."""
+        """Add entries without replacing any, some left out."""
         others = dict(*args, **kwargs)
-        super().update({key: value for key, value in others.items() if key not in self and key not in _SCORES})
+        super().update({key: value for key, value in others.items() if key not in self and key not in _HIDDEN})
 
 
 class NextSlice(Strategy):  # type: ignore[misc]
@@ -118,7 +122,7 @@ class NextStudy(Strategy):  # type: ignore[misc]
         """The answer for one study; empty if it cannot be used, which must not keep the user from the others."""
         try:
             return _suggest(self._workspace, self._workspace.case(image_id), {}, config)
-        except InputError:
+        except SlicePropError:
             logger.exception("%s cannot be used", image_id)
             return {}
 
@@ -132,4 +136,21 @@ def _suggest(workspace: Workspace, case: Case, options: Options, config: Suggest
         if config.plan == "next_slice":
             workspace.keep_estimate(case, found[0], config.target)
     workspace.remember(case)
-    return LastingAnswer(id=case.image_id, **found[0], suggestions=found, label_names=names.indices)
+    shown = _shown_in_ohif(workspace, case, found[0])
+    return LastingAnswer(id=case.image_id, **found[0], suggestions=found, label_names=names.indices, **shown)
+
+
+def _shown_in_ohif(workspace: Workspace, case: Case, suggestion: Mapping[str, Any]) -> dict[str, str]:
+    """The suggestion as the modality of the series: OHIF's dialog shows a few attributes of DICOM and nothing else."""
+    info = workspace.store.get_image_info(case.image_id)
+    if "SeriesInstanceUID" not in info:
+        return {}
+    if suggestion["slice"] is None:
+        return {"Modality": f"{info['Modality']}: {suggestion['reason']}"}
+    axis, index, affine = suggestion["slice_axis"], suggestion["slice"], workspace.scan(case).affine
+    world = int(np.abs(affine[:3, axis]).argmax())
+    place = suggestion["position_ras"][world]
+    numbers = info.get("InstanceNumbers") if axis == 2 else None
+    number, count = numbers[index] if numbers else index + 1, workspace.scan(case).array.shape[axis]
+    where = f"{_PLANES[world]} slice {number} of {count} ({_SIDES[world][place >= 0]} {abs(place):.1f} mm)"
+    return {"Modality": f"{info['Modality']}: {'done; best left is' if suggestion['stop'] else 'annotate'} {where}"}

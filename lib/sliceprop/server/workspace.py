@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import RLock
 from typing import Any
 
 import numpy as np
-from monailabel.datastore.local import LocalDatastore
 
 from sliceprop import io
 from sliceprop.config import BACKGROUND_SCRIBBLE, MAX_LABEL
 from sliceprop.engine.registration import Model
-from sliceprop.errors import CheckpointError, FileError, InputError
+from sliceprop.errors import CheckpointError, FileError, InputError, NoAnnotationError
 from sliceprop.labels import LabelArray, present_values
 from sliceprop.server.checkpoints import Checkpoints
-from sliceprop.server.datastore import LocalStudies
-from sliceprop.server.errors import NotFoundError
+from sliceprop.server.colors import LabelColors
+from sliceprop.server.datastore import Studies
+from sliceprop.server.errors import ConflictError, NotFoundError
 from sliceprop.server.files import read_json, write_json
 from sliceprop.server.guard import plain_name
 from sliceprop.server.label_files import read_labels, replace_values
@@ -74,14 +74,15 @@ class Workspace:
     """What all tasks and routes of one server share.
 
     Args:
-        store: MONAI Label's datastore; the workspace keeps its own files beside it, in `.labelprop`.
+        store: scans and label files; the workspace keeps its own files beside it, in `.labelprop`.
         names: the operator's list of labels; None to learn it from the clients.
     """
 
-    def __init__(self, store: LocalDatastore, names: list[str] | None = None) -> None:
+    def __init__(self, store: Studies, names: list[str] | None = None) -> None:
         self.store = store
         self.folder = Path(store._datastore_path) / ".labelprop"
         self.names = LabelNames(self.folder / "names.json", names)
+        self.colors = LabelColors(self.folder / "colors.json")
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self._locks: dict[str, RLock] = {}
 
@@ -95,13 +96,12 @@ class Workspace:
         Raises:
             InputError: if the id is not a plain name.
             NotFoundError: if there is no such image.
+            ArchiveError: if it must be fetched from an archive that does not answer.
         """
         if not isinstance(image_id, str) or not image_id:
             raise InputError(f"image must be the id of an image, not {image_id!r}")
         plain_name(image_id, "image")
-        if image_id not in self.store.list_images():
-            self.store.refresh()
-        if image_id not in self.store.list_images():
+        if not self.store.has_image(image_id):
             raise NotFoundError(f"unknown image {image_id!r}")
         return Case(Path(self.store.get_image_uri(image_id)), self.record(image_id), image_id)
 
@@ -127,7 +127,7 @@ class Workspace:
 
     def label_versions(self, image_id: str) -> list[str]:
         """What tells whether anything was drawn since: tag and time of each label file."""
-        versions = (self._version(image_id, tag) for tag in (SPARSE, FINAL, SCRIBBLES))
+        versions = (self.version(image_id, tag) for tag in (SPARSE, FINAL, SCRIBBLES))
         return [version for version in versions if version]
 
     def keep_estimate(self, case: Case, suggestion: Mapping[str, Any], target: float) -> None:
@@ -173,30 +173,60 @@ class Workspace:
         """Check a client's label file and store it under its tag; nothing is replaced if anything is wrong with it.
 
         Returns:
-            `label_names`, and for labels `slice_axis` and the `annotated_slices` that count as the user's.
+            `label_names`, `annotation_version`, and for labels `slice_axis` and the `annotated_slices` that count as
+            the user's.
 
         Raises:
-            InputError: or a subclass, for anything that cannot be used.
+            ConflictError: if the client started from another annotation than the one in force.
+            NoAnnotationError: for an empty label, unless the annotated slices are listed (none, to clear them).
+            InputError: or a subclass, for anything else that cannot be used.
         """
         plain_name(tag, "tag")
         case = self.case(image_id)
-        assert case.record is not None
         with self.lock(case):
+            if options.annotation_version not in (None, self.annotation_version(case)):
+                raise ConflictError("this study was annotated elsewhere meanwhile; load that first, then submit again")
             with self.names.lock:
                 background = options.background_scribble if tag == SCRIBBLES else None
                 labels, new = self._renumbered(read_labels(file, self.scan(case)), options, background)
                 annotation = None if tag == SCRIBBLES else self._annotate(case, labels, options)
+                _check_not_empty(labels, tag, options)
                 _open(self.scan(case), annotation, labels if tag == SCRIBBLES else None)
                 self.names.register(new)
-            info = self._label_info(labels, annotation)
-            ours = annotation is not None and is_our_result(labels, annotation.slice_axis, case.record.sent())
-            in_force = tag == SPARSE or (tag == FINAL and (ours or self._label_file(case.image_id, SPARSE) is None))
-            self._store(case, tag, labels, info)
-            if annotation is not None and in_force:
-                case.record.save_annotation(replace(annotation, source=self._version(case.image_id, tag)))
+            if tag == SCRIBBLES and not labels.any():
+                self._drop(case, tag)
+            else:
+                self._keep(case, tag, labels, annotation)
             self.remember(case)
+            return {**self._receipt(case, labels, annotation), **self.export(case, tag)}
+
+    def _keep(self, case: Case, tag: str, labels: LabelArray, annotation: Annotation | None) -> None:
+        """Store a label file that was checked; as the annotation in force if its tag makes it that."""
+        assert case.record is not None
+        ours = annotation is not None and is_our_result(labels, annotation.slice_axis, case.record.sent())
+        in_force = tag == SPARSE or (tag == FINAL and (ours or self.store.label_file(case.image_id, SPARSE) is None))
+        self.store_labels(case, tag, labels, annotation)
+        if annotation is not None and in_force:
+            case.record.save_annotation(replace(annotation, source=self.version(case.image_id, tag)))
+
+    def _receipt(self, case: Case, labels: LabelArray, annotation: Annotation | None) -> dict[str, Any]:
         slices = {} if annotation is None else {"annotated_slices": list(annotation.annotated_slices)}
-        return {**info, **slices, "label_names": self.names.indices}
+        version = {"annotation_version": self.annotation_version(case)}
+        return {**self._label_info(labels, annotation), **slices, **version, "label_names": self.names.indices}
+
+    def export(self, case: Case, tag: str) -> dict[str, Any]:
+        """What became of a label that the archive was to get: `dicom_seg`, and a `sentence`; empty for other labels."""
+        info = self.store.get_label_info(case.image_id, tag)
+        return {key: info[key] for key in ("dicom_seg", "sentence") if key in info}
+
+    def annotation_version(self, case: Case) -> str:
+        """What tells whether another annotation is in force since; empty without any."""
+        annotation = self.annotation(case)
+        return annotation.source if annotation else ""
+
+    def scribbles_version(self, case: Case) -> str:
+        """What tells whether there are other scribbles since; empty without any."""
+        return self.version(case.image_id, SCRIBBLES) if case.image_id else ""
 
     def open(
         self, case: Case, options: LabelOptions, upload: Path | None = None, selected: str | None = None
@@ -236,8 +266,8 @@ class Workspace:
         if case.record is None:
             return None
         kept = case.record.annotation()
-        tags = [tag for tag in (SPARSE, FINAL) if self._label_file(case.image_id, tag)]
-        if kept is not None and kept.source in [self._version(case.image_id, tag) for tag in tags]:
+        tags = [tag for tag in (SPARSE, FINAL) if self.store.label_file(case.image_id, tag)]
+        if kept is not None and kept.source in [self.version(case.image_id, tag) for tag in tags]:
             return kept
         return self._found(case, tags[0]) if tags else None
 
@@ -294,7 +324,7 @@ class Workspace:
 
     def _found(self, case: Case, tag: str) -> Annotation:
         """The annotation in a label file that did not come through `submit`; its values are label indices."""
-        file = self._label_file(case.image_id, tag)
+        file = self.store.label_file(case.image_id, tag)
         assert file is not None
         info = dict(self.store.get_label_info(case.image_id, tag))
         options = replace(label_options(info), label_info=None)
@@ -302,14 +332,22 @@ class Workspace:
             labels, new = self._renumbered(read_labels(file, self.scan(case), cropped=True), options)
             annotation = self._annotate(case, labels, options)
             self.names.register(new)
-        return replace(annotation, source=self._version(case.image_id, tag))
+        return replace(annotation, source=self.version(case.image_id, tag))
 
-    def _scribbles(self, case: Case) -> LabelArray | None:
-        file = self._label_file(case.image_id, SCRIBBLES)
+    def scribbles(self, case: Case) -> LabelArray | None:
+        """The marks of a study as they are stored, `(i, j, k)`, `BACKGROUND_SCRIBBLE` for background; None without any.
+
+        Raises:
+            InputError: if a file that was put there by hand does not fit.
+        """
+        file = self.store.label_file(case.image_id, SCRIBBLES)
         if file is None:
             return None
-        marks = read_labels(file, self.scan(case), cropped=True)
-        return replace_values(marks, {BACKGROUND_SCRIBBLE: _BACKGROUND}, keep=True)
+        return read_labels(file, self.scan(case), cropped=True)
+
+    def _scribbles(self, case: Case) -> LabelArray | None:
+        marks = self.scribbles(case)
+        return None if marks is None else replace_values(marks, {BACKGROUND_SCRIBBLE: _BACKGROUND}, keep=True)
 
     def _slicer_scribbles(
         self, values: LabelArray, options: LabelOptions, selected: str | None, marks: LabelArray | None
@@ -327,34 +365,47 @@ class Workspace:
     def _label_info(self, labels: LabelArray, annotation: Annotation | None) -> dict[str, Any]:
         """What is stored beside a label file; the names are listed in the order of the values in the file."""
         present, names = present_values(labels), self.names.indices
-        info: dict[str, Any] = {"label_info": [{"name": n, "idx": i} for n, i in names.items() if i in present]}
+        colors = self.colors.of(names)
+        listed = [{"name": n, "idx": i, "color": colors[n]} for n, i in names.items() if i in present]
+        info: dict[str, Any] = {"label_info": listed}
         if annotation is not None:
             info |= {"slice_axis": annotation.slice_axis, "partial": annotation.partial}
         if annotation is not None and not annotation.partial:
             info |= {"annotated_slices": list(annotation.annotated_slices)}
         return info
 
-    def _store(self, case: Case, tag: str, labels: LabelArray, info: Mapping[str, Any]) -> None:
+    def store_labels(self, case: Case, tag: str, labels: LabelArray, annotation: Annotation | None) -> None:
+        """Store a label file and what is known about it; the one that was there goes to the history.
+
+        Args:
+            case: a study of the datastore.
+            tag: of the label file.
+            labels: `(i, j, k)` label indices.
+            annotation: the hand-made ones among them; None for scribbles.
+
+        Raises:
+            FileError: if the folder is read-only or full.
+        """
         assert case.record is not None
-        replaced = self._label_file(case.image_id, tag)
+        replaced = self.store.label_file(case.image_id, tag)
         if replaced is not None:
             case.record.keep(replaced, tag)
         stored = replace_values(labels, {_BACKGROUND: BACKGROUND_SCRIBBLE}, keep=True)
         with TemporaryDirectory() as folder:
             file = Path(folder) / "label.nii.gz"
             io.write_image(file, stored, self.scan(case))
-            # An archive cannot hold an empty DICOM SEG: such a label stays with this server.
-            possible = isinstance(self.store, LocalStudies) or stored.any()
-            save = self.store.save_label if possible else partial(LocalDatastore.save_label, self.store)
-            save(case.image_id, str(file), tag, dict(info))
+            self.store.save_label(case.image_id, str(file), tag, self._label_info(labels, annotation))
 
-    def _label_file(self, image_id: str, tag: str) -> Path | None:
-        # The method of the base class: the DICOMweb datastore's one would fetch a cropped DICOM SEG instead.
-        uri = LocalDatastore.get_label_uri(self.store, image_id, tag)
-        return Path(uri) if uri and Path(uri).is_file() else None
+    def _drop(self, case: Case, tag: str) -> None:
+        """Take a label file away; it goes to the history."""
+        file = self.store.label_file(case.image_id, tag)
+        if case.record is not None and file is not None:
+            case.record.keep(file, tag)
+            self.store.drop_label(case.image_id, tag)
 
-    def _version(self, image_id: str, tag: str) -> str:
-        file = self._label_file(image_id, tag)
+    def version(self, image_id: str, tag: str) -> str:
+        """What tells whether there is another label file since; empty without any."""
+        file = self.store.label_file(image_id, tag)
         return f"{tag}:{file.stat().st_mtime_ns}" if file else ""
 
 
@@ -375,6 +426,17 @@ def _open(
         partial=annotation.partial,
         background_scribble=_BACKGROUND,
     )
+
+
+def _check_not_empty(labels: LabelArray, tag: str, options: LabelOptions) -> None:
+    """Refuse an annotation with nothing in it that does not say which slices it is about.
+
+    Raises:
+        NoAnnotationError: since it would replace what was painted before.
+    """
+    listed = options.annotated_slices is not None or options.reviewed_slices
+    if tag in (SPARSE, FINAL) and not listed and not labels.any():
+        raise NoAnnotationError("nothing is painted; paint a slice, or list the slices that are complete")
 
 
 @lru_cache(maxsize=2)

@@ -1,0 +1,374 @@
+/** One series being annotated: its voxels in the viewer, its slices, and what the server knows of it. */
+(() => {
+  'use strict';
+  const sliceprop = (window.sliceprop = window.sliceprop || {});
+
+  /** Background scribbles: in the viewer, whose brush keeps 255 to itself, and on the server. */
+  const BACKGROUND = 254;
+  const SERVER_BACKGROUND = 255;
+  const MARKS = '#d7dce6'; // colour of background scribbles
+  const STYLES = {
+    labels: {
+      fillAlpha: 0.35,
+      fillAlphaInactive: 0.35,
+      outlineWidth: 2,
+      outlineWidthInactive: 2,
+      renderOutline: true,
+      renderOutlineInactive: true,
+    },
+    scribbles: { fillAlpha: 0.85, fillAlphaInactive: 0.85, renderOutline: false, renderOutlineInactive: false },
+    uncertainty: { fillAlpha: 0.5, fillAlphaInactive: 0.5, renderOutline: false, renderOutlineInactive: false },
+  };
+
+  const replaced = (values, from, to) => values.map(value => (value === from ? to : value));
+
+  /** The voxels other than 0, of which scribbles have few. */
+  function sparse(volume) {
+    const at = [];
+    volume.forEach((value, voxel) => value && at.push(voxel));
+    return { at: Uint32Array.from(at), values: Uint8Array.from(at, voxel => volume[voxel]) };
+  }
+
+  class Session {
+    /**
+     * @param {object} viewer
+     * @param {object} client
+     * @param {object} series as `Viewer.series` gives it
+     * @param {object} study as the server gives it
+     */
+    constructor(viewer, client, series, study) {
+      this.viewer = viewer;
+      this.client = client;
+      this.image = series.image;
+      this.viewports = series.viewports;
+      this.grid = new sliceprop.Grid(viewer.grid(series.viewports[0]), {
+        shape: study.shape,
+        matrix: study.affine_lps,
+      });
+      this.axis = study.slice_axis;
+      this.direction = this.grid.direction(this.axis);
+      this.total = study.shape[this.axis];
+      this.annotation = new sliceprop.Annotation(study.annotated_slices);
+      this.strokes = new sliceprop.Strokes();
+      this.version = study.annotation_version;
+      this.scribblesChanged = false;
+      this.uncertainty = { on: false, version: null, layer: null };
+      this.layer = viewer.newLayer('Labels', this.viewports[0], STYLES.labels);
+      this.scribbles = viewer.newLayer('Scribbles', this.viewports[0], STYLES.scribbles);
+      /** The voxels as they are known here, in the order of the viewer; a stroke is what differs from them. */
+      this.values = new Uint8Array(this.grid.size);
+      this.marks = new Uint8Array(this.grid.size);
+      this.takeStudy(study);
+    }
+
+    /** Fetch the voxels and show them. */
+    async load() {
+      await this.attach(this.viewports);
+      await this.loadLabels();
+      if (this.study.scribbles) {
+        const { values } = await this.client.voxels(this.image, 'scribbles');
+        this._setMarks(replaced(this.grid.toViewer(values), SERVER_BACKGROUND, BACKGROUND));
+      }
+      this.describe();
+    }
+
+    takeStudy(study) {
+      this.study = study;
+      this.suggestion = study.result?.suggestion || null;
+    }
+
+    /** Labels in the order of their numbers: `[{segment, name, color}]`. */
+    get labels() {
+      const { label_names: names, colors } = this.study;
+      const sorted = Object.entries(names).sort(([, a], [, b]) => a - b);
+      const labels = [];
+      for (const [name, segment] of sorted) {
+        labels.push({ segment, name, color: colors[name] || sliceprop.freshColor(labels.map(({ color }) => color)) });
+      }
+      return labels;
+    }
+
+    /** Show the layers in the viewports of the moment. */
+    async attach(viewports) {
+      this.viewports = viewports;
+      this.viewer.watch(viewports);
+      for (const layer of [this.layer, this.scribbles, this.uncertainty.layer].filter(Boolean)) {
+        await layer.show(viewports);
+      }
+    }
+
+    /** Tell the viewer names and colours. */
+    describe() {
+      const segments = this.labels.map(({ segment, name, color }) => ({ segment, name, color: sliceprop.rgba(color) }));
+      this.layer.describe(segments);
+      const background = { segment: BACKGROUND, name: 'background', color: sliceprop.rgba(MARKS) };
+      this.scribbles.describe([...segments, background]);
+    }
+
+    remove() {
+      [this.layer, this.scribbles, this.uncertainty.layer].filter(Boolean).forEach(layer => layer.remove());
+    }
+
+    // Voxels ------------------------------------------------------------------------------------------------------
+
+    /** The server's labels, under what is the user's here. */
+    async loadLabels() {
+      const { values } = await this.client.voxels(this.image, 'labels');
+      await this.viewer.idle();
+      const fresh = this.grid.toViewer(values);
+      this.base = fresh.slice();
+      for (const slice of this.annotation.draft) {
+        this.grid.putSlice(fresh, this.axis, slice, this.grid.slice(this.values, this.axis, slice));
+      }
+      this._setValues(fresh);
+    }
+
+    _setValues(values) {
+      this.values = values;
+      this.layer.write(values);
+    }
+
+    _setMarks(marks) {
+      this.marks = marks;
+      this.scribbles.write(marks);
+    }
+
+    /**
+     * A stroke on the labels has ended.
+     *
+     * @param {boolean} inSlice whether it was painted in a view of the slices; a stroke across slices becomes scribbles
+     * @returns {'none' | 'slice' | 'scribbles'} what it was
+     */
+    stroke(inSlice) {
+      const now = this.layer.read();
+      const changed = this.grid.changedSlices(this.values, now, this.axis);
+      if (!changed.length) {
+        return 'none';
+      }
+      if (!inSlice || changed.length > 1) {
+        this._becomeScribbles(now);
+        return 'scribbles';
+      }
+      const [slice] = changed;
+      const before = this.grid.slice(this.values, this.axis, slice);
+      this.strokes.push({ slice, before, state: this.annotation.state(slice) });
+      this.values = now;
+      this.annotation.paint(slice);
+      this._forgetIfUntouched(slice);
+      return 'slice';
+    }
+
+    /** A slice whose paint was taken away again is as if it had never been touched. */
+    _forgetIfUntouched(slice) {
+      const { annotation, grid } = this;
+      if (!annotation.isOnServer(slice) && !grid.sliceDiffers(this.values, this.base, this.axis, slice)) {
+        annotation.forget(slice);
+      }
+    }
+
+    _becomeScribbles(now) {
+      const marks = this.marks.slice();
+      now.forEach((value, n) => {
+        if (value !== this.values[n]) {
+          marks[n] = value || BACKGROUND;
+        }
+      });
+      this.layer.write(this.values);
+      this._setMarks(marks);
+      this.scribblesChanged = true;
+    }
+
+    /** A stroke on the scribbles has ended. */
+    scribble() {
+      const now = this.scribbles.read();
+      const changed = this.grid.changedSlices(this.marks, now, this.axis).length > 0;
+      this.marks = now;
+      this.scribblesChanged ||= changed;
+      return changed;
+    }
+
+    /** Take back the last stroke; the slice it was on, null without any. */
+    undoStroke() {
+      const stroke = this.strokes.pop();
+      if (!stroke) {
+        return null;
+      }
+      this.grid.putSlice(this.values, this.axis, stroke.slice, stroke.before);
+      this.layer.write(this.values);
+      this.annotation.restore(stroke.slice, stroke.state);
+      return stroke.slice;
+    }
+
+    hasPaint(slice) {
+      return this.grid.slice(this.values, this.axis, slice).some(value => value > 0);
+    }
+
+    // What goes to the server -------------------------------------------------------------------------------------
+
+    get unsaved() {
+      return this.annotation.unsaved.length > 0 || this.scribblesChanged;
+    }
+
+    /** Send everything that the server does not have; after somebody else's submission theirs is taken over first. */
+    async submit() {
+      const merged = this.annotation.unsaved.length > 0 && (await this._submitSlices());
+      if (this.scribblesChanged) {
+        await this._submitScribbles();
+      }
+      return { merged };
+    }
+
+    async _submitSlices() {
+      try {
+        await this._sendSlices();
+        return false;
+      } catch (error) {
+        if (error.status !== 409) {
+          throw error;
+        }
+        await this._takeOver();
+        await this._sendSlices();
+        return true;
+      }
+    }
+
+    async _sendSlices() {
+      const submission = this.annotation.begin();
+      try {
+        const values = new Uint8Array(this.grid.size);
+        for (const slice of submission.annotated) {
+          this.grid.putSlice(values, this.axis, slice, this.grid.slice(this.values, this.axis, slice));
+        }
+        const answer = await this.client.submit(this.image, this.grid.toServer(values), {
+          label_info: this._labelInfo(),
+          annotated_slices: submission.annotated,
+          slice_axis: this.axis,
+          annotation_version: this.version,
+        });
+        this.version = answer.annotation_version;
+        this.annotation.submitted(submission);
+        this.strokes.clear();
+      } catch (error) {
+        this.annotation.failed(submission);
+        throw error;
+      }
+    }
+
+    async _takeOver() {
+      const study = await this.client.study(this.image);
+      const { values } = await this.client.voxels(this.image, 'annotation');
+      await this.viewer.idle();
+      const theirs = this.grid.toViewer(values);
+      const merged = this.values.slice();
+      for (const slice of this.annotation.merge(study.annotated_slices)) {
+        this.grid.putSlice(merged, this.axis, slice, this.grid.slice(theirs, this.axis, slice));
+      }
+      this.version = study.annotation_version;
+      this.takeStudy(study);
+      this.describe();
+      this._setValues(merged);
+    }
+
+    async _submitScribbles() {
+      this.scribblesChanged = false;
+      try {
+        const marks = replaced(this.grid.toServer(this.marks), BACKGROUND, SERVER_BACKGROUND);
+        await this.client.saveScribbles(this.image, marks, { label_info: this._labelInfo() });
+      } catch (error) {
+        this.scribblesChanged = true;
+        throw error;
+      }
+    }
+
+    _labelInfo() {
+      return this.labels.map(({ segment, name }) => ({ name, idx: segment }));
+    }
+
+    /** Read anew what the server says about the study, and its labels. */
+    async reload() {
+      this.takeStudy(await this.client.study(this.image));
+      await this.loadLabels();
+      this.describe();
+      if (this.uncertainty.on) {
+        await this.showUncertainty(true);
+      }
+    }
+
+    async showUncertainty(on) {
+      const shown = this.uncertainty;
+      const version = this.study.result?.uncertainty ? this.study.result.version : null;
+      if (on && version !== null && version !== shown.version) {
+        const { values } = await this.client.voxels(this.image, 'uncertainty');
+        if (!shown.layer) {
+          shown.layer = this.viewer.newLayer('Uncertainty', this.viewports[0], STYLES.uncertainty);
+          await shown.layer.show(this.viewports);
+          const levels = Array.from({ length: sliceprop.LEVELS }, (_, n) => n + 1);
+          shown.layer.describe(levels.map(n => ({ segment: n, name: `level ${n}`, color: sliceprop.levelColor(n) })));
+        }
+        shown.layer.write(sliceprop.uncertaintyLevels(this.grid.toViewer(values)));
+        shown.version = version;
+      }
+      shown.on = on && version !== null;
+      shown.layer?.setVisible(shown.on);
+    }
+
+    // Drafts ------------------------------------------------------------------------------------------------------
+
+    /** What only the browser has; null if the server has everything. */
+    draft() {
+      const slices = this.annotation.draft.map(slice => ({
+        slice,
+        unfinished: this.annotation.isUnfinished(slice),
+        values: this.grid.slice(this.values, this.axis, slice),
+      }));
+      const scribbles = this.scribblesChanged ? sparse(this.marks) : null;
+      return slices.length || scribbles ? { shape: this.grid.shape, axis: this.axis, slices, scribbles } : null;
+    }
+
+    /** Put back what `draft` gave; false if it does not fit this study. */
+    restoreDraft({ shape, axis, slices, scribbles }) {
+      if (String(shape) !== String(this.grid.shape) || axis !== this.axis) {
+        return false;
+      }
+      for (const { slice, unfinished, values } of slices) {
+        this.grid.putSlice(this.values, this.axis, slice, values);
+        this.annotation.paint(slice);
+        this.annotation.setComplete(slice, !unfinished);
+      }
+      this.layer.write(this.values);
+      if (scribbles) {
+        const marks = new Uint8Array(this.grid.size);
+        scribbles.at.forEach((voxel, n) => (marks[voxel] = scribbles.values[n]));
+        this._setMarks(marks);
+        this.scribblesChanged = true;
+      }
+      return true;
+    }
+
+    // Slices ------------------------------------------------------------------------------------------------------
+
+    /** The viewport that slices are painted in, null if none shows them. */
+    get sliceViewport() {
+      return this.viewer.sliceViewport(this.viewports, this.direction);
+    }
+
+    /** Index of the slice that is shown, null if none is. */
+    get slice() {
+      const viewport = this.sliceViewport;
+      return viewport && this.grid.sliceAt(this.axis, this.viewer.focus(viewport));
+    }
+
+    /** The number that the viewer shows for a slice. */
+    number(slice) {
+      const viewport = this.sliceViewport;
+      const backwards = viewport && this.viewer.countsBackwards(viewport, this.direction);
+      return backwards ? this.total - slice : slice + 1;
+    }
+
+    goTo(slice) {
+      this.viewer.jump(this.viewports, this.direction, this.grid.sliceCentre(this.axis, slice));
+    }
+  }
+
+  Object.assign(sliceprop, { BACKGROUND, Session });
+})();

@@ -1,0 +1,278 @@
+"""The scans of a DICOMweb archive: fetched once and kept with their labels in a folder of this server."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from threading import Lock, RLock
+from typing import Any
+
+import requests
+import urllib3
+from dicomweb_client import DICOMwebClient
+from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMwebClientX
+from monailabel.datastore.local import DataModel, ImageLabelModel
+from monailabel.utils.others.generic import md5_digest
+from requests.adapters import HTTPAdapter
+
+from sliceprop import io
+from sliceprop.dicom import check_series, describe_series
+from sliceprop.dicom_seg import write_dicom_seg
+from sliceprop.errors import InputError, SlicePropError
+from sliceprop.server.datastore import Studies
+from sliceprop.server.errors import ArchiveError, NotFoundError
+
+logger = logging.getLogger(__name__)
+
+FINAL = "final"
+"""Tag of the labels that the archive gets as DICOM SEG; those of other tags stay with this server."""
+
+SEARCH_FILTER = {"Modality": ["CT", "MR"]}
+"""Series that are listed unless the operator says otherwise; MONAI Label's default is CT only."""
+
+CONNECT_S, READ_S = 5.0, 60.0
+LISTED_S = 10.0
+"""Seconds for which a list of series is used again: clients ask for it all the time."""
+
+_UID = re.compile(r"[0-9.]{1,64}")
+
+
+def open_archive(url: str, folder: str | None) -> ArchivedStudies:
+    """The archive at an address, with MONAI Label's settings: user, password, prefixes, search filter.
+
+    Args:
+        url: of the DICOMweb server.
+        folder: for scans and labels; by default one in MONAI Label's cache that belongs to this address.
+    """
+    session = _session(url)
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _Impatient())
+    prefixes = {
+        "qido_url_prefix": settings.MONAI_LABEL_QIDO_PREFIX,
+        "wado_url_prefix": settings.MONAI_LABEL_WADO_PREFIX,
+        "stow_url_prefix": settings.MONAI_LABEL_STOW_PREFIX,
+    }
+    client = DICOMwebClientX(url=url, session=session, **prefixes)
+    client.set_http_retry_params(retry=False)
+    chosen = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER" in settings.model_fields_set
+    search = settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER if chosen else SEARCH_FILTER
+    cache = settings.MONAI_LABEL_DICOMWEB_CACHE_PATH.strip() or str(Path.home() / ".cache" / "monailabel" / "dicom")
+    return ArchivedStudies(client, search, folder or str(Path(cache) / md5_digest(url)))
+
+
+def _session(url: str) -> requests.Session:
+    """With the operator's credentials."""
+    if "googleapis.com" in url:
+        from dicomweb_client.ext.gcp.session_utils import create_session_from_gcp_credentials
+
+        return create_session_from_gcp_credentials()
+    session, user = requests.Session(), settings.MONAI_LABEL_DICOMWEB_USERNAME
+    if user and settings.MONAI_LABEL_DICOMWEB_PASSWORD:
+        session.auth = (user, settings.MONAI_LABEL_DICOMWEB_PASSWORD)
+    return session
+
+
+class _Impatient(HTTPAdapter):
+    """Waits for an archive that does not answer for seconds, not for ever."""
+
+    def send(self, *args: Any, **options: Any) -> requests.Response:
+        return super().send(*args, **{**options, "timeout": options.get("timeout") or (CONNECT_S, READ_S)})
+
+
+class ArchivedStudies(Studies):
+    """Series of an archive as images; their ids are the SeriesInstanceUIDs.
+
+    A series that was opened before stays usable while the archive is away. Labels are NIfTI files of this server; those
+    of tag `final` also go to the archive as DICOM SEG, and what becomes of that is kept in the label's info.
+
+    Args:
+        client: of the archive.
+        search_filter: attributes of the series to list; a list of values means any of them.
+        folder: made if absent.
+    """
+
+    def __init__(self, client: DICOMwebClient, search_filter: Mapping[str, Any], folder: str) -> None:
+        self._client, self._filter, self._folder = client, search_filter, Path(folder).resolve()
+        self._listed: tuple[float, list[str]] = (-LISTED_S, [])
+        self._listing, self._fetching, self._locks = Lock(), Lock(), dict[str, RLock]()
+        super().__init__(str(self._folder), watch=False)
+
+    def name(self) -> str:
+        """The archive's address."""
+        return str(self._client.base_url)
+
+    def list_images(self) -> list[str]:
+        """Ids of the series that pass the filter; while the archive is away, of those that were opened before."""
+        with self._listing:
+            age = time.monotonic() - self._listed[0]
+            if age >= LISTED_S:
+                self._listed = time.monotonic(), self._list()
+            return list(self._listed[1])
+
+    def _list(self) -> list[str]:
+        try:
+            return sorted(self._search())
+        except ArchiveError:
+            logger.exception("series that were opened before are listed only")
+            return sorted(self._datastore.objects)
+
+    def refresh(self) -> None:
+        """Ask the archive anew when a list is wanted next."""
+        self._listed = (-LISTED_S, [])
+
+    def has_image(self, image_id: str) -> bool:
+        """Whether the series was opened before, or is in the archive and passes the filter.
+
+        Raises:
+            ArchiveError: if the archive must be asked and does not answer.
+        """
+        if image_id in self._datastore.objects:
+            return True
+        return bool(_UID.fullmatch(image_id)) and image_id in self._search(SeriesInstanceUID=image_id)
+
+    def get_image_uri(self, image_id: str) -> str:
+        """The file of a scan, after fetching and converting the series the first time.
+
+        Raises:
+            ArchiveError: if the archive does not answer.
+            InputError: or a subclass, for a series that is not a volume.
+        """
+        scan = self._folder / f"{image_id}.nii.gz"
+        with self._locks.setdefault(image_id, RLock()):
+            if not scan.is_file() or image_id not in self._datastore.objects:
+                self._fetch(image_id, scan)
+        return str(scan)
+
+    def read(self, path: str, query: str) -> tuple[int, Mapping[str, str], bytes]:
+        """What the archive answers to GET: status, headers, and the body as it came, perhaps compressed.
+
+        Raises:
+            ArchiveError: if it does not answer.
+        """
+        with self._asking():
+            url = f"{self.name()}/{path}" + (f"?{query}" if query else "")
+            with self._client._session.get(url, stream=True) as response:
+                return response.status_code, response.headers, response.raw.read(decode_content=False)
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Ids of the series with a final label of this server."""
+        return [image for image, entry in self._datastore.objects.items() if entry.labels.get(label_tag or FINAL)]
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Refuse.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("the images are those of the DICOMweb archive; store the series there")
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Store a label file; one of tag `final` goes to the archive too, if that is possible.
+
+        The info of a `final` label says so: `dicom_seg`, and in a `sentence` where it is or why it is not there.
+        """
+        super().save_label(image_id, label_filename, label_tag, label_info)
+        if label_tag == FINAL:
+            info = {**label_info, **self._export(image_id, Path(label_filename), label_info)}
+            super().save_label(image_id, label_filename, label_tag, info)
+        return image_id
+
+    def _export(self, image_id: str, labels: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            self._send(image_id, labels, info)
+        except SlicePropError as error:
+            logger.exception("the final label of %s is not in the archive", image_id)
+            kept = f"Saved on this server as NIfTI, but not in the archive: {error}."
+            return {"dicom_seg": False, "sentence": kept}
+        return {"dicom_seg": True, "sentence": f"Saved, and in the archive {self.name()} as DICOM SEG."}
+
+    def _send(self, image_id: str, labels: Path, info: Mapping[str, Any]) -> None:
+        from pydicom import dcmread
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "label.dcm"
+            write_dicom_seg(labels, self._series(image_id), info.get("label_info", ()), file)
+            with self._asking():
+                answer = self._client.store_instances([dcmread(file)])
+        if answer.get("FailedSOPSequence"):
+            raise ArchiveError("the archive refuses the DICOM SEG")
+
+    def _fetch(self, image_id: str, scan: Path) -> None:
+        series = self._series(image_id)
+        try:
+            check_series(series)
+            image = io.read_image(series)
+        except SlicePropError:
+            _remove(series)  # more slices may be on their way to the archive
+            raise
+        io.write_image(scan, image.array, image, dtype=str(image.array.dtype))
+        model = DataModel(info={"ts": int(time.time()), "name": scan.name, **describe_series(series)}, ext=".nii.gz")
+        with self._entries() as entries:
+            entries[image_id] = ImageLabelModel(image=model)
+
+    def _series(self, image_id: str) -> Path:
+        """The folder with the DICOM files of a series, received as a whole.
+
+        Raises:
+            ArchiveError: if the archive does not answer.
+            NotFoundError: if it has no such series.
+        """
+        target = self._folder / image_id
+        if target.is_dir() and any(target.iterdir()):
+            return target
+        study = self._search(SeriesInstanceUID=image_id).get(image_id)
+        if study is None:
+            raise NotFoundError(f"the archive has no series {image_id!r}")
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".writing-") as folder:
+            files = Path(folder) / "series"
+            files.mkdir()
+            with self._asking():
+                for instance in self._client.iter_series(study, image_id):
+                    instance.save_as(files / f"{instance.SOPInstanceUID}.dcm")
+            _remove(target)
+            files.replace(target)
+        return target
+
+    def _search(self, **more: str) -> dict[str, str]:
+        """`{SeriesInstanceUID: StudyInstanceUID}` of the series that pass the filter.
+
+        Raises:
+            ArchiveError: if the archive does not answer.
+        """
+        choices = [value if isinstance(value, list) else [value] for value in self._filter.values()]
+        found = dict[str, str]()
+        with self._asking():
+            for values in product(*choices):
+                wanted = {**dict(zip(self._filter, values, strict=True)), **more}
+                answer = self._client.search_for_series(search_filters=wanted, get_remaining=True)
+                found |= {_value(series, "0020000E"): _value(series, "0020000D") for series in answer}
+        return found
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """What goes wrong between this server and the archive, in one sentence."""
+        try:
+            yield
+        except requests.HTTPError as error:
+            reason = str(error).partition(" for url")[0]
+            raise ArchiveError(f"the DICOMweb server {self.name()} refuses the request ({reason})") from error
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError, KeyError, OSError) as error:
+            raise ArchiveError(f"the DICOMweb server {self.name()} does not answer; is it running?") from error
+
+
+def _value(entry: Mapping[str, Any], tag: str) -> str:
+    return str(entry[tag]["Value"][0])
+
+
+def _remove(folder: Path) -> None:
+    for file in folder.glob("*"):
+        file.unlink(missing_ok=True)
+    if folder.is_dir():
+        folder.rmdir()

@@ -1,0 +1,54 @@
+"""Colours of the structures, by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from sliceprop.errors import InputError
+from sliceprop.segments import default_color
+from sliceprop.server.files import read_json, write_json
+
+_COLOR = re.compile(r"#[0-9a-f]{6}")
+
+
+def check_color(color: object) -> str:
+    """A colour as `#rrggbb`, in small letters.
+
+    Raises:
+        InputError: for anything else.
+    """
+    text = str(color).lower()
+    if not _COLOR.fullmatch(text):
+        raise InputError(f"a colour is written #rrggbb, not {color!r}")
+    return text
+
+
+class LabelColors:
+    """The colours that clients chose; the other names get one by their index.
+
+    Args:
+        file: its folder is made when the first colour arrives.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def of(self, indices: Mapping[str, int]) -> dict[str, str]:
+        """`{name: "#rrggbb"}` for `{name: index}`."""
+        chosen = read_json(self._file) or {}
+        return {name: chosen.get(name) or default_color(index) for name, index in indices.items()}
+
+    def change(self, chosen: Mapping[str, str], renamed: Mapping[str, str]) -> None:
+        """Set colours, after moving those of renamed labels.
+
+        Args:
+            chosen: `{name: "#rrggbb"}`.
+            renamed: `{old name: new name}`.
+
+        Raises:
+            FileError: if the file cannot be written.
+        """
+        kept = {renamed.get(name, name): color for name, color in (read_json(self._file) or {}).items()}
+        write_json(self._file, {**kept, **chosen})

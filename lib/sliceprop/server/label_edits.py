@@ -1,0 +1,103 @@
+"""What users change in the list of labels: add, rename, recolour, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sliceprop import io
+from sliceprop.errors import InputError
+from sliceprop.server.colors import check_color
+from sliceprop.server.errors import ConflictError
+from sliceprop.server.names import NOT_STRUCTURES, check_names
+from sliceprop.server.records import StudyRecord
+from sliceprop.server.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class LabelEdits:
+    """Changes to the list of labels; labels that are not mentioned stay as they are.
+
+    Attributes:
+        names: labels as they are to be called, those that do not exist yet among them.
+        renamed: `{old name: new name}`.
+        colors: `{name: "#rrggbb"}`.
+        removed: names to remove.
+    """
+
+    names: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    colors: Mapping[str, str] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
+
+
+def parse_edits(body: Mapping[str, Any]) -> LabelEdits:
+    """The body of `PUT /labelprop/labels`.
+
+    Raises:
+        InputError: for wrong types, colours, or names that are empty, doubled or reserved.
+    """
+    labels, removed = body.get("labels", []), body.get("removed", [])
+    if not isinstance(labels, list) or not all(isinstance(one, Mapping) for one in labels):
+        raise InputError('labels must be a list like [{"name": "liver", "color": "#aa3300"}]')
+    if not isinstance(removed, list):
+        raise InputError("removed must be a list of names")
+    names = [name.strip() if isinstance(name := one.get("name"), str) else name for one in labels]
+    check_names(names)
+    if reserved := sorted(NOT_STRUCTURES & set(names)):
+        raise InputError(f"{reserved[0]!r} cannot be the name of a label")
+    pairs = list(zip(names, labels, strict=True))
+    renamed = {str(old): name for name, one in pairs if (old := one.get("renamed_from")) and old != name}
+    colors = {name: check_color(one["color"]) for name, one in pairs if one.get("color")}
+    return LabelEdits(tuple(names), renamed, colors, tuple(map(str, removed)))
+
+
+def edit_labels(workspace: Workspace, edits: LabelEdits) -> None:
+    """Change names and colours; a renamed label keeps its index, a new one gets the next.
+
+    Raises:
+        InputError: if the operator gave the names.
+        ConflictError: if a label to rename is gone, its new name taken, or one to remove in use.
+    """
+    table = workspace.names
+    with table.lock:
+        before = table.names
+        names = _changed(before, edits)
+        for name in sorted(set(edits.removed) & set(names), key=names.index, reverse=True):
+            _check_removable(workspace, names, name)
+            names.pop()
+        if table.fixed and names != before:
+            raise InputError(f"this server's labels are given by its operator: {', '.join(before)}")
+        if names != before:
+            table.replace(names)
+        if edits.colors or edits.renamed:
+            workspace.colors.change(edits.colors, edits.renamed)
+
+
+def _changed(before: list[str], edits: LabelEdits) -> list[str]:
+    done = {old for old, new in edits.renamed.items() if old not in before and new in before}
+    if gone := [old for old in edits.renamed if old not in before and old not in done]:
+        raise ConflictError(f"there is no label {gone[0]!r} any more; it was renamed or removed meanwhile")
+    names = [edits.renamed.get(name, name) for name in before]
+    if taken := [name for name in edits.renamed.values() if names.count(name) > 1]:
+        raise ConflictError(f"there is a label {taken[0]!r} already; choose another name")
+    return names + [name for name in edits.names if name not in names]
+
+
+def _check_removable(workspace: Workspace, names: list[str], name: str) -> None:
+    if name != names[-1]:
+        raise ConflictError(
+            f"{name!r} cannot be removed, since the numbers of later labels must stay; rename it instead"
+        )
+    if _in_use(workspace, len(names)):
+        raise ConflictError(f"{name!r} cannot be removed, since there are voxels with it; rename it instead")
+
+
+def _in_use(workspace: Workspace, index: int) -> bool:
+    """Whether a voxel of any study has this label index."""
+    if any(StudyRecord(folder).holds(index) for folder in (workspace.folder / "studies").glob("*")):
+        return True
+    held = [(image, tag) for image, entry in workspace.store.json()["objects"].items() for tag in entry["labels"]]
+    files = [file for image, tag in held if (file := workspace.store.label_file(image, tag))]
+    return any((io.read_image(file).array == index).any() for file in files)

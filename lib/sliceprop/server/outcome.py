@@ -1,0 +1,62 @@
+"""What comes of the work on a study: the labels that clients show, taken back or stored for good."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from sliceprop.labels import LabelArray
+from sliceprop.server.errors import ConflictError
+from sliceprop.server.provenance import Annotation, Sent, lay_over
+from sliceprop.server.workspace import FINAL, Case, Workspace
+
+
+def current_labels(workspace: Workspace, case: Case) -> LabelArray:
+    """The last result, under the annotation in force, which may be newer; zeros without both.
+
+    Raises:
+        InputError: or a subclass, for a scan or annotation that cannot be used.
+    """
+    result = case.record.result("labels") if case.record else None
+    shape, annotation = workspace.scan(case).array.shape, workspace.annotation(case)
+    labels = np.zeros(shape, np.int32) if result is None or result.shape != shape else result
+    return labels if annotation is None else lay_over(labels, annotation)
+
+
+def undo(workspace: Workspace, case: Case) -> None:
+    """Take the last propagation back; the one before it is the last one again, and what is annotated stays.
+
+    Raises:
+        ConflictError: if it is not remembered what was there before.
+    """
+    with workspace.lock(case):
+        if case.record is None or not case.record.can_undo():
+            raise ConflictError("there is no propagation to take back")
+        case.record.undo()
+        labels, report = current_labels(workspace, case), case.record.report() or {"slice_axis": 0}
+        known = workspace.annotation(case) or Annotation(np.zeros_like(labels), report["slice_axis"], ())
+        case.record.save_sent(Sent(labels, known.labels, known.slice_axis, known.annotated_slices))
+
+
+def finalise(workspace: Workspace, case: Case) -> dict[str, Any]:
+    """Store `current_labels` under the tag `final`; the annotation in force stays.
+
+    Returns:
+        `dicom_seg`: whether the label is in an archive, and a `sentence` for the user.
+
+    Raises:
+        ConflictError: if nothing was annotated or propagated yet.
+    """
+    with workspace.lock(case):
+        annotation, labels = workspace.annotation(case), current_labels(workspace, case)
+        if case.record is None or (annotation is None and not labels.any()):
+            raise ConflictError("there is nothing to save yet; paint a slice and propagate first")
+        drawn, estimate = workspace.label_versions(case.image_id), case.record.estimate()
+        workspace.store_labels(case, FINAL, labels, annotation)
+        if annotation is not None and annotation.source.startswith(f"{FINAL}:"):
+            case.record.save_annotation(replace(annotation, source=workspace.version(case.image_id, FINAL)))
+        if estimate.get("labels") == drawn:  # nothing was drawn, so what was estimated still holds
+            case.record.save_estimate({**estimate, "labels": workspace.label_versions(case.image_id)})
+        return {"dicom_seg": False, "sentence": "Saved on this server as NIfTI.", **workspace.export(case, FINAL)}

@@ -1,0 +1,101 @@
+"""Routes of the panel in OHIF: its script, what it shows of a study, and what its buttons do."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, UploadFile
+from fastapi.responses import Response
+from monailabel.config import settings
+from monailabel.endpoints import ohif
+
+import sliceprop
+from sliceprop.server.label_edits import edit_labels, parse_edits
+from sliceprop.server.outcome import finalise, undo
+from sliceprop.server.panel import study_state, voxels
+from sliceprop.server.requests import label_options, parse_params
+from sliceprop.server.web import Annotator, Params, Reader, running_app, saved
+from sliceprop.server.workspace import SCRIBBLES
+
+router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
+
+STOCK_CONFIG = Path(ohif.__file__).parent / "static" / "ohif" / "app-config.js"
+PANEL = Path(sliceprop.__file__).parent / "ohif"
+"""Folder of the panel's scripts; each is complete in itself, and they run in the order of their names."""
+
+_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
+
+
+@router.get("/ohif/app-config.js", include_in_schema=False)
+def app_config() -> Response:
+    """The configuration that OHIF loads before it starts, and behind it the panel."""
+    scripts = [STOCK_CONFIG, *sorted(PANEL.glob("*.js"))]
+    text = "\n".join(script.read_text(encoding="utf-8") for script in scripts)
+    return Response(text, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+
+
+@router.get("/labelprop/study")
+def get_study(image: str, user: Reader) -> dict[str, Any]:
+    """All that the panel shows of a study but its voxels."""
+    app = running_app()
+    return study_state(app.workspace, app.workspace.case(image), app.training())
+
+
+@router.get("/labelprop/voxels")
+def get_voxels(request: Request, image: str, user: Reader, kind: str = "labels") -> Response:
+    """Voxels of a study as raw bytes, the first axis fastest."""
+    workspace = running_app().workspace
+    array, headers = voxels(workspace, workspace.case(image), kind)
+    content = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(order="F")
+    headers |= {"Cache-Control": "no-store", "Vary": "Accept-Encoding"}
+    if _GZIP.search(request.headers.get("Accept-Encoding", "")):
+        content, headers = gzip.compress(content, compresslevel=1), {**headers, "Content-Encoding": "gzip"}
+    return Response(content, media_type="application/octet-stream", headers=headers)
+
+
+@router.put("/labelprop/labels")
+def put_labels(body: dict[str, Any], user: Annotator) -> dict[str, Any]:
+    """Add, rename, recolour or remove labels."""
+    workspace = running_app().workspace
+    edit_labels(workspace, parse_edits(body))
+    names = workspace.names.indices
+    return {"label_names": names, "colors": workspace.colors.of(names)}
+
+
+@router.put("/labelprop/scribbles")
+def put_scribbles(image: str, label: UploadFile, user: Annotator, params: Params = "{}") -> dict[str, Any]:
+    """Store marks in any plane, 255 for background; marks that were there before go, with an empty volume all."""
+    options = label_options(parse_params(params))
+    with saved(label) as file:
+        assert file is not None
+        return running_app().workspace.submit(image, SCRIBBLES, file, options)
+
+
+@router.get("/labelprop/progress")
+def get_progress(user: Reader, image: str = "") -> dict[str, Any]:
+    """How far the training is, also that of another study; reads one small file."""
+    state = running_app().training()
+    known = {key: state.get(key) for key in ("status", "epoch", "total_epochs", "seconds_left", "best_metric")}
+    told = {**known, "seconds": state.get("total_time"), "image": state.get("image")}
+    return {**told, "error": state["error"]} if "error" in state else told
+
+
+@router.post("/labelprop/undo")
+def take_back(image: str, user: Annotator) -> dict[str, Any]:
+    """Take the last propagation back."""
+    workspace = running_app().workspace
+    case = workspace.case(image)
+    undo(workspace, case)
+    return {"undone": True, "undo": bool(case.record and case.record.can_undo())}
+
+
+@router.post("/labelprop/final")
+def save_final(image: str, user: Annotator) -> dict[str, Any]:
+    """Store what the panel shows as the study's final label, in an archive also as DICOM SEG."""
+    app = running_app()
+    told = finalise(app.workspace, app.workspace.case(image))
+    app.on_save_label(image, image)
+    return {"saved": True, **told}

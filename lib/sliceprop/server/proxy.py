@@ -1,0 +1,46 @@
+"""What OHIF reads from the archive goes through this server, which has the address and the credentials.
+
+MONAI Label's own proxy blocks all other requests while it waits for the archive, and leaves out the query: then every
+search finds everything.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from monailabel.config import settings
+
+from sliceprop.errors import InputError
+from sliceprop.server.archive import ArchivedStudies
+from sliceprop.server.errors import NotFoundError
+from sliceprop.server.web import Reader, running_app
+
+router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
+
+_PASSED_ON = ("Content-Type", "Content-Encoding", "Content-Range", "Warning")
+
+
+@router.get("/proxy/dicom/{path:path}", include_in_schema=False)
+def read_archive(request: Request, path: str, user: Reader) -> Response:
+    """Pass a request on; OHIF puts `qido/` or `wado/` in front of the path."""
+    store = running_app().datastore()
+    if not isinstance(store, ArchivedStudies):
+        raise NotFoundError("the studies of this server are a folder, OHIF needs a DICOMweb archive; see `make ohif`")
+    if ".." in path.split("/"):
+        raise InputError(f"the path {path!r} contains '..'")
+    status, headers, content = store.read(archive_path(path), request.url.query)
+    known = {key: headers[key] for key in _PASSED_ON if key in headers}
+    return Response(content, status_code=status, headers=known)
+
+
+def archive_path(path: str) -> str:
+    """The archive's path for one of OHIF's, with the prefix that the operator set for this kind of request."""
+    kind, _, rest = path.partition("/")
+    prefixes = {
+        "qido": settings.MONAI_LABEL_WADO_PREFIX if rest.endswith("/metadata") else settings.MONAI_LABEL_QIDO_PREFIX,
+        "wado": settings.MONAI_LABEL_WADO_PREFIX,
+        "stow": settings.MONAI_LABEL_STOW_PREFIX,
+    }
+    if kind not in prefixes:
+        return path
+    return "/".join(filter(None, [prefixes[kind], rest]))

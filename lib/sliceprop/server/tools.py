@@ -1,0 +1,343 @@
+"""The semi-automatic tools as infer models: seeds, thresholds, contours, points or a bundle in, a draft out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from sliceprop import io
+from sliceprop.config import BACKGROUND_SCRIBBLE
+from sliceprop.errors import InputError
+from sliceprop.labels import LabelArray, present_values, sparse_labels
+from sliceprop.server.infer import PropagateTask
+from sliceprop.server.label_files import read_labels, replace_values
+from sliceprop.server.names import BACKGROUND as BACKGROUND_NAME
+from sliceprop.server.names import BACKGROUND_SCRIBBLES, FOREGROUND_SCRIBBLES, names_by_value
+from sliceprop.server.provenance import Annotation, Sent, lay_over, marked_slices
+from sliceprop.server.requests import LabelOptions, Options, first_choices, label_options, number
+from sliceprop.server.results import write_result
+from sliceprop.server.workspace import Case, Workspace
+from sliceprop.tools.boundary_points import PointsConfig, boundary_points, points_of_marks
+from sliceprop.tools.fast_marching import MarchConfig, fast_marching
+from sliceprop.tools.fill_between_slices import fill_between_slices
+from sliceprop.tools.grow_from_seeds import GrowConfig, grow_from_seeds
+from sliceprop.tools.presets import KEEPS, PRESETS
+from sliceprop.tools.seeds import BACKGROUND, Range
+from sliceprop.tools.threshold_islands import threshold_islands
+from sliceprop.volume import check_image, resolve_slice_axis
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a tool works on.
+
+    Attributes:
+        scan: the image.
+        marks: `(i, j, k)` label indices that the user marked, `BACKGROUND`, 0 elsewhere.
+        annotation: the annotation in force, None without any or with labels that came with the request.
+        before: `(i, j, k)` label indices that the client shows, as far as the request tells.
+        selected: index of the label that the client works on, None if it does not say.
+        index: of a label by its name; a new name gets the next one.
+    """
+
+    scan: io.Image
+    marks: LabelArray
+    annotation: Annotation | None
+    before: LabelArray
+    selected: int | None
+    index: Callable[[str], int]
+
+    @property
+    def seeds(self) -> LabelArray:
+        """The marks over the annotated slices, on which everything without a label is background."""
+        if self.annotation is None:
+            return self.marks
+        known = self.annotation.labels.copy()
+        if not self.annotation.partial:
+            slices, empty = np.moveaxis(known, self.annotation.slice_axis, 0), BACKGROUND
+            for index in self.annotation.annotated_slices:
+                slices[index][slices[index] == 0] = empty
+        return np.where(self.marks != 0, self.marks, known).astype(np.int32)
+
+
+Tool = Callable[[Scene, Options], LabelArray]
+
+
+@dataclass(frozen=True)
+class Model:
+    """How a tool shows itself to clients.
+
+    Attributes:
+        run: the tool.
+        type: `scribbles` models get the client's segmentation from 3D Slicer, `segmentation` ones do not.
+        description: one line.
+        config: options and their defaults, lists for choices; an empty text for what is open.
+    """
+
+    run: Tool
+    type: InferType
+    description: str
+    config: Mapping[str, Any]
+
+
+class ToolTask(PropagateTask):
+    """A tool for one study; its result is a draft: what the client changes in it is the annotation.
+
+    Args:
+        workspace: of the server.
+        name: of the model.
+        model: what it does.
+    """
+
+    def __init__(self, workspace: Workspace, name: str, model: Model) -> None:
+        super().__init__(workspace, target=1.0, type=model.type, description=model.description)
+        self._config = dict(model.config)
+        self._name, self._model = name, model
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Answer one request of `LabelPropApp.infer`; see `PropagateTask`.
+
+        With `selected_label_name` the result is that label only, as 0 and 1, which is what 3D Slicer's Scribbles tab
+        wants; else all labels of the tool by their indices. Slices that are annotated stay as they are.
+
+        Raises:
+            InputError: or a subclass, for anything that cannot be used.
+        """
+        options = first_choices(request)
+        case, upload = self._case(options), options.get("label")
+        with self._workspace.lock(case):
+            scene = self._scene(case, label_options(options), Path(upload) if upload else None, options)
+            labels = self._model.run(scene, options)
+            if scene.annotation is not None:
+                labels = lay_over(labels, scene.annotation)
+            if scene.selected is None:
+                in_client, shown, names = labels, labels, self._workspace.names.indices
+            else:
+                chosen = labels == scene.selected
+                rest = np.where(scene.before == scene.selected, 0, scene.before)
+                in_client, shown = np.where(chosen, scene.selected, rest).astype(np.int32), chosen.astype(np.int32)
+                names = {str(options["selected_label_name"]): 1}
+            file = write_result(shown, scene.scan, options)
+            self._remember_draft(case, scene, in_client)
+        return str(file), {"label_names": names, "tool": self._name, "draft": True}
+
+    def _remember_draft(self, case: Case, scene: Scene, in_client: LabelArray) -> None:
+        self._workspace.remember(case)
+        if case.record is None:
+            return
+        if scene.annotation is None:
+            axis, drawn, slices = _slice_axis(scene.scan), np.zeros_like(in_client), tuple[int, ...]()
+        else:
+            annotation = scene.annotation
+            axis, drawn, slices = annotation.slice_axis, annotation.labels, annotation.annotated_slices
+        case.record.save_sent(Sent(in_client, drawn, axis, slices))
+
+    def _scene(self, case: Case, described: LabelOptions, upload: Path | None, options: Options) -> Scene:
+        scan = self._workspace.scan(case)
+        check_image(scan.array)
+        name = options.get("selected_label_name") or None
+        selected = None if name is None else self._index(str(name))
+        if upload is not None:
+            drawn, before = self._uploaded(read_labels(upload, scan), described, selected)
+            return Scene(scan, drawn, None, before, selected, self._index)
+        marks = self._workspace.scribbles(case) if case.image_id else None
+        stored = np.zeros(scan.array.shape, np.int32) if marks is None else marks
+        annotation = self._workspace.annotation(case)
+        before = np.zeros_like(stored) if annotation is None else annotation.labels
+        return Scene(scan, _signed(stored, BACKGROUND_SCRIBBLE), annotation, before, selected, self._index)
+
+    def _uploaded(
+        self, values: LabelArray, described: LabelOptions, selected: int | None
+    ) -> tuple[LabelArray, LabelArray]:
+        """Marks, and the labels that the client shows.
+
+        Where 3D Slicer's scribbles are in the file, they mark the selected label, and what it has otherwise is an
+        earlier result; segments of other labels are theirs.
+        """
+        present = present_values(values)
+        if described.label_info is None:
+            present -= {described.background_scribble}
+        before = replace_values(values, self._indices(present, described.label_info))
+        if described.label_info is None:
+            return np.where(values == described.background_scribble, BACKGROUND, before).astype(np.int32), before
+        names = names_by_value(present, described.label_info)
+        behind = [value for value, name in names.items() if name in (BACKGROUND_NAME, BACKGROUND_SCRIBBLES)]
+        drawn = [value for value, name in names.items() if name == FOREGROUND_SCRIBBLES]
+        marks = before.copy()
+        if drawn and selected is None:
+            raise InputError(f"selected_label_name is missing; it says to what {FOREGROUND_SCRIBBLES} belong")
+        if drawn and selected is not None:
+            marks[before == selected] = 0
+            marks[np.isin(values, drawn)] = selected
+        marks[np.isin(values, behind)] = BACKGROUND
+        return marks, before
+
+    def _indices(self, present: Iterable[int], label_info: Any) -> dict[int, int]:
+        table = self._workspace.names
+        with table.lock:
+            indices, new = table.mapping(present, label_info)
+            table.register(new)
+        return indices
+
+    def _index(self, name: str) -> int:
+        return self._indices([1], [{"name": name, "idx": 1}]).get(1) or _no_structure(name)
+
+
+def _no_structure(name: str) -> int:
+    raise InputError(f"{name!r} is no name of a structure")
+
+
+def _signed(marks: LabelArray, background: int) -> LabelArray:
+    return np.where(marks == background, BACKGROUND, marks).astype(np.int32)
+
+
+def _slice_axis(scan: io.Image) -> int:
+    return resolve_slice_axis("auto", scan.array.shape, scan.affine, None)
+
+
+def _grow(scene: Scene, options: Options) -> LabelArray:
+    margin = number(options, "margin", GrowConfig.margin)
+    config = GrowConfig(_range(options), margin, number(options, "locality_per_mm", GrowConfig.locality_per_mm))
+    return grow_from_seeds(scene.scan.array, scene.seeds, affine=scene.scan.affine, config=config)
+
+
+def _march(scene: Scene, options: Options) -> LabelArray:
+    given = options.get("max_volume_ml")
+    volume: float | dict[int, float] | None
+    if isinstance(given, Mapping):
+        volume = {scene.index(name): number(given, name, 0) for name in given}
+    else:
+        volume = _optional(options, "max_volume_ml")
+    config = MarchConfig(volume, _range(options), number(options, "tolerance", MarchConfig.tolerance))
+    return fast_marching(scene.scan.array, scene.seeds, affine=scene.scan.affine, config=config)
+
+
+def _threshold(scene: Scene, options: Options) -> LabelArray:
+    keep, seeds = _choice(options, "keep", KEEPS), None if not scene.seeds.any() else scene.seeds
+    return threshold_islands(scene.scan.array, _ranges(scene, options), keep=keep, seeds=seeds)
+
+
+def _ranges(scene: Scene, options: Options) -> dict[int, Range]:
+    """`thresholds`, `{name: [lower, upper]}`, or one range for one label."""
+    given = options.get("thresholds")
+    if given is not None:
+        try:
+            return {scene.index(name): Range(lower, upper) for name, (lower, upper) in given.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError('thresholds must look like {"lung": [-1024, -500]}, null for an open end') from error
+    preset = _choice(options, "preset", ("", *PRESETS))
+    single = Range(*PRESETS[preset]) if preset else _range(options)
+    if scene.selected is not None:
+        return {scene.selected: single}
+    name = options.get("label_name")
+    if not name:
+        raise InputError("say what is to be labelled: label_name, selected_label_name or thresholds")
+    return {scene.index(str(name)): single}
+
+
+def _fill(scene: Scene, options: Options) -> LabelArray:
+    painted = np.maximum(scene.seeds, 0)
+    axis = options.get("slice_axis") or "auto"
+    if scene.annotation is not None:
+        axis = scene.annotation.slice_axis
+    axis = resolve_slice_axis(axis, painted.shape, scene.scan.affine, painted > 0 if painted.any() else None)
+    slices = np.ascontiguousarray(np.moveaxis(painted, axis, 0))
+    annotated = (
+        None
+        if scene.annotation is None
+        else sorted(set(scene.annotation.annotated_slices) | marked_slices(painted > 0, axis))
+    )
+    return np.moveaxis(fill_between_slices(sparse_labels(slices, annotated_slices=annotated)), 0, axis)
+
+
+def _points(scene: Scene, options: Options) -> LabelArray:
+    given = options.get("points")
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError('points must look like {"liver": [[i, j, k], ...]}, voxel indices from 0')
+    points = points_of_marks(scene.marks) if given is None else {scene.index(n): p for n, p in given.items()}
+    config = PointsConfig(number(options, "margin_mm", PointsConfig.margin_mm))
+    return boundary_points(scene.scan.array, points, affine=scene.scan.affine, config=config)
+
+
+def _automatic(folder: str) -> Tool:
+    from sliceprop.tools.bundle import open_bundle, run_bundle  # only a server with a bundle pays for loading this
+
+    bundle = open_bundle(folder)
+
+    def run(scene: Scene, options: Options) -> LabelArray:
+        found = run_bundle(bundle, scene.scan)
+        values = present_values(found)
+        return replace_values(found, {v: scene.index(bundle.names.get(v, f"label_{v}")) for v in sorted(values)})
+
+    return run
+
+
+def _range(options: Options) -> Range:
+    return Range(_optional(options, "lower"), _optional(options, "upper"))
+
+
+def _optional(options: Options, key: str) -> float | None:
+    return None if options.get(key) in (None, "") else number(options, key, 0)
+
+
+def _choice(options: Options, key: str, choices: tuple[str, ...]) -> Any:
+    given = options.get(key, choices[0])
+    given = given[0] if isinstance(given, list) and given else given
+    if given not in choices:
+        raise InputError(f"{key} must be one of {', '.join(filter(None, choices))}, not {given!r}")
+    return given
+
+
+_ENDS = {"lower": "", "upper": ""}
+
+MODELS: Mapping[str, Model] = {
+    "grow_from_seeds": Model(
+        _grow,
+        InferType.SCRIBBLES,
+        "Divides the surroundings of marks of every structure and of background",
+        {**_ENDS, "margin": GrowConfig.margin, "locality_per_mm": GrowConfig.locality_per_mm},
+    ),
+    "fast_marching": Model(
+        _march,
+        InferType.SCRIBBLES,
+        "Runs from the marks of a structure up to a largest volume",
+        {**_ENDS, "max_volume_ml": "", "tolerance": MarchConfig.tolerance},
+    ),
+    "threshold_islands": Model(
+        _threshold,
+        InferType.SCRIBBLES,
+        "Labels what lies between two thresholds, and keeps the largest island or the marked ones",
+        {**_ENDS, "preset": ["", *PRESETS], "keep": list(KEEPS), "label_name": ""},
+    ),
+    "fill_between_slices": Model(
+        _fill, InferType.SEGMENTATION, "Interpolates the contours of the annotated slices", {}
+    ),
+    "boundary_points": Model(
+        _points,
+        InferType.SCRIBBLES,
+        "Segments structures from marks on their six outermost points",
+        {"margin_mm": PointsConfig.margin_mm},
+    ),
+}
+
+
+def tool_tasks(workspace: Workspace, bundle: str | None = None) -> dict[str, InferTask]:
+    """The infer tasks of all tools.
+
+    Args:
+        workspace: of the server.
+        bundle: folder of a MONAI bundle, which becomes the model `automatic`.
+
+    Raises:
+        FileError: if there is no bundle.
+    """
+    models = dict(MODELS)
+    if bundle:
+        text = f"Runs the bundle {Path(bundle).name}; its labels are a draft"
+        models["automatic"] = Model(_automatic(bundle), InferType.SEGMENTATION, text, {})
+    return {name: ToolTask(workspace, name, model) for name, model in models.items()}

@@ -1,0 +1,1 @@
+"""What the module SliceProp does, apart from its widget: nothing here needs Qt."""

@@ -1,0 +1,349 @@
+"""Annotating in OHIF: a real browser with a mouse, the real server, a real archive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import requests
+
+pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+
+from playwright.sync_api import BrowserContext, expect
+
+from browsing import CHROMIUM, Tab, artefacts, browser_context
+from serving import AFFINE, AXIS, SHAPE, Client, Server, scan
+from sliceprop.dicom import write_dicom_series
+from sliceprop.errors import FileError
+from sliceprop.io import LPS_TO_RAS, Image
+from sliceprop.orthanc import Orthanc, find_orthanc, start_orthanc
+from sliceprop.serve import Programs
+
+try:
+    find_orthanc()
+except FileError as missing:
+    pytestmark = [pytest.mark.e2e, pytest.mark.skip(reason=str(missing))]
+else:
+    pytestmark = [pytest.mark.e2e, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
+
+SAGITTAL_LPS = np.array([[0, 0, 4.0, -28], [1, 0, 0, -20], [0, -1, 0, 18], [0, 0, 0, 1]])
+CORONAL_LPS = np.array([[1.0, 0, 0, -20], [0, 0, -4, 30], [0, -1, 0, 18], [0, 0, 0, 1]])
+GRIDS = {
+    "ascending": AFFINE,
+    "descending": AFFINE,
+    "sagittal": LPS_TO_RAS @ SAGITTAL_LPS,
+    "coronal": LPS_TO_RAS @ CORONAL_LPS,
+    "careless": AFFINE,
+    "shared": AFFINE,
+    "localiser": AFFINE,
+}
+CENTRES = {"disc": lambda k: (13 + 0.3 * k, 18), "core": lambda k: (28, 12 + 0.4 * k)}
+"""Where `serving.truth` has the two structures, in voxels."""
+
+RADII, VALUES = {"disc": 6, "core": 4}, {"disc": 1, "core": 2}
+
+
+class Series:
+    """A study of one series in the archive."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self.files = write_dicom_series(folder / name, Image(scan(), GRIDS[name]), name=name)
+        for index, file in enumerate(self.files):
+            dataset = pydicom.dcmread(file)
+            if name == "descending":
+                dataset.InstanceNumber = SHAPE[AXIS] - index
+            if name == "localiser" and index % 3:
+                dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+            dataset.save_as(file)
+        self.study, self.image = str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID)
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Series]:
+    folder = tmp_path_factory.mktemp("dicom")
+    return {name: Series(folder, name) for name in GRIDS}
+
+
+@pytest.fixture(scope="module")
+def orthanc(series: dict[str, Series], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    with Programs() as programs:
+        orthanc = start_orthanc(programs, tmp_path_factory.mktemp("orthanc"))
+        orthanc.add(file for one in series.values() for file in one.files)
+        yield orthanc
+
+
+@pytest.fixture(scope="module")
+def client(orthanc: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    work = tmp_path_factory.mktemp("server")
+    with Server(orthanc.dicomweb, work, {"folder": str(work / "kept"), "budget_s": "300"}) as client:
+        yield client
+
+
+@pytest.fixture
+def context() -> Iterator[BrowserContext]:
+    with browser_context() as context:
+        yield context
+
+
+@pytest.fixture
+def tab(context: BrowserContext, client: Client, tmp_path: Path) -> Iterator[Tab]:
+    tab = Tab(context, client.url, artefacts(tmp_path))
+    yield tab
+    assert tab.errors == []
+    assert tab.other_hosts() == set()
+
+
+class Annotator:
+    """Paints the two structures of the study, slice by slice, and checks what the server made of it."""
+
+    def __init__(self, tab: Tab, client: Client, series: Series) -> None:
+        self.tab, self._client, self.image = tab, client, series.image
+        self._written = LPS_TO_RAS @ GRIDS[series.name]
+        study = client.study(series.image)
+        self._affine, self._axis = np.array(study["affine_lps"]), study["slice_axis"]
+        self.painted: dict[int, np.ndarray] = {}
+
+    def paint(self, number: int, names: tuple[str, ...] = ("disc", "core")) -> int:
+        """Paint structures on the slice with this number; its index on the server."""
+        self.tab.go(number)
+        focus = np.array([*self.tab.focus(), 1])
+        index, k = (round((np.linalg.inv(grid) @ focus)[AXIS]) for grid in (self._affine, self._written))
+        for name in names:
+            self.tab.page.locator(f"[data-label={name}]").click()
+            self.tab.set_radius(RADII[name])
+            self.tab.dab((self._written @ [*CENTRES[name](k), k, 1])[:3])
+        self.painted[index] = self._slice(self.voxels(), index)
+        assert set(names) == {name for name, value in VALUES.items() if value in self.painted[index]}
+        return index
+
+    def voxels(self, layer: str = "Labels") -> np.ndarray:
+        """What the viewer shows, on the server's grid."""
+        return self.tab.voxels(layer, SHAPE, self._affine)
+
+    def _slice(self, labels: np.ndarray, index: int) -> np.ndarray:
+        return labels.take(index, self._axis)
+
+    def check(self) -> np.ndarray:
+        """Viewer and server hold the same, and on the painted slices what was painted; the labels."""
+        stored = self._client.voxels(self.image)
+        np.testing.assert_array_equal(self.voxels(), stored)
+        assert self._client.study(self.image)["annotated_slices"] == sorted(self.painted) == self.tab.listed()
+        for index, painted in self.painted.items():
+            np.testing.assert_array_equal(self._slice(stored, index), painted)
+        return stored
+
+    def filled(self) -> int:
+        """How many slices of the result hold anything."""
+        return sum(bool(self._slice(self.check(), index).any()) for index in range(SHAPE[AXIS]))
+
+
+def begin(tab: Tab, client: Client, series: Series) -> Annotator:
+    """The panel with both labels."""
+    tab.wait_ready()
+    for name in VALUES:
+        if not tab.page.locator(f"[data-label={name}]").count():
+            tab.add_label(name)
+    return Annotator(tab, client, series)
+
+
+def segmentations_of(orthanc: Orthanc, image: str) -> list[pydicom.Dataset]:
+    """The DICOM SEG objects of a series in the archive."""
+    ids = requests.get(f"{orthanc.url}/instances", timeout=60).json()
+    files = [requests.get(f"{orthanc.url}/instances/{one}/file", timeout=60).content for one in ids]
+    found = [pydicom.dcmread(BytesIO(file)) for file in files]
+    return [
+        one for one in found if one.Modality == "SEG" and image in one.ReferencedSeriesSequence[0].SeriesInstanceUID
+    ]
+
+
+def test_annotates_from_the_list_to_the_segmentation(
+    tab: Tab, client: Client, orthanc: Orthanc, series: dict[str, Series]
+) -> None:
+    tab.open_from_list("ascending")
+    annotator = begin(tab, client, series["ascending"])
+    tab.shot("1_opened")
+
+    annotator.paint(3)
+    annotator.paint(11)
+    expect(tab.button("submit")).to_have_text("Submit 2 slices")
+    tab.press("submit")
+    expect(tab.button("submit")).to_have_text("All submitted")
+    annotator.check()
+    tab.shot("2_submitted")
+
+    tab.button("train").click()
+    expect(tab.page.locator("[data-training=RUNNING]")).to_contain_text("left")
+    tab.shot("3_training")
+    tab.button("cancel").click()
+    expect(tab.notice("best model so far is kept")).to_be_visible()
+    assert client.study(annotator.image)["model"]
+
+    tab.press("propagate")
+    assert annotator.filled() > 9
+    expect(tab.part("labels").locator(".labelprop-quality")).to_have_count(2)
+    tab.press("uncertainty")
+    assert annotator.voxels("Uncertainty").any()
+    tab.shot("4_propagated")
+    tab.press("uncertainty")
+
+    expect(tab.part("suggestion")).to_contain_text("Expected gain")
+    before = set(annotator.painted)
+    assert annotator.paint(tab.go_to_suggestion()) not in before
+    tab.shot("5_corrected")
+    tab.press("propagate")
+    annotator.check()
+
+    tab.press("final")
+    expect(tab.notice("DICOM SEG")).to_be_visible()
+    tab.shot("6_saved")
+    (segmentation,) = segmentations_of(orthanc, series["ascending"].image)
+    assert {segment.SegmentLabel for segment in segmentation.SegmentSequence} == set(VALUES)
+
+    tab.reload()
+    tab.wait_ready()
+    annotator.check()
+    expect(tab.button("submit")).to_have_text("All submitted")
+    tab.shot("7_reloaded")
+    tab.page.locator("[data-slice-index]").first.click()
+    expect(tab.page.locator("[data-slice-index].current")).to_have_count(1)
+
+
+@pytest.mark.parametrize("name", ["descending", "sagittal", "coronal"])
+def test_order_and_plane_of_the_slices_do_not_matter(
+    name: str, tab: Tab, client: Client, series: dict[str, Series]
+) -> None:
+    tab.open(series[name].study)
+    annotator = begin(tab, client, series[name])
+    annotator.paint(4)
+    annotator.paint(10)
+    tab.press("submit")
+    annotator.check()
+    tab.press("propagate")
+    assert annotator.filled() > 6
+    tab.shot(name)
+    normals = tab.normals()
+    np.testing.assert_allclose(np.abs(np.linalg.det(normals)), 1, atol=0.02)  # three views, three planes
+
+
+def test_scribbles_correct_between_slices_and_a_propagation_can_be_undone(
+    tab: Tab, client: Client, series: dict[str, Series]
+) -> None:
+    tab.open(series["careless"].study)
+    annotator, image = begin(tab, client, series["careless"]), series["careless"].image
+    annotator.paint(3)
+    annotator.paint(12)
+    tab.press("propagate")
+    before = annotator.check()
+
+    tab.page.locator("[data-tool=scribble]").click()
+    tab.page.locator("[data-mark=background]").click()
+    tab.activate(1)
+    tab.drag(1, (0.45, 0.45), (0.55, 0.5))
+    expect(tab.button("submit")).to_have_text("Submit scribbles")
+    tab.page.locator("[data-tool=brush]").click()
+    tab.drag(1, (0.7, 0.5), (0.8, 0.55))  # painted across slices, in a view of another plane
+    expect(tab.notice("kept as scribbles")).to_be_visible()
+    tab.shot("scribbled")
+    tab.press("propagate")
+    marks = client.voxels(image, "scribbles")
+    assert {0, 255} < set(np.unique(marks))
+    assert not (annotator.check()[marks == 255]).any()
+    assert (client.voxels(image) != before).any()
+
+    tab.press("undo")
+    np.testing.assert_array_equal(annotator.check(), before)
+    tab.press("undo")
+    assert annotator.filled() == len(annotator.painted)
+    expect(tab.button("undo")).to_be_disabled()
+
+
+def test_no_stroke_is_lost(tab: Tab, context: BrowserContext, client: Client, series: dict[str, Series]) -> None:
+    tab.open(series["shared"].study)
+    annotator = begin(tab, client, series["shared"])
+    annotator.paint(5)
+    context.set_offline(True)
+    tab.press("submit")
+    expect(tab.notice("does not answer")).to_be_visible()
+    annotator.paint(6)
+    tab.shot("offline")
+    tab.page.wait_for_timeout(600)  # the draft is written a moment after the stroke
+    context.set_offline(False)
+
+    tab.reload()
+    tab.wait_ready()
+    expect(tab.notice("was restored")).to_be_visible()
+    expect(tab.button("submit")).to_have_text("Submit 2 slices")
+    tab.press("submit")
+    annotator.check()
+
+    other = Tab(context, client.url, artefacts(Path(tab.folder)))
+    other.open(series["shared"].study)
+    other.wait_ready()
+    for one in (tab, other):
+        expect(one.notice("another tab")).to_be_visible()
+    second = Annotator(other, client, series["shared"])
+    annotator.paint(9)
+    second.paint(2)
+    other.press("submit")
+    tab.press("submit")
+    expect(tab.notice("their slices were taken over")).to_be_visible()
+    annotator.painted |= second.painted
+    annotator.check()
+    assert other.errors == []
+
+
+def test_strokes_and_slices_can_be_taken_back(tab: Tab, client: Client, series: dict[str, Series]) -> None:
+    tab.open(series["sagittal"].study)
+    annotator = begin(tab, client, series["sagittal"])
+    before, listed = annotator.voxels(), tab.listed()
+    annotator.paint(7, ("core",))
+    tab.page.keyboard.press("Control+z")
+    np.testing.assert_array_equal(annotator.voxels(), before)
+    assert tab.listed() == listed
+    tab.page.keyboard.press("d")
+    expect(tab.button("complete")).to_have_attribute("aria-pressed", "true")
+    assert len(tab.listed()) == len(listed) + 1
+    tab.page.keyboard.press("d")
+    expect(tab.page.locator("[data-slice-index].unfinished")).to_have_count(1)
+
+
+def test_labels_are_added_renamed_and_recoloured(tab: Tab, client: Client, series: dict[str, Series]) -> None:
+    image = series["coronal"].image
+    tab.open(series["coronal"].study)
+    tab.wait_ready()
+    tab.add_label("draft")
+    tab.page.locator("[data-label=draft]").dblclick()
+    tab.page.get_by_label("New name of draft").fill("lesion")
+    tab.page.keyboard.press("Enter")
+    tab.page.locator("[data-label=lesion]").wait_for()
+    tab.settle()
+    tab.page.get_by_label("Colour of lesion").fill("#12ab9f")
+    tab.settle()
+    study = client.study(image)
+    assert "draft" not in study["label_names"]
+    assert study["colors"]["lesion"] == "#12ab9f"
+    tab.page.get_by_placeholder("New label").fill("Lesion")
+    tab.page.keyboard.press("Enter")
+    expect(tab.notice("already")).to_be_visible()
+
+
+def test_a_series_that_is_no_volume_is_told(tab: Tab, series: dict[str, Series]) -> None:
+    tab.open(series["localiser"].study, "segmentation")
+    tab.page.locator("[data-cy=labelprop-btn]").click()
+    expect(tab.page.locator(".labelprop-panel")).to_contain_text("not a volume")
+
+
+def test_other_modes_are_left_alone_until_the_panel_is_opened(
+    tab: Tab, client: Client, series: dict[str, Series]
+) -> None:
+    tab.open(series["descending"].study, "monai-label")
+    tab.page.locator(".monaiLabelPanel").wait_for()
+    assert tab.page.evaluate("window.services.segmentationService.getSegmentations().length") == 0
+    tab.page.locator("[data-cy=labelprop-btn]").click()
+    tab.wait_ready()
+    assert tab.listed() == client.study(series["descending"].image)["annotated_slices"]

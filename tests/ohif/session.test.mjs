@@ -1,0 +1,250 @@
+import assert from 'node:assert/strict';
+import { beforeEach, test } from 'node:test';
+import { load } from './load.mjs';
+
+const { Problem, Session } = load(['annotation', 'client', 'grid', 'session', 'words']);
+
+// A viewer and a server in memory, the viewer counting slices from the other end.
+const SHAPE = [3, 2, 6];
+const AXIS = 2;
+const SERVER_GRID = [
+  [-1, 0, 0, 0],
+  [0, -1, 0, 0],
+  [0, 0, 4, 0],
+  [0, 0, 0, 1],
+];
+const VIEWER_GRID = [
+  [-1, 0, 0, 0],
+  [0, -1, 0, 0],
+  [0, 0, -4, 20],
+  [0, 0, 0, 1],
+];
+const SIZE = 36;
+
+class MemoryLayer {
+  constructor(name) {
+    this.id = name;
+    this.values = new Uint8Array(SIZE);
+  }
+
+  read() {
+    return this.values.slice();
+  }
+
+  write(values) {
+    this.values = values.slice();
+  }
+
+  /** Paint a voxel of the viewer. */
+  paint(i, j, k, value) {
+    this.values[i + 3 * (j + 2 * k)] = value;
+  }
+
+  async show() {}
+  describe() {}
+  setVisible() {}
+  remove() {}
+}
+
+class MemoryViewer {
+  grid() {
+    return { shape: SHAPE, matrix: VIEWER_GRID };
+  }
+
+  newLayer(name) {
+    return new MemoryLayer(name);
+  }
+
+  watch() {}
+  async idle() {}
+}
+
+class MemoryServer {
+  constructor() {
+    this.labels = new Uint8Array(SIZE);
+    this.marks = new Uint8Array(SIZE);
+    this.annotated = [];
+    this.number = 0;
+    this.down = false;
+  }
+
+  async study() {
+    return {
+      shape: SHAPE,
+      affine_lps: SERVER_GRID,
+      slice_axis: AXIS,
+      annotated_slices: this.annotated,
+      annotation_version: `v${this.number}`,
+      label_names: { disc: 1, core: 2 },
+      colors: {},
+      scribbles: this.marks.some(value => value > 0),
+      result: null,
+    };
+  }
+
+  async voxels(image, kind) {
+    return { values: (kind === 'scribbles' ? this.marks : this.labels).slice() };
+  }
+
+  async submit(image, values, params) {
+    if (this.down) {
+      throw new Problem('The server does not answer.');
+    }
+    if (params.annotation_version !== `v${this.number}`) {
+      throw new Problem('Somebody else submitted.', 409);
+    }
+    this.take(values, params.annotated_slices);
+    return { annotation_version: `v${this.number}` };
+  }
+
+  take(values, annotated) {
+    this.labels = values.slice();
+    this.annotated = annotated;
+    this.number += 1;
+  }
+
+  async saveScribbles(image, values) {
+    this.marks = values.slice();
+  }
+}
+
+/** Offset of a voxel of the server. */
+const at = (i, j, k) => i + 3 * (j + 2 * k);
+
+let server;
+let session;
+
+async function open() {
+  session = new Session(new MemoryViewer(), server, { image: '1.2', viewports: [{}] }, await server.study());
+  await session.load();
+  return session;
+}
+
+beforeEach(async () => {
+  server = new MemoryServer();
+  await open();
+});
+
+test("a stroke in the view of the slices makes its slice the user's", async () => {
+  session.layer.paint(1, 0, 0, 2); // the viewer's first slice is the server's last
+  assert.equal(session.stroke(true), 'slice');
+  assert.deepEqual(session.annotation.complete, [5]);
+  await session.submit();
+  assert.deepEqual(server.annotated, [5]);
+  assert.equal(server.labels[at(1, 0, 5)], 2);
+  assert.equal(
+    server.labels.reduce((sum, value) => sum + value, 0),
+    2,
+  );
+});
+
+test('what OHIF tells without a change is no stroke', () => {
+  assert.equal(session.stroke(true), 'none');
+  assert.equal(session.unsaved, false);
+});
+
+test('a stroke across slices becomes scribbles, its erasing background', async () => {
+  server.take(new Uint8Array(SIZE).fill(1), [0]);
+  await open();
+  for (const k of [1, 2, 3]) {
+    session.layer.paint(0, 0, k, 2);
+    session.layer.paint(1, 0, k, 0);
+  }
+  assert.equal(session.stroke(true), 'scribbles');
+  assert.deepEqual(session.annotation.complete, [0]);
+  assert.deepEqual([...session.layer.read()], [...new Uint8Array(SIZE).fill(1)]);
+  await session.submit();
+  assert.deepEqual([server.marks[at(0, 0, 3)], server.marks[at(1, 0, 3)], server.marks[at(2, 0, 3)]], [2, 255, 0]);
+});
+
+test('a stroke in another plane that meets a single slice is a scribble too', () => {
+  session.layer.paint(0, 0, 1, 2);
+  assert.equal(session.stroke(false), 'scribbles');
+  assert.deepEqual(session.annotation.own, []);
+});
+
+test("a new result leaves the user's slices alone", async () => {
+  session.layer.paint(0, 0, 1, 2);
+  session.stroke(true);
+  server.labels = new Uint8Array(SIZE).fill(1);
+  await session.reload();
+  const shown = session.grid.toServer(session.layer.read());
+  assert.equal(shown[at(0, 0, 4)], 2);
+  assert.equal(shown[at(1, 0, 4)], 0);
+  assert.equal(shown[at(1, 0, 3)], 1);
+});
+
+test('only annotated slices are sent, with what was propagated on them', async () => {
+  server.labels = new Uint8Array(SIZE).fill(1);
+  await session.reload();
+  session.layer.paint(0, 0, 3, 2);
+  session.stroke(true);
+  await session.submit();
+  assert.deepEqual(server.annotated, [2]);
+  assert.deepEqual([server.labels[at(0, 0, 2)], server.labels[at(1, 1, 2)], server.labels[at(0, 0, 1)]], [2, 1, 0]);
+});
+
+test('without an answer everything stays, and goes with the next try', async () => {
+  session.layer.paint(0, 0, 1, 2);
+  session.stroke(true);
+  server.down = true;
+  await assert.rejects(session.submit(), /does not answer/);
+  assert.equal(session.unsaved, true);
+  server.down = false;
+  await session.submit();
+  assert.equal(session.unsaved, false);
+  assert.equal(server.labels[at(0, 0, 4)], 2);
+});
+
+test("somebody else's slices are taken over before one's own are sent", async () => {
+  session.layer.paint(0, 0, 1, 2);
+  session.stroke(true);
+  const theirs = new Uint8Array(SIZE);
+  theirs[at(2, 1, 0)] = 1;
+  server.take(theirs, [0]);
+  assert.deepEqual(await session.submit(), { merged: true });
+  assert.deepEqual(server.annotated, [0, 4]);
+  assert.deepEqual([server.labels[at(2, 1, 0)], server.labels[at(0, 0, 4)]], [1, 2]);
+  assert.equal(session.grid.toServer(session.layer.read())[at(2, 1, 0)], 1);
+});
+
+test('a stroke can be taken back', () => {
+  session.layer.paint(0, 0, 1, 2);
+  session.stroke(true);
+  assert.equal(session.undoStroke(), 4);
+  assert.equal(session.unsaved, false);
+  assert.deepEqual([...session.layer.read()], [...new Uint8Array(SIZE)]);
+  assert.equal(session.undoStroke(), null);
+});
+
+test('a slice whose paint was erased again is not annotated', () => {
+  session.layer.paint(0, 0, 1, 2);
+  session.stroke(true);
+  session.layer.paint(0, 0, 1, 0);
+  assert.equal(session.stroke(true), 'slice');
+  assert.deepEqual(session.annotation.own, []);
+});
+
+test('a draft brings everything back that the server does not have', async () => {
+  session.layer.paint(0, 0, 1, 2);
+  session.stroke(true);
+  session.layer.paint(1, 1, 4, 1);
+  session.stroke(true);
+  session.annotation.setComplete(1, false);
+  session.layer.paint(2, 0, 0, 1);
+  session.layer.paint(2, 0, 1, 1);
+  session.stroke(true);
+  const draft = structuredClone(session.draft());
+  const shown = session.layer.read();
+  await open();
+  assert.equal(session.restoreDraft(draft), true);
+  assert.deepEqual(session.layer.read(), shown);
+  assert.deepEqual([session.annotation.complete, session.annotation.unfinished], [[4], [1]]);
+  assert.equal(session.scribblesChanged, true);
+  await session.submit();
+  assert.deepEqual(
+    session.draft().slices.map(({ slice }) => slice),
+    [1],
+  );
+  assert.equal(session.restoreDraft({ ...draft, axis: 0 }), false);
+});

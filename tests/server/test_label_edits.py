@@ -1,0 +1,123 @@
+"""The list of labels as the panel changes it; one study of 3 slices."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pytest.importorskip("monailabel")
+
+from sliceprop.errors import InputError
+from sliceprop.server.datastore import LocalStudies
+from sliceprop.server.errors import ConflictError
+from sliceprop.server.label_edits import edit_labels, parse_edits
+from sliceprop.server.requests import label_options
+from sliceprop.server.workspace import Workspace
+
+SHAPE = (6, 5, 3)
+
+
+@pytest.fixture
+def open_workspace(tmp_path, monkeypatch):
+    monkeypatch.setattr("monailabel.config.settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
+    (tmp_path / "studies").mkdir()
+    scan = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    nib.save(nib.Nifti1Image(scan, np.diag([1.0, 1, 3, 1])), tmp_path / "studies" / "case.nii.gz")
+    return lambda names=None: Workspace(LocalStudies(str(tmp_path / "studies")), names)
+
+
+@pytest.fixture
+def workspace(open_workspace):
+    return open_workspace()
+
+
+def change(workspace, *labels, removed=()):
+    edit_labels(workspace, parse_edits({"labels": list(labels), "removed": list(removed)}))
+    return workspace.names.names
+
+
+def colors(workspace):
+    return workspace.colors.of(workspace.names.indices)
+
+
+def paint(workspace, tmp_path, value, tag="sparse"):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[1:3, 1:3, 1] = value
+    (tmp_path / "label.bin").write_bytes(labels.tobytes(order="F"))
+    workspace.submit("case", tag, tmp_path / "label.bin", label_options({}))
+
+
+def test_new_labels_follow_those_that_are_there(workspace):
+    assert change(workspace, {"name": " disc "}, {"name": "core", "color": "#AA3300"}) == ["disc", "core"]
+    assert change(workspace, {"name": "fat"}) == ["disc", "core", "fat"]
+    assert colors(workspace)["core"] == "#aa3300"
+
+
+def test_labels_without_a_chosen_colour_have_one_of_their_own(workspace):
+    change(workspace, *({"name": f"l{n}"} for n in range(20)))
+    assert len(set(colors(workspace).values())) == 20
+
+
+def test_a_renamed_label_keeps_number_and_colour_also_after_a_restart(workspace, open_workspace):
+    change(workspace, {"name": "disc", "color": "#112233"}, {"name": "core"})
+    edited = {"name": "nucleus", "renamed_from": "disc"}
+    for _ in range(2):  # also when the answer was lost and the panel asks again
+        assert change(workspace, edited) == ["nucleus", "core"]
+    assert colors(open_workspace())["nucleus"] == "#112233"
+    assert open_workspace().names.indices == {"nucleus": 1, "core": 2}
+
+
+def test_names_can_be_exchanged(workspace):
+    change(workspace, {"name": "a", "color": "#000001"}, {"name": "b", "color": "#000002"})
+    swapped = change(workspace, {"name": "b", "renamed_from": "a"}, {"name": "a", "renamed_from": "b"})
+    assert swapped == ["b", "a"] and colors(workspace) == {"b": "#000001", "a": "#000002"}
+
+
+def test_conflicts_change_nothing(workspace):
+    change(workspace, {"name": "disc"}, {"name": "core"})
+    for labels in ([{"name": "core", "renamed_from": "disc"}], [{"name": "x", "renamed_from": "gone"}]):
+        with pytest.raises(ConflictError):
+            change(workspace, {"name": "new"}, *labels)
+    assert workspace.names.names == ["disc", "core"]
+
+
+def test_only_what_is_last_and_was_never_painted_can_be_removed(workspace, tmp_path):
+    change(workspace, *({"name": name} for name in "abcde"))
+    assert change(workspace, removed=["d", "e", "unknown"]) == ["a", "b", "c"]
+    with pytest.raises(ConflictError, match="rename"):
+        change(workspace, removed=["a"])
+    paint(workspace, tmp_path, 3)
+    with pytest.raises(ConflictError, match="voxels"):
+        change(workspace, removed=["c"])
+    paint(workspace, tmp_path, 1)
+    assert change(workspace, removed=["c"]) == ["a", "b"]
+    paint(workspace, tmp_path, 2, tag="scribbles")
+    with pytest.raises(ConflictError, match="voxels"):
+        change(workspace, removed=["b"])
+
+
+def test_the_operators_names_stay_but_can_be_coloured(open_workspace):
+    workspace = open_workspace(["disc", "core"])
+    for labels, removed in (([{"name": "fat"}], []), ([{"name": "x", "renamed_from": "disc"}], []), ([], ["core"])):
+        with pytest.raises(InputError, match="operator"):
+            change(workspace, *labels, removed=removed)
+    change(workspace, {"name": "disc", "color": "#123456"})
+    assert colors(workspace)["disc"] == "#123456"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"labels": {"disc": 1}},
+        {"labels": ["disc"]},
+        {"labels": [{"name": " "}]},
+        {"labels": [{"name": 5}]},
+        {"labels": [{"name": "a"}, {"name": "a"}]},
+        {"labels": [{"name": "background"}]},
+        {"labels": [{"name": "a", "color": "red"}]},
+        {"labels": [{"name": "a", "color": "#12345"}]},
+        {"removed": "a"},
+    ],
+)
+def test_bad_requests_are_refused(body):
+    with pytest.raises(InputError):
+        parse_edits(body)

@@ -1,0 +1,87 @@
+"""The module's session on a loaded volume, against a real server."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("monailabel")
+
+from serving import AFFINE, DRAWN, Server, nifti, only, scan, truth
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Server(tmp_path_factory.mktemp("studies"), tmp_path_factory.mktemp("work")) as client:
+        yield client
+
+
+def test_from_a_loaded_scan_to_the_next_slice(slicer, server):
+    import standin
+    from SlicePropLib.client import Client, ServerError
+    from SlicePropLib.session import Session, describe
+
+    client = Client(server.url)
+    volume = standin.add_volume(slicer, scan(), AFFINE, "my scan")
+    mine = standin.add_segments(slicer, only(truth()), ["disc", "core"])
+    session = Session.of(client, volume)
+    assert session.image == "my_scan" and "my_scan" in client.studies()
+    assert Session.of(client, volume).image == "my_scan", "a scan that the server has is not given to it again"
+
+    assert "slice" in describe(session.suggest()), "a study without annotation has a suggestion too"
+    session.go_to(13)
+    assert session.mark_shown() == 13
+    assert session.submit(mine) == [*DRAWN, 13]
+
+    report = session.propagate()
+    assert report["annotated_slices"] == [*DRAWN, 13]
+    session.show()
+    [ours] = [node for node in slicer.mrmlScene.nodes if node.name == "SliceProp result"]
+    found = np.zeros(truth().shape, int)
+    for value, segment in enumerate(ours.segmentation.segments.values(), start=1):
+        found[segment.mask.T] = value
+    np.testing.assert_array_equal(found[..., list(DRAWN)], truth()[..., list(DRAWN)])
+    assert not found[..., 13].any() and (found[..., 4] == truth()[..., 4]).mean() > 0.9
+    assert [segment.name for segment in ours.segmentation.segments.values()] == ["disc", "core"]
+    assert slicer.layers["foreground"].array.max() <= 1
+
+    suggestion = session.suggest()
+    plane = standin.numpy_matrix(slicer.views["Red"].node.GetSliceToRAS())
+    assert (np.linalg.inv(AFFINE) @ plane[:, 3])[2] == pytest.approx(suggestion["slice"])
+    assert [index for index, _ in session.quality()] == [*DRAWN, 13]
+
+    client.train("my_scan", 1.0)
+    client.stop()
+    assert client.progress("my_scan")["image"] == "my_scan"
+
+    with pytest.raises(ServerError, match="unknown image"):
+        client.study("absent")
+    with pytest.raises(ServerError, match="does not answer"):
+        Client("http://127.0.0.1:9").studies()
+
+
+def test_the_scribbles_tab_grows_from_seeds(server):
+    """The call of Slicer's own module: all segments as they are, and the one that is worked on."""
+    image = server.add_image("scribbled")
+    info = server.ok("GET", "/info/")["models"]
+    assert next(iter(info)) == "labelprop" and info["grow_from_seeds"]["type"] == "scribbles"
+    marks = np.zeros(truth().shape, np.uint8)
+    marks[..., 5][truth()[..., 5] == 1] = 2
+    marks[..., [0, 7, 13]] = np.where(truth()[..., [0, 7, 13]] == 1, 2, 1)
+    names = ["background_scribbles", "foreground_scribbles"]
+    segments = [{"name": name, "id": number} for number, name in enumerate(names, start=1)]
+    result, params = server.infer(
+        f"image={image}",
+        "grow_from_seeds",
+        ("label.nii", nifti(marks)),
+        label_info=segments,
+        selected_label_name="disc",
+        roi=[],
+    )
+    assert params["label_names"] == {"disc": 1} and set(np.unique(result)) == {0, 1}
+    overlap = 2 * (result[truth() == 1] == 1).sum() / ((result == 1).sum() + (truth() == 1).sum())
+    assert overlap > 0.85
+    refused = server.call("POST", f"/infer/fast_marching?image={image}", data={"params": "{}"}, files={"a": ("", b"")})
+    assert refused.status_code == 400 and "no seeds" in refused.json()["detail"]
