@@ -17,6 +17,7 @@ from plots import STYLE
 PANELS_PER_ROW = 5
 COLOURS = {
     OURS: "#D55E00",
+    f"{OURS}-started": "#D55E00",
     "centres": "#0072B2",
     "keep_n": "#56B4E9",
     "random": "#999999",
@@ -30,7 +31,7 @@ COLOURS = {
 }
 """After Okabe and Ito; what is no rival of the product is dashed."""
 
-DASHED = (ORACLE, "centres-volume", "keep_n-volume")
+DASHED = (ORACLE, f"{OURS}-started", "centres-volume", "keep_n-volume")
 
 
 def write(curves: Curves, path: Path) -> None:

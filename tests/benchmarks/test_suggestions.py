@@ -20,6 +20,7 @@ from phantoms import moving_disc
 from sliceprop.config import TrainConfig
 from sliceprop.errors import FileError
 from sliceprop.io import Image
+from suggestions_plots import COLOURS
 from suggestions_report import markdown
 
 QUICK = TrainConfig(budget_s=20, max_epochs=1, refine_steps=4)
@@ -278,3 +279,16 @@ def test_one_command_writes_table_report_and_plot_and_goes_on(measuring: Path, t
 def test_a_target_that_cannot_be_is_one_line(measuring: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"suggestions\.py: the target"):
         suggestions.main(["--data", str(measuring), "--target", "2", "--out", str(tmp_path / "out.csv")])
+
+
+def test_every_contestant_can_be_drawn() -> None:
+    assert set(COLOURS) == set(CONTESTANTS)
+
+
+def test_a_started_annotation_begins_in_the_middle_of_the_labelled_range(session: Session) -> None:
+    """Then it goes where the product says."""
+    first, last = session.case.labelled_range
+    started = CONTESTANTS[f"{OURS}-started"].choose
+    ((middle,), following) = started(session, 1, (), 0), started(session, 2, (5,), 0)
+    assert abs(middle - (first + last) / 2) <= 0.5
+    assert following == CONTESTANTS[OURS].choose(session, 2, (5,), 0)
