@@ -200,14 +200,21 @@ def measure_previews(case: Case, repeats: int) -> Iterator[Measurement]:
 
 
 def measure_server(case: Case, folder: Path, repeats: int) -> Iterator[Measurement]:
-    """A fresh server each time: its start, a training with the defaults, an inference."""
-    runs = [_session(case, folder / f"server{index}") for index in range(repeats)]
-    for name, goal_s in _SERVER_GOALS_S.items():
+    """A fresh server each time: its start, a submission, a training with the defaults, an inference."""
+    runs = [_session(case, folder / f"{case.name}{index}") for index in range(repeats)]
+    goals = _SERVER_GOALS_S | {_PANEL: _PANEL_GOALS_S.get(case.slices(case.image.array).shape)}
+    for name, goal_s in goals.items():
         yield Measurement(name, case.name, [run[name] for run in runs], goal_s)
+
+
+_PANEL = "propagation in OHIF after training: request and voxels"
+_PANEL_GOALS_S: dict[tuple[int, ...], float] = {(24, 96, 112): 3, (29, 400, 400): 10}
+SMALL = 24, 96, 112
 
 
 _SERVER_GOALS_S: dict[str, float | None] = {
     "server start to ready": 15,
+    "submission of a label file": 1,
     "training request to first epoch": 10,
     "training request to done": 60,
     "infer after training": None,
@@ -224,14 +231,7 @@ def _session(case: Case, folder: Path) -> dict[str, float]:
         if server.poll() is not None:
             raise SystemExit(f"the server ended with status {server.returncode}")
         moments = {"server start to ready": ready}
-        with labels.open("rb") as file:
-            answer = requests.put(
-                f"{address}/datastore/label",
-                params={"image": "image", "tag": "sparse"},
-                files={"label": (labels.name, file)},
-                timeout=DEADLINE_S,
-            )
-        answer.raise_for_status()
+        moments["submission of a label file"] = _timed(lambda: _submit(address, labels))
         start = time.perf_counter()
         _post(f"{address}/train/labelprop", json={"image": "image"})
         moments["training request to first epoch"] = _wait(lambda: _epoch(address) > 0, start)
@@ -239,8 +239,26 @@ def _session(case: Case, folder: Path) -> dict[str, float]:
         moments["training request to done"] = _wait(lambda: _get(running) is None, start)
         infer, suggest = f"{address}/infer/labelprop?image=image", f"{address}/activelearning/next_slice"
         moments["infer after training"] = _timed(lambda: _post(infer))
+        moments[_PANEL] = _timed(lambda: _propagate_in_panel(address))
         moments["next slice"] = _timed(lambda: _post(suggest, json={"image": "image"}))
     return moments
+
+
+def _submit(address: str, labels: Path) -> None:
+    with labels.open("rb") as file:
+        requests.put(
+            f"{address}/datastore/label",
+            params={"image": "image", "tag": "sparse"},
+            files={"label": (labels.name, file)},
+            timeout=DEADLINE_S,
+        ).raise_for_status()
+
+
+def _propagate_in_panel(address: str) -> None:
+    """The requests of the panel, without what the browser draws."""
+    _post(f"{address}/infer/labelprop?image=image&output=json")
+    for route in ("study", "voxels"):
+        requests.get(f"{address}/labelprop/{route}?image=image", timeout=DEADLINE_S).raise_for_status()
 
 
 @contextmanager
@@ -337,7 +355,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[Measurement
     if "yardstick" in arguments.parts:
         yield from measure_yardstick(yardstick, folder, arguments.repeats)
     if "server" in arguments.parts:
-        yield from measure_server(yardstick, folder, arguments.repeats)
+        for case in (yardstick, replace(thigh(SMALL, 4), name="thigh_24x96x112")):
+            yield from measure_server(case, folder, arguments.repeats)
     if "large" in arguments.parts:
         yield from measure_large(folder, arguments.repeats)
 
