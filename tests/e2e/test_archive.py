@@ -217,6 +217,10 @@ def test_the_viewer_reads_the_archive_through_the_server(client: Client, uids: d
     assert client.call("GET", "/proxy/dicom/qido/../../system").status_code in (400, 404)
     page = client.call("GET", "/ohif/app-config.js")
     assert page.ok and page.text.startswith("window.config") and "javascript" in page.headers["Content-Type"]
+    for path, kind in (("", "text/html"), ("app.bundle.css", "text/css")):
+        part = client.call("GET", f"/ohif/{path}")
+        assert part.headers["Content-Type"].startswith(kind) and len(part.text) > 1000
+        assert "fonts.googleapis.com" not in part.text
 
 
 def test_a_label_that_dicom_cannot_hold_is_kept_here(client: Client, orthanc: Orthanc, uids: dict[str, str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, UploadFile
-from fastapi.responses import Response
+from fastapi.responses import FileResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import ohif
 
@@ -26,6 +26,9 @@ STOCK_CONFIG = Path(ohif.__file__).parent / "static" / "ohif" / "app-config.js"
 PANEL = Path(sliceprop.__file__).parent / "ohif"
 """Folder of the panel's scripts; each is complete in itself, and they run in the order of their names."""
 
+_ELSEWHERE = re.compile(r"""<link[^>]*\bhttps?://[^>]*>|@import\s+url\(["']?https?://[^)]*\)[^;]*;""")
+"""Fonts that OHIF's page and styles would have a browser fetch from the internet; without them it takes its own."""
+
 _GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
 
 
@@ -35,6 +38,17 @@ def app_config() -> Response:
     scripts = [STOCK_CONFIG, *sorted(PANEL.glob("*.js"))]
     text = "\n".join(script.read_text(encoding="utf-8") for script in scripts)
     return Response(text, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+
+
+@router.get("/ohif/{path:path}", include_in_schema=False)
+def ohif_file(path: str, user: Reader) -> Response:
+    """A file of OHIF; page and styles ask no other host for anything."""
+    stock: FileResponse = ohif.get_ohif(path)
+    file = Path(stock.path)
+    if file.suffix not in (".html", ".css"):
+        return stock
+    text = _ELSEWHERE.sub("", file.read_text(encoding="utf-8"))
+    return Response(text, media_type=stock.media_type, headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/labelprop/study")
