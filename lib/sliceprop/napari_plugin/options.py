@@ -1,0 +1,88 @@
+"""The tab of options."""
+
+# mypy: allow-subclassing-any, no-warn-unused-ignores
+from __future__ import annotations
+
+from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFormLayout, QWidget
+
+from sliceprop.config import FUSIONS, METHODS, PREDICTORS, SuggestConfig, TrainConfig
+from sliceprop.napari_plugin.fields import FileBox
+from sliceprop.napari_plugin.settings import Settings, make_settings
+
+CHECKPOINTS = "Checkpoints (*.safetensors)"
+
+
+class OptionsForm(QWidget):
+    """Fields for all of `Settings`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.method = _choice(
+            [*METHODS, *PREDICTORS], "auto weighs registration and shapes by the evidence of the scan"
+        )
+        self.fusion = _choice(FUSIONS, "how what comes from the lower and the upper annotated slice is merged")
+        self.extrapolate = _choice(
+            ["auto", "none", "1", "2", "3", "5", "10"],
+            "slices beyond the outermost annotated one; auto stops where the structure ends",
+        )
+        self.extrapolate.setEditable(True)
+        self.axis = _choice(["auto", "0", "1", "2"], "axis of the layer that counts slices")
+        self.partial = QCheckBox("a slice counts only for the labels on it")
+        self.budget = _number(TrainConfig.budget_s, 1, 3600, " s", "seconds that learning may take")
+        self.target = _number(SuggestConfig.target, 0.5, 1, "", "expected Dice above which a slice needs no annotation")
+        self.device = _choice(["auto", "cpu", "cuda"], "where to compute; a server decides by itself")
+        self.device.setEditable(True)
+        self.start = FileBox("Start learning from a checkpoint", CHECKPOINTS)
+        self.save_to = FileBox("Keep the best model while learning", CHECKPOINTS, save=True)
+        form = QFormLayout(self)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        for text, field in (
+            ("Method", self.method),
+            ("Fusion", self.fusion),
+            ("Beyond the ends", self.extrapolate),
+            ("Slice axis", self.axis),
+            ("Partial", self.partial),
+            ("Time budget", self.budget),
+            ("Target Dice", self.target),
+            ("Device", self.device),
+            ("Start from", self.start),
+            ("Save model to", self.save_to),
+        ):
+            form.addRow(text, field)
+
+    def settings(self) -> Settings:
+        """What the fields hold.
+
+        Raises:
+            InputError: for a value that cannot be used.
+        """
+        return make_settings(
+            slice_axis=self.axis.currentText(),
+            partial=self.partial.isChecked(),
+            method=self.method.currentText(),
+            fusion=self.fusion.currentText(),
+            extrapolate=self.extrapolate.currentText(),
+            budget_s=self.budget.value(),
+            target=self.target.value(),
+            device=self.device.currentText(),
+            start=self.start.text.text(),
+            save_to=self.save_to.text.text(),
+        )
+
+
+def _choice(items: object, tip: str) -> QComboBox:
+    box = QComboBox()
+    box.addItems(list(items))  # type: ignore[call-overload]
+    box.setToolTip(tip)
+    return box
+
+
+def _number(value: float, low: float, high: float, suffix: str, tip: str) -> QDoubleSpinBox:
+    box = QDoubleSpinBox()
+    box.setRange(low, high)
+    box.setDecimals(0 if suffix else 2)
+    box.setSingleStep(5 if suffix else 0.01)
+    box.setSuffix(suffix)
+    box.setValue(value)
+    box.setToolTip(tip)
+    return box

@@ -1,0 +1,184 @@
+"""The same on a server of `apps/labelprop`. Its arrays are `(i, j, k)`, its label indices belong to names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sliceprop.client import Client, ServerError, WrongServerError
+from sliceprop.config import LEARNED_METHODS, PREDICTORS
+from sliceprop.errors import InputError, NoAnnotationError
+from sliceprop.labels import present_values
+from sliceprop.napari_plugin.backend import Cancelled, Job, Report
+from sliceprop.study import Progress, Propagation
+from sliceprop.volume import resolve_slice_axis
+
+POLL_S = 0.4
+LAST_AXIS = 2
+"""Axis 0 of a layer is axis 2 of the file, and so on."""
+
+
+class RemoteBackend:
+    """A server, in place of this computer.
+
+    Args:
+        client: speaks to it.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._learned: set[str] = set()
+        self._shown = ""
+
+    @property
+    def has_model(self) -> bool:
+        """See `Backend`."""
+        return self._shown in self._learned
+
+    def train(self, job: Job, progress: Report, cancelled: Cancelled) -> None:
+        """See `Backend`; cancelling ends the training on the server, which keeps the best model so far."""
+        study = self._submit(job)
+        options: dict[str, Any] = {"budget_s": job.settings.train.budget_s, "slice_axis": _file_axis(job)}
+        if job.settings.start is not None:
+            self.client.upload_checkpoint(f"{study}-start", job.settings.start)
+            options["init"] = f"{study}-start"
+        self.client.train(study, options)
+        self._watch(study, progress, cancelled)
+        self._learned.add(study)
+        if job.settings.save_to is not None:
+            self.client.download_checkpoint(study, job.settings.save_to)
+
+    def propagate(self, job: Job, progress: Report, cancelled: Cancelled) -> Propagation:
+        """See `Backend`."""
+        if not _values(job):
+            raise NoAnnotationError("nothing is annotated yet; paint at least one slice")
+        study, chosen = self._submit(job), job.settings.propagate
+        options: dict[str, Any] = {"method": chosen.method, "fusion": chosen.fusion, "extrapolate": chosen.extrapolate}
+        options |= {"slice_axis": _file_axis(job), "target": job.settings.target}
+        if chosen.method in PREDICTORS:
+            options["budget_s"] = chosen.predictor.budget_s
+        report = self.client.propagate(study, options)
+        values = _values_of_indices(job, report["label_names"])
+        labels, lower, upper = (
+            _values_in(self.client.result(study, kind), values) for kind in ("labels", "from_lower", "from_upper")
+        )
+        doubt = self.client.result(study, "uncertainty").astype(np.float32).T
+        return Propagation(labels, lower, upper, doubt, _told(report, job))
+
+    def suggest(self, job: Job) -> Mapping[str, Any]:
+        """See `Backend`."""
+        study = self._submit(job) if _values(job) else self._study(job)
+        answer = self.client.suggest(study, {"target": job.settings.target, "slice_axis": _file_axis(job)})
+        return _suggestion(answer)
+
+    def save_model(self, file: Path, job: Job) -> None:
+        """See `Backend`."""
+        self.client.download_checkpoint(self._study(job), file)
+
+    def _study(self, job: Job) -> str:
+        if not job.study:
+            raise InputError("this image is not on the server; open a study from its list, or press Send image")
+        self._shown = job.study
+        return job.study
+
+    def _submit(self, job: Job) -> str:
+        """Bring the annotation on the server to what is painted here."""
+        study, names = self._study(job), {value: job.names[value] for value in _values(job)}
+        options: dict[str, Any] = {"slice_axis": _file_axis(job), "partial": job.settings.partial}
+        if not job.settings.partial:
+            options["annotated_slices"] = _annotated_slices(job)
+        self.client.submit(study, job.labels.T, names, options)
+        marks = np.zeros_like(job.labels) if job.scribbles is None else job.scribbles
+        if marks.any() or self.client.study(study)["scribbles"]:
+            self.client.submit_scribbles(study, marks.T, names)
+        return study
+
+    def _watch(self, study: str, progress: Report, cancelled: Cancelled) -> None:
+        """Follow a training to its end.
+
+        Raises:
+            ServerError: if it failed.
+        """
+        while (state := self.client.progress())["status"] in ("SUBMITTED", "RUNNING"):
+            if state.get("image") not in (None, study):
+                raise ServerError(f"the server learns on {state['image']} now; try again when it is done")
+            if cancelled():
+                self.client.stop()
+                return
+            progress(
+                Progress(
+                    int(state["epoch"] or 0),
+                    int(state["total_epochs"] or 0),
+                    float(state["best_metric"] or 0),
+                    float(state["seconds_left"] or 0),
+                    float(state["seconds"] or 0),
+                )
+            )
+            time.sleep(POLL_S)
+        if state["status"] == "ERROR":
+            raise ServerError(f"learning failed on the server: {state.get('error') or 'see its log'}")
+
+
+def _values(job: Job) -> set[int]:
+    """Label values of annotation and scribbles."""
+    drawn = present_values(job.labels)
+    return drawn if job.scribbles is None else drawn | (present_values(job.scribbles) - {255})
+
+
+def _axis(job: Job) -> int:
+    """Axis of the layer that counts slices, resolved here, so that both sides mean the same."""
+    marked = job.labels > 0
+    return resolve_slice_axis(job.settings.slice_axis, job.labels.shape, job.affine, marked if marked.any() else None)
+
+
+def _file_axis(job: Job) -> str:
+    return str(LAST_AXIS - _axis(job))
+
+
+def _annotated_slices(job: Job) -> list[int]:
+    """The list that leaves the server nothing to guess."""
+    if job.annotated_slices is not None:
+        return list(job.annotated_slices)
+    painted = np.moveaxis(job.labels, _axis(job), 0).any(axis=(1, 2))
+    return [int(s) for s in np.flatnonzero(painted)]
+
+
+def _values_of_indices(job: Job, indices: Mapping[str, int]) -> NDArray[np.int32]:
+    """For each label index of the server the value here, -1 for labels that are not ours."""
+    here = {name: value for value, name in job.names.items()}
+    values = np.full(max(indices.values(), default=0) + 1, -1, np.int32)
+    values[0] = 0
+    for name, index in indices.items():
+        values[index] = here.get(name, -1)
+    return values
+
+
+def _values_in(labels: NDArray[Any], values: NDArray[np.int32]) -> NDArray[np.int32]:
+    found: NDArray[np.int32] = values[labels.astype(np.int64)].T
+    if (found < 0).any():
+        raise WrongServerError("the server answered with a label that was not sent; connect again")
+    return found
+
+
+def _told(report: Mapping[str, Any], job: Job) -> dict[str, Any]:
+    """The report with label values in place of names, and slices of the layer's axis."""
+    here = {name: value for value, name in job.names.items()}
+    quality = {str(here[name]): one for name, one in report["quality"].items() if name in here}
+    trained = report["trained"] and report["method"] in LEARNED_METHODS
+    axis = LAST_AXIS - report["slice_axis"]
+    return {
+        **report,
+        "quality": quality,
+        "trained": trained,
+        "slice_axis": axis,
+        "suggestion": _suggestion(report["suggestion"]),
+    }
+
+
+def _suggestion(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {**answer, "slice_axis": LAST_AXIS - answer["slice_axis"]}

@@ -1,0 +1,144 @@
+"""Where to compute: on this computer, or on a server with its list of studies."""
+
+# mypy: allow-subclassing-any, no-warn-unused-ignores
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from qtpy.QtWidgets import QComboBox, QLineEdit, QSizePolicy, QVBoxLayout, QWidget
+
+from sliceprop.client import Client
+from sliceprop.errors import InputError
+from sliceprop.io import Image, compact_labels
+from sliceprop.napari_plugin.fields import button, row
+from sliceprop.napari_plugin.geometry import file_image, layer_placement
+from sliceprop.napari_plugin.label_names import LabelStyle, label_options
+from sliceprop.napari_plugin.layers import check_image_layer
+from sliceprop.napari_plugin.remote import RemoteBackend
+from sliceprop.napari_plugin.session import STUDY, Session
+
+HERE, SERVER = "This computer", "Server"
+ADDRESS = "http://127.0.0.1:8000"
+
+
+class ServerBox(QWidget):
+    """The switch, the address, and the studies of the server.
+
+    Args:
+        session: its backend is switched.
+        opened: called with image and labels layer of a study that was opened.
+    """
+
+    def __init__(self, session: Session, opened: Any) -> None:
+        super().__init__()
+        self._session, self._opened = session, opened
+        self._local = session.backend
+        self.where = QComboBox()
+        self.where.addItems([HERE, SERVER])
+        self.where.setToolTip("where to learn and propagate")
+        self.address = QLineEdit(ADDRESS)
+        self.connect_button = button("Connect", self.connect_server, "list the studies of this server")
+        self.studies = QComboBox()
+        self.studies.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        self.open_button = button("Open", self.open_study, "open this study with what is annotated on it")
+        self.send_button = button("Send image", self.send_image, "add the image to the server")
+        self.remote = QWidget()
+        inner = QVBoxLayout(self.remote)
+        inner.setContentsMargins(0, 0, 0, 0)
+        inner.addWidget(row(self.address, self.connect_button))
+        inner.addWidget(row(self.studies, self.open_button, self.send_button))
+        self.remote.setVisible(False)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self.where)
+        layout.addWidget(self.remote)
+        self.where.currentTextChanged.connect(self._switch)
+
+    def _switch(self, where: str) -> None:
+        self.remote.setVisible(where == SERVER)
+        if where == HERE:
+            self._session.backend = self._local
+        else:
+            self.connect_server()
+
+    def connect_server(self) -> None:
+        """Look who is at the address, and list the studies."""
+        try:
+            client = Client(self.address.text())
+        except InputError as error:
+            self._session.refused.emit(str(error))
+            return
+        self._session.backend = RemoteBackend(client)
+
+        def ask() -> list[str]:
+            client.check()
+            return client.studies()
+
+        self._session.run("Connecting", ask, self._list)
+
+    def _list(self, studies: list[str]) -> None:
+        self.studies.clear()
+        self.studies.addItems(studies)
+        self._session.said.emit(f"Connected; {len(studies)} studies.")
+
+    def open_study(self) -> None:
+        """Fetch a study and what is annotated on it."""
+        study, backend = self.studies.currentText(), self._session.backend
+        if not study or not isinstance(backend, RemoteBackend):
+            self._session.refused.emit("Connect to a server and choose a study first.")
+            return
+        self._session.run("Opening", partial(_fetch, backend.client, study), self._add)
+
+    def _add(self, fetched: tuple[str, Image, Any, dict[int, LabelStyle]]) -> None:
+        study, scan, annotation, styles = fetched
+        viewer, place = self._session.viewer, layer_placement(scan)
+        image_place = {**place, "metadata": {**place["metadata"], STUDY: study}}
+        image = viewer.add_image(np.ascontiguousarray(scan.array.T), name=study, **image_place)
+        drawn = np.array(annotation.T, np.uint16)
+        labels = viewer.add_labels(
+            drawn, name=f"{study} labels", **{**place, **label_options(styles, place["metadata"])}
+        )
+        labels.n_edit_dimensions = 2
+        self._opened(image, labels)
+
+    def send_image(self) -> None:
+        """Add the image to the server, under its layer's name."""
+        session, image = self._session, self._session.image
+        backend = session.backend
+        try:
+            check_image_layer(image)
+            if not isinstance(backend, RemoteBackend):
+                raise InputError("connect to a server first")
+        except InputError as error:
+            session.refused.emit(str(error))
+            return
+        study = "".join(c if c.isalnum() or c in "-_" else "_" for c in image.name)
+        scan = file_image(image)
+
+        def send() -> list[str]:
+            if study in backend.client.studies():
+                raise InputError(f"there is a study {study} on the server; rename the image layer, or open that study")
+            backend.client.upload_image(study, scan)
+            return backend.client.studies()
+
+        def sent(studies: list[str]) -> None:
+            image.metadata = {**image.metadata, STUDY: study}
+            self._list(studies)
+            self.studies.setCurrentText(study)
+            session.said.emit(f"{study} is on the server.")
+
+        session.run("Sending", send, sent)
+
+
+def _fetch(client: Client, study: str) -> tuple[str, Image, Any, dict[int, LabelStyle]]:
+    """Id, scan, annotation `(i, j, k)`, and how its labels are called and shown."""
+    state = client.study(study)
+    styles = {int(value): LabelStyle(name, _rgb(state["colors"][name])) for name, value in state["label_names"].items()}
+    return study, client.download_image(study), compact_labels(client.voxels(study, "annotation")), styles
+
+
+def _rgb(text: str) -> tuple[float, float, float]:
+    red, green, blue = (int(text[n : n + 2], 16) / 255 for n in (1, 3, 5))
+    return red, green, blue

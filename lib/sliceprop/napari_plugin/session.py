@@ -1,0 +1,618 @@
+"""What happens when: layers in, work started, results shown, strokes noticed. Knows the viewer, nothing of Qt.
+
+The annotation layer is the truth: a slice is annotated when something is painted on it there, or when the user accepted
+it. A stroke on the propagated layer makes that slice annotated too: it is copied, as corrected, into the annotation
+layer. Whatever arrives later is laid under what is painted by then.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from psygnal import Signal
+
+from sliceprop.config import BACKGROUND_SCRIBBLE, LEARNED_METHODS
+from sliceprop.errors import InputError, NoAnnotationError, SlicePropError
+from sliceprop.napari_plugin.backend import Backend, Job, LocalBackend, preview
+from sliceprop.napari_plugin.geometry import layer_affine
+from sliceprop.napari_plugin.label_names import copy_styles, full_names
+from sliceprop.napari_plugin.layers import ResultLayers, as_labels, check_image_layer, check_labels_layer
+from sliceprop.napari_plugin.settings import Settings
+from sliceprop.study import Progress, Propagation
+from sliceprop.volume import resolve_slice_axis
+
+UNDO_STEPS = 5
+
+FEW_SLICES = 3
+"""Up to so many painted slices, which axis counts them is looked at anew after each stroke."""
+
+STUDY = "study"
+"""Key of an image layer's metadata: its id on the server."""
+
+
+class Runner(Protocol):
+    """Runs work beside the viewer, one piece per lane, and calls back in the viewer's thread."""
+
+    def start(
+        self,
+        lane: str,
+        work: Callable[[Callable[[Progress], None], Callable[[], bool]], Any],
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+        progress: Callable[[Progress], None],
+    ) -> None:
+        """Begin; the lane must be free."""
+
+    def busy(self, lane: str) -> bool:
+        """Whether something runs in the lane."""
+
+    def cancel(self, lane: str) -> None:
+        """Ask what runs to end early with the best so far."""
+
+
+@dataclass(frozen=True)
+class SliceState:
+    """What the strip shows of one slice.
+
+    Attributes:
+        annotated: by the user.
+        quality: mean estimated Dice of the labels on it, None where nothing is known.
+        suggested: annotate it next.
+    """
+
+    annotated: bool = False
+    quality: float | None = None
+    suggested: bool = False
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What undo brings back.
+
+    Attributes:
+        shown: the propagation in view, None for none.
+        drawn: the annotated slices that a tool was about to change, as they were.
+        accepted: those among them that were accepted.
+    """
+
+    shown: Propagation | None
+    drawn: dict[int, NDArray[Any]]
+    accepted: set[int]
+
+
+class Session:
+    """One study in a viewer.
+
+    Args:
+        viewer: of napari.
+        runner: see `Runner`.
+        backend: where to compute.
+
+    Attributes:
+        changed: what the strip shows is out of date.
+        said: a sentence for the user.
+        refused: the sentence why something could not be done.
+        progressed: of learning.
+        state: what goes on, empty when idle.
+    """
+
+    changed = Signal()
+    said = Signal(str)
+    refused = Signal(str)
+    progressed = Signal(object)
+    state = Signal(str)
+
+    def __init__(self, viewer: Any, runner: Runner, backend: Backend | None = None) -> None:
+        self.viewer, self.backend = viewer, backend or LocalBackend()
+        self.settings, self.instant = Settings(), False
+        self.image: Any = None
+        self.annotation: Any = None
+        self.scribbles: Any = None
+        self.results = ResultLayers(viewer)
+        self.shown: Propagation | None = None
+        self.suggestion: dict[str, Any] | None = None
+        self.accepted: set[int] = set()
+        self._runner = runner
+        self._seen: NDArray[Any] | None = None
+        self._drawn: dict[int, set[int]] = {}
+        self._axis: int | None = None
+        self._undo: deque[_Before] = deque(maxlen=UNDO_STEPS)
+        self._preview_again = False
+
+    # ------------------------------------------------------------------ layers
+
+    def choose(self, image: Any, annotation: Any, scribbles: Any) -> None:
+        """Work on these layers; another image starts afresh."""
+        if image is not self.image or annotation is not self.annotation:
+            self.results.forget()
+            self.shown, self.suggestion, self._axis, self._seen = None, None, None, None
+            self._drawn = {}
+            self.accepted.clear()
+            self._undo.clear()
+        self.image, self.annotation, self.scribbles = image, annotation, scribbles
+        self._look_afresh()
+        self.changed.emit()
+
+    def check_image(self) -> None:
+        """Refuse an image that cannot be used.
+
+        Raises:
+            InputError: telling what to do.
+        """
+        check_image_layer(self.image)
+
+    def use(self, settings: Settings) -> None:
+        """Take other options; another slice axis takes effect with the next result."""
+        other_axis = settings.slice_axis != self.settings.slice_axis
+        self.settings = settings
+        if other_axis and self.shown is None:
+            self._look_afresh()
+            self.changed.emit()
+
+    def check(self) -> None:
+        """Refuse layers that cannot be used.
+
+        Raises:
+            InputError: telling what to do.
+        """
+        check_image_layer(self.image)
+        check_labels_layer(self.annotation, self.image)
+        if self.scribbles is not None:
+            check_labels_layer(self.scribbles, self.image, "scribbles")
+
+    def _ready(self) -> bool:
+        try:
+            self.check()
+        except InputError:
+            return False
+        return True
+
+    @property
+    def axis(self) -> int:
+        """Axis of the layers that counts slices: of the last result, as chosen, or as painted."""
+        if self.shown is not None:
+            return int(self.shown.report["slice_axis"])
+        if self._axis is None:
+            marked = np.asarray(self.annotation.data) > 0 if self._ready() else None
+            if marked is not None and not marked.any():
+                marked = None
+            self._axis = resolve_slice_axis(
+                self.settings.slice_axis, self.image.data.shape, layer_affine(self.image), marked
+            )
+        return self._axis
+
+    @property
+    def annotated(self) -> set[int]:
+        """Slices that are painted, or were accepted."""
+        return self._drawn.keys() | self.accepted
+
+    @property
+    def values(self) -> set[int]:
+        """Label values that are painted."""
+        return set[int]().union(*self._drawn.values())
+
+    def job(self) -> Job:
+        """The study as it is now.
+
+        Raises:
+            InputError: for layers that cannot be used.
+        """
+        self.check()
+        marks = None if self.scribbles is None else np.array(self.scribbles.data)
+        marked = set() if marks is None else _positive(marks) - {BACKGROUND_SCRIBBLE}
+        return Job(
+            np.asarray(self.image.data),
+            layer_affine(self.image),
+            np.array(self.annotation.data),
+            marks,
+            tuple(sorted(self.annotated)) if self.accepted else None,
+            full_names(self.annotation, self.values | marked),
+            self.settings,
+            str(self.image.metadata.get(STUDY, "")),
+        )
+
+    # ------------------------------------------------------------------ work
+
+    def learn(self) -> None:
+        """Learn on the study where the method needs it, then propagate."""
+        self._start("Learning", self._learn)
+
+    def propagate(self) -> None:
+        """Propagate with what was learned before; without it the method interpolates or registers directly."""
+        self._start("Propagating", self._propagate)
+
+    def show_preview(self) -> None:
+        """Interpolate shapes between the annotated slices at once."""
+        self._attempt(self._preview)
+
+    def suggest(self) -> None:
+        """Go to the slice to annotate next; asks first if nothing is known of it."""
+        self.sync()
+        self._attempt(self._suggest)
+
+    def cancel(self) -> None:
+        """End what runs; learning keeps the best so far and propagates with it."""
+        self.state.emit("Ending, the best so far is kept")
+        self._runner.cancel("work")
+
+    @property
+    def busy(self) -> bool:
+        """Whether something runs that can be cancelled."""
+        return self._runner.busy("work")
+
+    def run(self, what: str, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Do something else beside the viewer, such as asking a server."""
+
+        def end(value: Any) -> None:
+            self.state.emit("")
+            done(value)
+
+        self._start(what, lambda: self._run(lambda *_: work(), end))
+
+    def _start(self, what: str, act: Callable[[], None]) -> None:
+        self.sync()
+        if self.busy:
+            self.refused.emit("Something runs already; wait for its end, or cancel it.")
+            return
+        self.state.emit(what)
+        if not self._attempt(act):
+            self.state.emit("")
+
+    def _attempt(self, act: Callable[[], None]) -> bool:
+        try:
+            act()
+        except InputError as error:
+            self.refused.emit(str(error))
+            return False
+        return True
+
+    def _learn(self) -> None:
+        job = self.job()
+        if not job.names and not self.accepted:
+            raise NoAnnotationError("nothing is annotated yet; paint at least one slice")
+        if job.settings.propagate.method not in LEARNED_METHODS:
+            self._propagate()
+            return
+        self._run(partial(self.backend.train, job), self._learned)
+
+    def _learned(self, _: Any) -> None:
+        if not self._attempt(self._propagate):
+            self.state.emit("")
+
+    def _propagate(self) -> None:
+        job = self.job()
+        self.state.emit("Propagating")
+        self._run(partial(self.backend.propagate, job), partial(self._arrived, job))
+
+    def _run(self, work: Callable[..., Any], done: Callable[[Any], None]) -> None:
+        self._runner.start("work", work, done, self._failed, self.progressed.emit)
+
+    def _failed(self, error: Exception) -> None:
+        self.state.emit("")
+        if not isinstance(error, SlicePropError):
+            raise error
+        self.refused.emit(str(error))
+
+    def _arrived(self, job: Job, result: Propagation) -> None:
+        """Show a propagation, unless the layers are gone or others by now; what was painted meanwhile is kept."""
+        self.state.emit("")
+        if self.image is None or job.image is not np.asarray(self.image.data) or not self._ready():
+            return
+        self.sync()
+        current = self.job()
+        outdated = not np.array_equal(job.labels, current.labels) or job.annotated_slices != current.annotated_slices
+        self._remember()
+        self._show(result)
+        self.said.emit(_summary(result))
+        if outdated:
+            self._propagate()
+
+    def _preview(self, again: bool = False) -> None:
+        if self._runner.busy("preview"):
+            self._preview_again = True
+            return
+        job = self.job()
+        self._preview_again = False
+        self._runner.start(
+            "preview", lambda *_: preview(job), partial(self._previewed, job), self._failed, lambda _: None
+        )
+
+    def _previewed(self, job: Job, result: Propagation) -> None:
+        if self.image is None or job.image is not np.asarray(self.image.data) or not self._ready():
+            return
+        self._show(result)
+        if self._preview_again:
+            self._attempt(self._preview)
+        elif self.backend.has_model and not self.busy:
+            self._attempt(self._propagate)
+
+    def _suggest(self) -> None:
+        if self.suggestion is None:
+            job = self.job()
+            if self.busy:
+                raise InputError("the suggestion comes with the result; wait for it")
+            self.state.emit("Looking for the next slice")
+            self._run(lambda *_: self.backend.suggest(job), self._suggested)
+            return
+        self._follow()
+
+    def _suggested(self, suggestion: Any) -> None:
+        self.state.emit("")
+        self.suggestion = dict(suggestion)
+        self.changed.emit()
+        self._follow()
+
+    def _follow(self) -> None:
+        assert self.suggestion is not None
+        self.said.emit(self.suggestion["reason"])
+        if self.suggestion["slice"] is not None:
+            self.go_to(self.suggestion["slice"])
+
+    # ------------------------------------------------------------------ results
+
+    def _show(self, result: Propagation) -> None:
+        """Put a result into the layers, with all that is painted laid over it."""
+        before = self.axis
+        self.shown = replace(result, labels=as_labels(result.labels))  # type: ignore[arg-type]
+        if self.axis != before:
+            self._drawn = {}
+            self._look_at(range(self.image.data.shape[self.axis]))
+        self._lay_over(self.annotated)
+        self.results.show(self.image, self.annotation, self.shown)
+        self.suggestion = dict(result.report["suggestion"])
+        if self.suggestion["slice"] in self.annotated:
+            self.suggestion = None
+        self.changed.emit()
+
+    def _lay_over(self, slices: set[int]) -> None:
+        """Painted voxels into the result's labels: whole slices, or with partial annotation what is painted."""
+        assert self.shown is not None
+        painted, labels = np.asarray(self.annotation.data), self.shown.labels
+        if self.settings.partial:
+            np.copyto(labels, painted, where=painted > 0, casting="unsafe")
+            return
+        for s in slices:
+            self._slice(labels, s)[...] = self._slice(painted, s)
+
+    def _slice(self, array: NDArray[Any], s: int) -> NDArray[Any]:
+        plane: NDArray[Any] = np.moveaxis(array, self.axis, 0)[s]
+        return plane
+
+    def sync(self) -> bool:
+        """Notice what was painted since the last time, in either layer; True if anything was.
+
+        A slice that differs from what was shown on the propagated layer goes to the annotation layer as it is now.
+        """
+        if not self._ready():
+            return False
+        if self._seen is None or self._seen.shape != self.annotation.data.shape:
+            self._look_afresh()
+        assert self._seen is not None
+        corrected = self._take_corrections()
+        data = np.asarray(self.annotation.data)
+        changed = self._differing(data, self._seen)
+        if not changed | corrected:
+            return False
+        for s in changed:
+            self._slice(self._seen, s)[...] = self._slice(data, s)
+        self._look_at(changed)
+        self.accepted -= self._drawn.keys()
+        if self.shown is None:
+            if len(self._drawn) <= FEW_SLICES:
+                self._look_afresh()
+        else:
+            self._lay_over(changed & self.annotated)
+            self._refresh()
+        if self.suggestion is not None and self.suggestion["slice"] in self.annotated:
+            self.suggestion = None
+        self.changed.emit()
+        if self.instant:
+            self._attempt(self._preview)
+        return True
+
+    def _look_afresh(self) -> None:
+        """Find out what is painted where, and along which axis slices count."""
+        self._drawn = {}
+        if self._ready():
+            self._axis = None
+            self._seen = np.array(self.annotation.data)
+            self._look_at(range(self.image.data.shape[self.axis]))
+
+    def _look_at(self, slices: Iterable[int]) -> None:
+        """Note the label values on some slices."""
+        for s in slices:
+            plane = self._slice(np.asarray(self.annotation.data), s)
+            self._drawn.pop(s, None)
+            if plane.any():
+                self._drawn[s] = _positive(plane)
+
+    def _take_corrections(self) -> set[int]:
+        layer = self.results["labels"]
+        if layer is None or self.shown is None:
+            return set()
+        corrected = self._differing(layer.data, self.shown.labels)
+        for s in corrected:
+            now, before = self._slice(layer.data, s), self._slice(self.shown.labels, s)
+            self._copy(s, now, before if self.settings.partial else None)
+            before[...] = now
+        return corrected
+
+    def _copy(self, s: int, labels: NDArray[Any], before: NDArray[Any] | None) -> None:
+        """Make a slice annotated: all of it, or with partial annotation the labels whose shape changed."""
+        if labels.max() > np.iinfo(self.annotation.data.dtype).max:
+            raise InputError(f"{self.annotation.name}: cannot hold label {labels.max()}; make a new layer with New")
+        target = self._slice(self.annotation.data, s)
+        if before is None:
+            target[...] = labels
+        else:
+            for value in _positive(labels) | _positive(before):
+                if ((labels == value) != (before == value)).any():
+                    target[target == value] = 0
+                    target[labels == value] = value
+        if not target.any() and before is None:
+            self.accepted.add(s)
+        self.annotation.refresh()
+
+    def restyle(self) -> None:
+        """Show the propagated labels with the annotation's names and colours."""
+        for kind in ("labels", "from_lower", "from_upper"):
+            if (layer := self.results[kind]) is not None:
+                copy_styles(self.annotation, layer)
+        self.changed.emit()
+
+    def _differing(self, one: NDArray[Any], other: NDArray[Any]) -> set[int]:
+        others = tuple(axis for axis in range(3) if axis != self.axis)
+        return {int(s) for s in np.flatnonzero((one != other).any(axis=others))}
+
+    def _refresh(self) -> None:
+        layer = self.results["labels"]
+        if layer is not None and self.shown is not None:
+            layer.data[...] = self.shown.labels
+            layer.refresh()
+
+    # ------------------------------------------------------------------ slices
+
+    def accept_slice(self) -> None:
+        """The propagated slice in view is right as it is: it becomes annotated, also if nothing is on it."""
+        self.sync()
+        self._attempt(self._accept)
+
+    def _accept(self) -> None:
+        self.check()
+        if self.shown is None:
+            raise InputError("there is nothing to accept yet; propagate first")
+        s = self.current_slice()
+        self._remember([s])
+        self._copy(s, self._slice(self.shown.labels, s), None)
+        self.sync()
+        self.said.emit(f"Slice {s} is annotated now.")
+        self.changed.emit()
+
+    def remove_slices(self, slices: set[int]) -> None:
+        """Take annotated slices out again."""
+        self.check()
+        self.sync()
+        removed = slices & self.annotated
+        if not removed:
+            raise InputError("none of these slices is annotated")
+        self._remember(removed)
+        for s in removed:
+            self._slice(self.annotation.data, s)[...] = 0
+        self.accepted -= removed
+        self.annotation.refresh()
+        self.sync()
+        self.changed.emit()
+
+    def replace_labels(self, labels: NDArray[Any]) -> None:
+        """Show other labels than those that were propagated; annotated slices stay as they are."""
+        self.sync()
+        if self.shown is None:
+            raise InputError("there is nothing propagated yet")
+        self._remember()
+        self.shown = replace(self.shown, labels=as_labels(labels))  # type: ignore[arg-type]
+        self._lay_over(self.annotated)
+        self._refresh()
+        self.changed.emit()
+
+    def _remember(self, slices: Iterable[int] = ()) -> None:
+        """Keep what is about to change: the propagation in view, and annotated slices."""
+        shown = None if self.shown is None else replace(self.shown, labels=self.shown.labels.copy())
+        drawn = {s: self._slice(self.annotation.data, s).copy() for s in slices}
+        self._undo.append(_Before(shown, drawn, self.accepted & drawn.keys()))
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is something to take back."""
+        return bool(self._undo)
+
+    def undo(self) -> None:
+        """Take back the last propagation, acceptance or tool; strokes are taken back by napari's Ctrl-Z.
+
+        What was painted since stays painted.
+        """
+        self.sync()
+        if not self._undo or not self._ready():
+            self.refused.emit("There is nothing to undo.")
+            return
+        before = self._undo.pop()
+        for s, drawn in before.drawn.items():
+            self._slice(self.annotation.data, s)[...] = drawn
+        self.accepted = (self.accepted - before.drawn.keys()) | before.accepted
+        self._seen = np.array(self.annotation.data)
+        self._look_at(before.drawn)
+        self.annotation.refresh()
+        if before.shown is None:
+            self.shown = self.suggestion = None
+            self.results.remove()
+            self._look_afresh()
+            self.changed.emit()
+        else:
+            self._show(before.shown)
+        self.said.emit("Taken back.")
+
+    def slices(self) -> list[SliceState]:
+        """One entry per slice, for the strip; empty without layers."""
+        if not self._ready():
+            return []
+        annotated = self.annotated
+        quality = {} if self.shown is None else _mean_by_slice(self.shown.report["quality"])
+        wanted = None if self.suggestion is None or self.suggestion["stop"] else self.suggestion["slice"]
+        return [
+            SliceState(s in annotated, quality.get(s), s == wanted) for s in range(self.image.data.shape[self.axis])
+        ]
+
+    def current_slice(self) -> int:
+        """Slice in view."""
+        point = np.asarray(self.viewer.dims.point)[-3:]
+        index = round(float(self.image.world_to_data(point)[self.axis]))
+        return int(np.clip(index, 0, self.image.data.shape[self.axis] - 1))
+
+    def go_to(self, s: int) -> None:
+        """Show a slice, turned so that it lies in the plane of view."""
+        dims, axis = self.viewer.dims, self.viewer.dims.ndim - 3 + self.axis
+        if dims.ndisplay == 3:
+            dims.ndisplay = 2
+        if axis in dims.displayed:
+            rest = [other for other in dims.order if other != axis]
+            dims.order = (*rest[:-2], axis, *rest[-2:])
+        voxel = np.array(self.image.world_to_data(np.asarray(dims.point)[-3:]))
+        voxel[self.axis] = s
+        dims.set_point(axis, float(np.asarray(self.image.data_to_world(voxel))[self.axis]))
+
+    def save_model(self, file: Path) -> None:
+        """Write what was learned as a checkpoint."""
+        job = self.job()
+        self.state.emit("Saving the checkpoint")
+        self._run(lambda *_: self.backend.save_model(file, job), lambda _: self._saved(file))
+
+    def _saved(self, file: Path) -> None:
+        self.state.emit("")
+        self.said.emit(f"Saved {file.name}.")
+
+
+def _positive(labels: NDArray[Any]) -> set[int]:
+    """The label values above 0; what is below is refused by the library."""
+    return {int(value) for value in np.flatnonzero(np.bincount(labels[labels > 0]))}
+
+
+def _mean_by_slice(quality: dict[str, Any]) -> dict[int, float]:
+    """Mean estimated Dice over the labels that are on each slice."""
+    found: dict[int, list[float]] = {}
+    for one in quality.values():
+        for s, dice in one["slices"].items():
+            found.setdefault(int(s), []).append(dice)
+    return {s: sum(values) / len(values) for s, values in found.items()}
+
+
+def _summary(result: Propagation) -> str:
+    known = [one["dice"] for one in result.report["quality"].values() if one["dice"] is not None]
+    how = "learned on this scan" if result.report["trained"] else "without learning"
+    estimate = f", expected Dice {sum(known) / len(known):.2f}" if known else ""
+    return f"Propagated {how}{estimate}. {result.report['suggestion']['reason']}"
