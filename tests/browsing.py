@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,7 +105,7 @@ class Tab:
     def button(self, action: str) -> Any:
         return self.page.locator(f"[data-action={action}]")
 
-    def notice(self, text: str) -> Any:
+    def notice(self, text: str | re.Pattern[str]) -> Any:
         return self.page.locator(".labelprop-notice", has_text=text)
 
     def press(self, action: str) -> None:

@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
 import numpy as np
@@ -64,3 +65,15 @@ def test_a_write_that_fails_leaves_the_old_files(stores, tmp_path, folder):
         stores[0].save_label("a", str(tmp_path / "missing.nii.gz"), "sparse", {})
     assert nib.load(stores[0].get_label_uri("a", "sparse")).get_fdata().max() == 1
     assert json.loads((folder / "datastore_v2.json").read_text())["objects"]["a"]["labels"].keys() == {"sparse"}
+
+
+def test_threads_that_look_for_files_at_once_do_not_disturb_each_other(tmp_path):
+    """As requests and the thread that watches the folder do."""
+    store = LocalStudies(str(tmp_path))
+    names = [f"scan{n}.nii.gz" for n in range(200)]
+    with ThreadPoolExecutor(8) as threads:
+        for n in range(6):
+            for name in names:
+                (tmp_path / name).unlink(missing_ok=True) if n % 2 else (tmp_path / name).touch()
+            list(threads.map(lambda _: store.refresh(), range(8)))
+    assert store.list_images() == []

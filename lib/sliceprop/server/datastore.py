@@ -88,6 +88,11 @@ class Studies(LocalDatastore):  # type: ignore[misc]
             yield self._datastore.objects
             self._update_datastore_file()
 
+    def _reconcile_datastore(self) -> None:
+        """Compare entries and files; the base's thread that watches the folder does it too, at any moment."""
+        with self._changing:
+            super()._reconcile_datastore()
+
     def _update_datastore_file(self, lock: bool = True) -> None:
         text = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
         file = Path(self._datastore_config_path)
