@@ -73,6 +73,6 @@ ifneq ($(shell cat '$(STAMP)' 2>/dev/null),$(CURDIR))
 endif
 $(STAMP): requirements.txt pyproject.toml packaging/sam2/pyproject.toml
 	@packaging/make_venv.sh '$(VENV)'
-	@echo 'Installing into $(VENV): about 4 GB and 4 minutes the first time'
+	@echo 'Installing into $(VENV): about 5 GB and 4 minutes the first time'
 	$(BIN)/python -m pip install --progress-bar off --requirement requirements.txt
 	@echo '$(CURDIR)' > '$@'
