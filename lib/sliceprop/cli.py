@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from sliceprop.arguments import parse
 from sliceprop.config import PREDICTORS, PredictorConfig, PropagateConfig, SuggestConfig, TrainConfig, parse_extrapolate
 from sliceprop.errors import FileError, SlicePropError
-from sliceprop.tool_commands import TOOL_COMMANDS
+from sliceprop.tool_commands import TOOL_COMMANDS, tool_text
 
 if TYPE_CHECKING:
     from sliceprop.engine.registration import Model
@@ -322,14 +322,17 @@ def _check_not_inputs(outputs: Iterable[Path], chosen: argparse.Namespace) -> No
     Raises:
         FileError: naming the file.
     """
+    from sliceprop.io import check_not_inputs
+
     checkpoints = [Path(file) for file in (chosen.init, getattr(chosen, "model", None)) if file]
     given = [chosen.image, chosen.labels, chosen.scribbles, getattr(chosen, "encoder_weights", None), *checkpoints]
     given += [file.with_suffix(".json") for file in checkpoints]
-    taken = {Path(file).resolve() for file in given if file}
-    for file in outputs:
-        if file.resolve() in taken:
-            raise FileError(f"{file}: would overwrite another file of this command; choose another name")
-        taken.add(file.resolve())
+    check_not_inputs(outputs, given)
+
+
+def _tool(chosen: argparse.Namespace) -> None:
+    told = TOOL_COMMANDS[chosen.command](chosen)
+    _print(chosen, told, tool_text(told))
 
 
 def _print(chosen: argparse.Namespace, value: Any, text: str) -> None:
@@ -381,7 +384,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "propagate": _propagate,
     "suggest": _suggest,
     "evaluate": _evaluate,
-    **TOOL_COMMANDS,
+    **dict.fromkeys(TOOL_COMMANDS, _tool),
     "serve": _serve,
     "ohif": _ohif,
     "demo": _demo,

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,23 @@ def write_image(
         write_atomically(path, lambda temporary: nib.save(image, temporary))
     else:
         write_atomically(path, lambda temporary: sitk.WriteImage(_to_sitk(data, like.affine), str(temporary), compress))
+
+
+def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:
+    """Refuse to write over what is read, or twice to one file.
+
+    Args:
+        outputs: files to write.
+        inputs: files to read; None and empty names count for nothing.
+
+    Raises:
+        FileError: naming the file.
+    """
+    taken = {Path(file).resolve() for file in inputs if file}
+    for file in outputs:
+        if file.resolve() in taken:
+            raise FileError(f"{file}: would overwrite another file of this command; choose another name")
+        taken.add(file.resolve())
 
 
 def check_writable(path: str | Path) -> None:

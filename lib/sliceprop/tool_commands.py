@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _IMAGE = "NIfTI, NRRD, MetaImage or folder with a DICOM series"
 
 
+Command = Callable[[argparse.Namespace], dict[str, Any]]
+"""Does what the arguments say and tells about it: `files`, and perhaps `volume_ml` and `names`."""
+
+
 def add_tool_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Add the subcommands; `add` makes a parser from a name and a text."""
     grow = add("grow-from-seeds", "divide the surroundings of seeds among their labels")
@@ -185,11 +189,11 @@ def _automatic(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _export(chosen: argparse.Namespace) -> dict[str, Any]:
     from sliceprop.export import export_labels
-    from sliceprop.io import read_image
+    from sliceprop.io import check_not_inputs, read_image
     from sliceprop.labels import check_labels
     from sliceprop.segments import read_segments
 
-    _check_not_input(chosen, chosen.labels, chosen.names)
+    check_not_inputs([chosen.output], (chosen.labels, chosen.names))
     image = read_image(chosen.labels)
     labels = check_labels(image.array, image.array.shape)
     known = read_segments(chosen.names or chosen.labels)
@@ -291,33 +295,30 @@ def _write(
 
     import numpy as np
 
-    from sliceprop.io import write_image
+    from sliceprop.io import check_not_inputs, write_image
     from sliceprop.volume import voxel_spacing
 
-    _check_not_input(chosen, *(getattr(chosen, key, None) for key in ("image", "seeds", "labels", "points")))
+    check_not_inputs([chosen.output], (getattr(chosen, key, None) for key in ("image", "seeds", "labels", "points")))
     write_image(chosen.output, labels, scan)
     counts, voxel_ml = np.bincount(labels.ravel()), math.prod(voxel_spacing(scan.affine)) / 1000
     volumes = {str(value): counts[value] * voxel_ml for value in np.flatnonzero(counts) if value}
     return {"files": [str(chosen.output)], "volume_ml": volumes, **({"names": dict(names)} if names else {})}
 
 
-def _check_not_input(chosen: argparse.Namespace, *given: Path | None) -> None:
-    if chosen.output.resolve() in {file.resolve() for file in given if file}:
-        raise FileError(f"{chosen.output}: would overwrite another file of this command; choose another name")
+def _checked(command: Command) -> Command:
+    """The command after a look at where it is to write."""
 
-
-def _run(command: Callable[[argparse.Namespace], dict[str, Any]]) -> Callable[[argparse.Namespace], None]:
-    def run(chosen: argparse.Namespace) -> None:
+    def run(chosen: argparse.Namespace) -> dict[str, Any]:
         from sliceprop.io import check_folder, check_writable
 
         (check_folder if chosen.command == "export" else check_writable)(chosen.output)
-        told = command(chosen)
-        print(json.dumps(told) if chosen.json else _text(told))
+        return command(chosen)
 
     return run
 
 
-def _text(told: Mapping[str, Any]) -> str:
+def tool_text(told: Mapping[str, Any]) -> str:
+    """What a command of `TOOL_COMMANDS` tells, for people."""
     names = told.get("names", {})
     volumes = told.get("volume_ml", {}).items()
     lines = [f"label {value}{_named(names.get(int(value)))}: {ml:.2f} ml" for value, ml in volumes]
@@ -328,12 +329,12 @@ def _named(name: str | None) -> str:
     return "" if name is None else f" ({name})"
 
 
-TOOL_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "grow-from-seeds": _run(_grow_from_seeds),
-    "fast-marching": _run(_fast_marching),
-    "threshold-islands": _run(_threshold_islands),
-    "fill-between-slices": _run(_fill_between_slices),
-    "boundary-points": _run(_boundary_points),
-    "automatic": _run(_automatic),
-    "export": _run(_export),
+TOOL_COMMANDS: dict[str, Command] = {
+    "grow-from-seeds": _checked(_grow_from_seeds),
+    "fast-marching": _checked(_fast_marching),
+    "threshold-islands": _checked(_threshold_islands),
+    "fill-between-slices": _checked(_fill_between_slices),
+    "boundary-points": _checked(_boundary_points),
+    "automatic": _checked(_automatic),
+    "export": _checked(_export),
 }

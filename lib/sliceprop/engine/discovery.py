@@ -48,9 +48,9 @@ def undiscovered(lengths: Iterable[int], annotated: set[int], n_slices: int) -> 
 def _missed(length: int, annotated: set[int], n_slices: int) -> NDArray[np.float64]:
     """Of all places for a run of slices, the share that covers each slice and no annotated one, `(S,)`."""
     length = min(length, n_slices)
-    starts = np.arange(n_slices - length + 1)
-    hit = [np.any([start <= s < start + length for s in annotated]) for start in starts]
-    missed = starts[~np.array(hit, bool)]
+    starts, before = np.arange(n_slices - length + 1), np.zeros(n_slices + 1, int)
+    before[1:] = np.cumsum(np.isin(np.arange(n_slices), list(annotated)))
+    missed = starts[before[starts + length] == before[starts]]
     ends = np.zeros(n_slices + 1)
     np.add.at(ends, missed, 1)
     np.add.at(ends, missed + length, -1)
