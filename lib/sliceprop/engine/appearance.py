@@ -46,7 +46,7 @@ class Appearance:
     """
 
     def __init__(self, carrier: Carrier, *, seed: int = 0, threads: int = 1) -> None:
-        """Learn from the annotated slices and the scribbles.
+        """Learn from the annotated slices; scribbles mark what is unusual, and teaching them made results worse.
 
         Args:
             carrier: images and annotation, and the motion that says where a pixel lies on the annotated slices.
@@ -87,22 +87,14 @@ class Appearance:
 
     @cached_property
     def _taught_slices(self) -> list[int]:
-        annotation = self._carrier.annotation
-        taught = annotation.known.any(axis=0)
-        if annotation.scribbles is not None:
-            taught = taught | annotation.scribbles.any(axis=(1, 2))
-        return [int(s) for s in np.flatnonzero(taught)]
+        return [int(s) for s in np.flatnonzero(self._carrier.annotation.known.any(axis=0))]
 
     def _lesson(self, s: int, random: np.random.Generator) -> tuple[Features, NDArray[np.int32]]:
         """Described pixels of a slice and what they are."""
         annotation = self._carrier.annotation
-        painted = annotation.labels[s].copy()
+        painted = annotation.labels[s]
         near = _near_border(painted) if painted.any() else np.full(painted.shape, annotation.known[:, s].any())
         near &= (painted > 0) | ~self._may_hold_others(s)
-        if annotation.scribbles is not None:
-            marked = annotation.scribbles[s] != 0
-            painted[marked] = np.maximum(annotation.scribbles[s][marked], 0)
-            near |= marked
         chosen = np.flatnonzero(near)
         if chosen.size > self._pixels_per_slice:
             chosen = np.sort(random.choice(chosen, self._pixels_per_slice, replace=False))

@@ -14,16 +14,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from sliceprop.config import Fusion
+from sliceprop.engine.corrections import Corrections
 from sliceprop.engine.interpolation import sources
 from sliceprop.engine.propagation import Carrier, LabelScores
 from sliceprop.engine.refinement import Question, Refiner
 from sliceprop.labels import SCRIBBLED_BACKGROUND, LabelArray, SparseLabels
-
-SCRIBBLE_SIGMA_PX = 4.0
-"""Reach of a scribble in its own plane."""
-
-SCRIBBLE_SLICE_DECAY = 0.5
-"""What is left of a scribble's influence one slice further, over at most two slices."""
 
 ENDED_UNCERTAINTY = 0.5
 """Uncertainty where a label was carried to but judged to have ended."""
@@ -124,7 +119,7 @@ class _Filler:
         known, shape = self._annotation.known, self._annotation.labels.shape
         self._possible = supported & ~known if possible is None else possible
         self._below_source, self._above_source = (side.tolist() for side in sources(known))
-        self._scribbles = _scribble_influence(carrier)
+        self._corrections = Corrections(carrier)
         self.labels, self._below, self._above = (np.zeros(shape, np.int32) for _ in range(3))
         self._uncertainty = np.zeros(shape, np.float32)
         self._expected, self._refined_px = np.full(known.shape, np.nan), np.zeros(known.shape, np.int64)
@@ -160,10 +155,7 @@ class _Filler:
             open_questions = [question for question in questions if self._possible[question.k, s]]
             for question, refined in zip(open_questions, self._refiner.refine(s, open_questions), strict=True):
                 claims[question.k] = refined
-        pushed = (self._scribbles.get((k, s)) for k in range(len(claims)))
-        return [
-            claim if push is None else (claim + push).clamp(-1, 1) for claim, push in zip(claims, pushed, strict=True)
-        ]
+        return self._corrections.correct(s, claims)
 
     def _contest(self, claims: list[Tensor]) -> _Claims:
         contest = _Claims(*self.labels.shape[1:])
@@ -238,28 +230,3 @@ def _mixed(
     scores = [(weight, carrier.scores(k, index, low, up, rule)) for carrier, weight in weighed]
     mixed = (sum(weight * side[i] for weight, side in scores) for i in range(3))
     return LabelScores(*(torch.as_tensor(side) for side in mixed))
-
-
-def _scribble_influence(carrier: Carrier) -> dict[tuple[int, int], Tensor]:
-    """What scribbles add to the score of label `k` on slice `s`: up to 2 for their label, down to -2 for all others."""
-    marks = carrier.annotation.scribbles
-    if marks is None:
-        return {}
-    influence: dict[tuple[int, int], Tensor] = {}
-    for s in np.flatnonzero(marks.any(axis=(1, 2))):
-        for k, value in enumerate(carrier.annotation.values):
-            drawn = marks[s][carrier.windows[k]]
-            push = torch.from_numpy(2 * (_nearness(drawn == value) - _nearness((drawn != 0) & (drawn != value))))
-            for t in range(max(0, s - 2), min(len(marks), s + 3)):
-                weaker = SCRIBBLE_SLICE_DECAY ** abs(t - s) * push
-                influence[k, t] = influence[k, t] + weaker if (k, t) in influence else weaker
-    return influence
-
-
-def _nearness(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """`exp(-d^2 / 2 sigma^2)` of the distance `d` to the mask, 0 without a mask."""
-    if not mask.any():
-        return np.zeros(mask.shape, np.float32)
-    distance = ndimage.distance_transform_edt(~mask)
-    nearness: NDArray[np.float32] = np.exp(-0.5 * (distance / SCRIBBLE_SIGMA_PX) ** 2).astype(np.float32)
-    return nearness
