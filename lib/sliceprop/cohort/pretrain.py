@@ -1,0 +1,240 @@
+"""Pretraining over many studies, from files to a checkpoint: which are held out, the state on disk, the model card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from sliceprop import __version__
+from sliceprop.checkpoint import save_checkpoint
+from sliceprop.cohort.finding import Entry, Failure, find_studies
+from sliceprop.cohort.scans import CachedScans, cache_file, prepare
+from sliceprop.config import TrainConfig
+from sliceprop.engine.pretraining import Event, PretrainConfig, Pretraining, distributed, everyones, ranks
+from sliceprop.engine.registration import Model
+from sliceprop.errors import FileError, InputError
+from sliceprop.io import check_folder, make_folder, write_atomically, write_json
+from sliceprop.study import resolve_device
+
+STATE_KEY = "sliceprop-pretraining"
+
+HELD_OUT = 0.1
+"""Share of the studies that learning is judged by, where none are named."""
+
+
+@dataclass(frozen=True)
+class PretrainFiles:
+    """What is read and written.
+
+    Attributes:
+        studies: folders or CSV files, see `finding.find_studies`; labels are used where there are any.
+        output: checkpoint, `.safetensors`; the model card and the state go beside it.
+        validation: folders or CSV files held out; without any a share of the studies. Studies of one person belong on
+            one side.
+        cache: folder for prepared scans; beside `output` without it.
+        tracking: folder for TensorBoard; None for none.
+        mlflow: address or folder of an MLflow store; None for none.
+        licence: of the data, for the model card.
+        redo: start anew although there is a state.
+    """
+
+    studies: Sequence[Path]
+    output: Path
+    validation: Sequence[Path] = ()
+    cache: Path | None = None
+    tracking: Path | None = None
+    mlflow: str | None = None
+    licence: str = "not stated"
+    redo: bool = False
+
+    @property
+    def state(self) -> Path:
+        """What is needed to go on."""
+        return self.output.with_suffix(".state.safetensors")
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.output.with_suffix(".card.json")
+
+
+@dataclass
+class Pretrained:
+    """What came of it.
+
+    Attributes:
+        studies: learnt from, and held out.
+        failures: studies that could not be read.
+        events: of the epochs that this run did.
+        first: whether this process is the one that tells.
+    """
+
+    studies: tuple[int, int] = (0, 0)
+    failures: list[Failure] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    first: bool = True
+
+
+def pretrain(
+    files: PretrainFiles,
+    config: PretrainConfig | None = None,
+    *,
+    device: str = "auto",
+    progress: Callable[[Event], None] = lambda _: None,
+) -> Pretrained:
+    """Learn registration over many studies; under `torchrun` every process calls this.
+
+    Raises:
+        InputError: nothing to learn from, or a state that belongs to another run.
+        FileError: an output that cannot be written.
+    """
+    config, result = config or PretrainConfig(), Pretrained()
+    if files.output.suffix != ".safetensors":
+        raise FileError(f"{files.output}: the name of a checkpoint ends with .safetensors")
+    check_folder(files.output.absolute())
+    kind = resolve_device(device).type
+    distributed(lambda where: _work(files, config, where, progress, result), kind)
+    return result
+
+
+def _work(
+    files: PretrainFiles,
+    config: PretrainConfig,
+    device: torch.device,
+    progress: Callable[[Event], None],
+    result: Pretrained,
+) -> None:
+    """What each process does."""
+    rank, _ = ranks()
+    result.first = rank == 0
+    learn, judge = _split(files, result)
+    result.studies = len(learn), len(judge)
+    run = Pretraining(CachedScans(learn), CachedScans(judge or learn), config, device)
+    signature = _signature(config, learn, judge)
+    if files.state.is_file() and not files.redo:
+        run.load_state(*_load_state(files.state, signature))
+
+    def after_epoch(event: Event) -> None:
+        result.events.append(event)
+        if rank == 0:
+            _save(files, run, config, signature, result, event)
+            progress(event)
+
+    with ExitStack() as stack:
+        if rank == 0:
+            _track(files, run, stack)
+        run.run(after_epoch)
+
+
+def _split(files: PretrainFiles, result: Pretrained) -> tuple[list[Path], list[Path]]:
+    """The prepared scans to learn from and those to judge by, the same in every process."""
+    cache = files.cache or files.output.with_suffix(".cache")
+    make_folder(cache)
+    named, given = _entries(files.validation, result), _entries(files.studies, result)
+    rank, world = ranks()
+    failures = [prepare(entry, cache) for entry in [*given, *named][rank::world]]
+    told = everyones(json.dumps([asdict(failure) for failure in failures if failure]))
+    result.failures += [Failure(**each) for text in told for each in json.loads(text)]
+    judge = [file for entry in named if (file := cache_file(entry, cache)).is_file()]
+    learn = [file for entry in given if (file := cache_file(entry, cache)).is_file() and file not in judge]
+    if not learn:
+        raise InputError(f"there is no scan to learn from{_first_reason(result.failures)}")
+    if not files.validation and len(learn) > 1:
+        shuffled = sorted(learn)  # by their checksums: at random, and the same each time
+        judge = shuffled[: max(1, round(HELD_OUT * len(learn)))]
+        learn = [file for file in learn if file not in judge]
+    return learn, judge
+
+
+def _entries(places: Sequence[Path], result: Pretrained) -> list[Entry]:
+    entries = list[Entry]()
+    for place in places:
+        found, failures = find_studies(place)
+        entries += found
+        result.failures += failures
+    return entries
+
+
+def _first_reason(failures: Sequence[Failure]) -> str:
+    return f" ({failures[0].name}: {failures[0].reason})" if failures else ""
+
+
+def _signature(config: PretrainConfig, learn: Sequence[Path], judge: Sequence[Path]) -> str:
+    """What a state must agree with to be taken up; how long to learn may change."""
+    fixed = {key: value for key, value in asdict(config).items() if key not in ("epochs", "budget_s", "patience")}
+    text = json.dumps([fixed, [file.name for file in learn], [file.name for file in judge]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _save(
+    files: PretrainFiles, run: Pretraining, config: PretrainConfig, signature: str, result: Pretrained, event: Event
+) -> None:
+    """The state, the best model so far and its card."""
+    tensors, values = run.state()
+    data = save(tensors, metadata={STATE_KEY: json.dumps({"signature": signature, **values})})
+    write_atomically(files.state, lambda temporary: temporary.write_bytes(data))
+    train = TrainConfig(smoothness=config.smoothness, learning_rate=config.learning_rate, seed=config.seed)
+    save_checkpoint(files.output, Model(run.best, train, metric=run.best_similarity))
+    write_json(files.card, _card(files, config, result, event))
+
+
+def _card(files: PretrainFiles, config: PretrainConfig, result: Pretrained, event: Event) -> dict[str, Any]:
+    return {
+        "model": "2D registration network of sliceprop, pretrained without its studies' fields",
+        "intended_use": "a start for learning single studies; research only, not a medical device",
+        "made_by": f"sliceprop {__version__}",
+        "data": {
+            "sources": [place.name for place in files.studies],
+            "learnt_from": result.studies[0],
+            "held_out": result.studies[1],
+            "licence": files.licence,
+        },
+        "config": asdict(config),
+        "epochs": event.epoch,
+        "metrics": {"held_out_squared_local_correlation": round(event.best, 4)},
+    }
+
+
+def _load_state(file: Path, signature: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    try:
+        with safe_open(file, framework="pt") as content:
+            values = json.loads((content.metadata() or {})[STATE_KEY])
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118, not a dict
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise FileError(f"{file}: is no state of a pretraining, or damaged; start anew with --redo") from error
+    if values["signature"] != signature:
+        raise InputError(
+            f"{file}: belongs to other studies or settings; start anew with --redo, or choose another name"
+        )
+    return tensors, values
+
+
+def _track(files: PretrainFiles, run: Pretraining, stack: ExitStack) -> None:
+    """Have ignite's loggers follow the epochs."""
+    from ignite.engine import Events
+
+    loggers = list[Any]()
+    try:
+        if files.tracking is not None:
+            from ignite.handlers.tensorboard_logger import TensorboardLogger
+
+            make_folder(files.tracking)
+            loggers.append(TensorboardLogger(str(files.tracking)))
+        if files.mlflow is not None:
+            from ignite.handlers.mlflow_logger import MLflowLogger
+
+            loggers.append(MLflowLogger(files.mlflow))
+    except (ImportError, RuntimeError) as error:
+        raise InputError("tracking needs packages: pip install 'sliceprop[tracking]'") from error
+    for logger in loggers:
+        logger.attach_output_handler(run.trainer, Events.EPOCH_COMPLETED, tag="pretraining", metric_names="all")
+        stack.callback(logger.close)

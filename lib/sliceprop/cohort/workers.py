@@ -1,0 +1,189 @@
+"""Where studies are worked off: Dask workers on this machine, of a scheduler that runs already, or of a SLURM cluster.
+
+A worker does one study at a time. Workers offer the resources `MEMORY` (bytes) and, with a GPU each, `GPU`; studies ask
+for what they need of them, so that Dask places each where it fits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sliceprop.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from distributed import Client, SpecCluster
+
+GPU, MEMORY = "GPU", "MEMORY"
+
+WORKER_GIB = 4.0
+"""Memory of a worker that is not told: enough for 100 slices of 512 by 512."""
+
+CONNECT_S = 10.0
+"""For a scheduler to answer, at first and when the connection was lost."""
+
+START_S = 120.0
+"""For the first worker to come, where one is expected at once."""
+
+NO_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)"
+"""For worker processes: Ctrl-C reaches them too, but it is this process that ends them."""
+
+SETTINGS: dict[str, Any] = {
+    "distributed.nanny.pre-spawn-environ.DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical",
+    # No results wait in a worker's memory, so that there is nothing to spill, and pausing would last for ever.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    # Who kills a worker twice is tried once more when nothing else runs; see `run`.
+    "distributed.scheduler.allowed-failures": 1,
+}
+
+
+@dataclass(frozen=True)
+class WorkersConfig:
+    """Who works.
+
+    Attributes:
+        n: workers, or SLURM jobs; None for as many as this machine can feed.
+        memory_gib: of each worker; None for its share of this machine, on SLURM for `WORKER_GIB`.
+        threads: of each worker, for one study; None for its share of this machine's cores, on SLURM for 4.
+        scheduler: address of a running scheduler, such as `tcp://10.0.0.1:8786`; the three above are then its own.
+        slurm: start the workers as SLURM jobs; queue, account and time come from Dask's own `jobqueue.slurm`.
+    """
+
+    n: int | None = None
+    memory_gib: float | None = None
+    threads: int | None = None
+    scheduler: str | None = None
+    slurm: bool = False
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("n", "memory_gib", "threads") if getattr(self, name) is not None]
+        if any(getattr(self, name) <= 0 for name in given):
+            raise InputError("workers, their memory and their threads must be more than 0")
+        if self.scheduler and (given or self.slurm):
+            raise InputError("a running scheduler has its own workers; leave out the number, memory, threads and SLURM")
+
+
+@contextmanager
+def workers(config: WorkersConfig, *, gpu: bool, shared: Path) -> Iterator[Client]:
+    """Start or find workers, and end what was started.
+
+    Args:
+        config: which.
+        gpu: each worker of this machine or SLURM job gets a GPU of its own.
+        shared: folder that the machines of a cluster share, for the keys of their encrypted connections.
+
+    Raises:
+        InputError: Dask is not installed, no scheduler answers, or no worker comes.
+    """
+    with ExitStack() as stack:
+        try:
+            import dask
+            from distributed import Client
+        except ImportError as error:
+            raise InputError("cohorts need Dask: pip install 'sliceprop[cohort]'") from error
+        stack.enter_context(dask.config.set(SETTINGS))
+        stack.enter_context(_quiet())
+        try:
+            where = config.scheduler or stack.enter_context(_cluster(config, gpu, shared))
+            client = stack.enter_context(Client(where, timeout=CONNECT_S))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{config.scheduler or 'Dask'}: no scheduler answers there ({error})") from error
+        try:
+            client.wait_for_workers(1, timeout=None if config.slurm else START_S)
+        except TimeoutError as error:
+            raise InputError(f"{client.scheduler.address}: no worker came within {START_S:g} s") from error
+        yield client
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Dask's own messages, which come in dozens, held back: what matters is told per study."""
+    levels = {name: logging.getLogger(name).level for name in ("distributed", "distributed.client")}
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _cluster(config: WorkersConfig, gpu: bool, shared: Path) -> SpecCluster:
+    if not config.slurm:
+        return _local_cluster(config, gpu)
+    cluster = slurm_cluster(config, gpu, shared)
+    cluster.scale(jobs=config.n or 1)
+    return cluster
+
+
+def _local_cluster(config: WorkersConfig, gpu: bool) -> SpecCluster:
+    """A scheduler in this process and worker processes, which talk over TLS with keys that nobody else has."""
+    from dask.system import CPU_COUNT
+    from distributed import Nanny, Scheduler, Security, SpecCluster
+    from distributed.system import MEMORY_LIMIT
+
+    gpus = _gpus() if gpu else []
+    n = config.n or len(gpus) or max(1, min(CPU_COUNT, int(MEMORY_LIMIT / 2**30 / WORKER_GIB)))
+    memory = int((config.memory_gib or MEMORY_LIMIT / 2**30 / n) * 2**30)
+    threads = config.threads or max(1, CPU_COUNT // n)
+    security = Security.temporary()
+    local = {"security": security, "host": "127.0.0.1", "dashboard": False, "dashboard_address": ":0"}
+    common = {**local, "nthreads": 1, "memory_limit": memory, "preload": [NO_INTERRUPTS]}
+
+    def options(number: int) -> dict[str, Any]:
+        env = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        if gpus:
+            env["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+        return {**common, "env": env, "resources": {MEMORY: memory, **({GPU: 1} if gpus else {})}}
+
+    return SpecCluster(
+        workers={number: {"cls": Nanny, "options": options(number)} for number in range(n)},
+        scheduler={"cls": Scheduler, "options": local},
+        security=security,
+    )
+
+
+def slurm_cluster(config: WorkersConfig, gpu: bool, shared: Path) -> SpecCluster:
+    """A scheduler in this process, to be scaled to a worker per SLURM job.
+
+    Raises:
+        InputError: dask-jobqueue is not installed.
+    """
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError as error:
+        raise InputError("SLURM needs dask-jobqueue: pip install 'sliceprop[slurm]'") from error
+    import dask
+    from distributed import Security
+
+    threads, gib = config.threads or 4, config.memory_gib or WORKER_GIB
+    offered = f"{MEMORY}={int(gib * 2**30)}" + (f",{GPU}=1" if gpu else "")
+    extra = list(dask.config.get("jobqueue.slurm.job-extra-directives", []))
+    prologue = list(dask.config.get("jobqueue.slurm.job-script-prologue", []))
+    return SLURMCluster(
+        cores=threads,
+        processes=1,
+        memory=f"{gib}GiB",
+        security=Security.temporary(),
+        protocol="tls://",
+        shared_temp_directory=str(shared),
+        worker_extra_args=["--nthreads", "1", "--resources", offered],
+        job_extra_directives=extra + (["--gres=gpu:1"] if gpu else []),
+        job_script_prologue=[*prologue, f"export OMP_NUM_THREADS={threads}", "export OMP_WAIT_POLICY=PASSIVE"],
+    )
+
+
+def _gpus() -> list[str]:
+    """What each worker sees as its GPU: the entries of `CUDA_VISIBLE_DEVICES` where it is set, else all by number."""
+    import torch
+
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return listed.split(",") if listed else [str(number) for number in range(torch.cuda.device_count())]

@@ -1,0 +1,82 @@
+"""`sliceprop cohort` with worker processes of its own, and what it asks of SLURM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cohorts import write_study
+from sliceprop.cli import main
+from sliceprop.cohort.workers import WorkersConfig, slurm_cluster
+from sliceprop.errors import InputError
+
+
+def test_some_studies_done_some_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in/labels/sparse").mkdir(parents=True)
+    for seed, name in enumerate("ab"):
+        write_study(tmp_path / name, seed=seed)
+        (tmp_path / name / "image.nii.gz").rename(tmp_path / f"in/{name}.nii.gz")
+        (tmp_path / name / "labels.nii.gz").rename(tmp_path / f"in/labels/sparse/{name}.nii.gz")
+    (tmp_path / "in/labels/sparse/b.nii.gz").write_text("no labels")
+    options = ["--method", "shape", "--device", "cpu", "--workers", "1", "--threads", "1", "--memory", "3"]
+    command = ["cohort", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *options]
+    assert main(command) == 1
+    out = capsys.readouterr().out
+    assert "1 studies finished, 1 failed" in out
+    assert f"failed: {tmp_path}/in/b.nii.gz: {tmp_path}/in/labels/sparse/b.nii.gz: cannot be read" in out
+    assert (tmp_path / "out/a/overlay.png").is_file()
+    (tmp_path / "in/b.nii.gz").unlink()
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["finished"], told["resumed"], told["failed"]) == (1, 1, [])
+
+
+def test_a_study_too_large_for_every_worker_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(tmp_path / "in/a")
+    options = ["--device", "cpu", "--workers", "1", "--memory", "0.5"]
+    assert main(["cohort", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *options, "--json"]) == 1
+    (failed,) = json.loads(capsys.readouterr().out)["failed"]
+    assert "the largest worker has 0.5; run again with more --memory" in failed["reason"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workers", "0"], "more than 0"),
+        (["--scheduler", "tcp://127.0.0.1:9", "--workers", "2"], "leave out"),
+        (["--device", "cuda:1"], "auto, cpu or cuda"),
+        (["--target", "2"], "target"),
+        (["--budget-s", "0"], "budget_s"),
+    ],
+)
+def test_options_that_make_no_sense(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    write_study(tmp_path / "in/a")
+    assert main(["cohort", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cohort", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
+    assert "holds no studies" in capsys.readouterr().err
+
+
+def test_slurm_jobs_offer_one_gpu_and_their_memory(tmp_path: Path) -> None:
+    config = WorkersConfig(n=3, memory_gib=6, threads=8, slurm=True)
+    with slurm_cluster(config, True, tmp_path) as cluster:
+        script = cluster.job_script()
+    assert "#SBATCH --gres=gpu:1" in script
+    assert "#SBATCH --cpus-per-task=8" in script
+    assert "#SBATCH --mem=6G" in script
+    assert "export OMP_NUM_THREADS=8" in script
+    assert f"--resources MEMORY={6 * 2**30},GPU=1" in script
+    assert script.rindex("--nthreads 1") > script.rindex("--nthreads 8")
+    assert "tls://" in script
+
+
+def test_a_running_scheduler_has_its_own_workers() -> None:
+    with pytest.raises(InputError, match="its own workers"):
+        WorkersConfig(scheduler="tcp://x", slurm=True)
