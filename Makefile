@@ -1,5 +1,5 @@
 # The two commands of the README are `make serve` and `make test`; `make help` lists the others.
-# Everything is installed into $(VENV), once, and again when the list of requirements changes.
+# Everything is installed into $(VENV), once, and again when a list of requirements changes; what only tests need, for them only.
 
 STUDIES ?= sample-data
 HOST ?= 127.0.0.1
@@ -8,6 +8,7 @@ VENV ?= .venv
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.sliceprop-installed
+TEST_STAMP := $(VENV)/.sliceprop-tests-installed
 
 unexport PYTHONPATH PYTHONHOME PIP_USER
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -31,18 +32,18 @@ ohif: $(STAMP) ## annotate in a browser, with an archive of its own: DICOM=folde
 
 test: lint types unit-tests ## lint, check types, run all tests
 
-lint: $(STAMP) ## check style and formatting
+lint: $(TEST_STAMP) ## check style and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-format: $(STAMP) ## mend style and formatting where that is automatic
+format: $(TEST_STAMP) ## mend style and formatting where that is automatic
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-types: $(STAMP) ## check types
+types: $(TEST_STAMP) ## check types
 	$(BIN)/mypy
 
-unit-tests: $(STAMP) ## run all tests; ARGS='tests/test_io.py -k nrrd' for some
+unit-tests: $(TEST_STAMP) ## run all tests; ARGS='tests/test_io.py -k nrrd' for some
 	$(BIN)/pytest $(ARGS)
 
 sample-data: $(STAMP) ## write the synthetic scan of sample-data/ anew
@@ -67,7 +68,7 @@ benchmark-peers: $(STAMP) $(PEERS:%=.venv-%/.installed) ## measure slow methods 
 	$(@D)/bin/python -m pip install --no-deps --requirement benchmarks/peers/$*/peer.txt
 	@touch $@
 
-# The stamp holds the checkout that was installed, so that a second checkout with the same VENV installs itself.
+# A stamp holds the checkout that was installed, so that a second checkout with the same VENV installs itself.
 ifneq ($(shell cat '$(STAMP)' 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
@@ -75,4 +76,11 @@ $(STAMP): requirements.txt pyproject.toml packaging/sam2/pyproject.toml
 	@packaging/make_venv.sh '$(VENV)'
 	@echo 'Installing into $(VENV): about 5 GB and 4 minutes the first time'
 	$(BIN)/python -m pip install --progress-bar off --requirement requirements.txt
+	@echo '$(CURDIR)' > '$@'
+
+ifneq ($(shell cat '$(TEST_STAMP)' 2>/dev/null),$(CURDIR))
+.PHONY: $(TEST_STAMP)
+endif
+$(TEST_STAMP): requirements-test.txt $(STAMP)
+	$(BIN)/python -m pip install --progress-bar off --requirement requirements-test.txt
 	@echo '$(CURDIR)' > '$@'

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import requests
 from numpy.typing import NDArray
+from requests.auth import AuthBase
 
 from sliceprop import io
 from sliceprop.errors import FileError, InputError
@@ -50,22 +51,38 @@ class RefusedError(ServerError):
         self.status = status
 
 
+class _Bearer(AuthBase):
+    """Says who asks; requests drops it where a server sends the client to another one."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
 class Client:
     """One server.
 
     Args:
         address: `http://127.0.0.1:8000`; the scheme may be left out.
+        token: for a server that asks who is there, as `sliceprop token` made it; empty for none.
 
     Raises:
-        ServerError: not an address.
+        ServerError: not an address, or not a token.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, token: str = "") -> None:
         text = address.strip().rstrip("/")
         if not text or " " in text:
             raise ServerError(f"{address!r} is not an address; give one like http://127.0.0.1:8000")
         self.address = text if "://" in text else f"http://{text}"
         self._session = requests.Session()
+        if token := token.strip():
+            if not token.isascii() or not token.isprintable():
+                raise ServerError("this is not a token; copy it as the server's operator gave it")
+            self._session.auth = _Bearer(token)
 
     def check(self) -> None:
         """Make sure that this is a server of the app.
@@ -73,10 +90,13 @@ class Client:
         Raises:
             UnreachableError: nobody answers.
             WrongServerError: somebody else does.
+            RefusedError: it wants to know who asks, or does not let this one in.
         """
         try:
             info = self._json("GET", "/info/")
         except RefusedError as error:
+            if error.status in (401, 403):
+                raise
             raise WrongServerError(self._stranger()) from error
         if not isinstance(info, dict) or MODEL not in info.get("models", {}):
             raise WrongServerError(self._stranger())
@@ -211,6 +231,11 @@ class Client:
             answer = self._session.request(method, self.address + path, timeout=(CONNECT_S, ANSWER_S), **options)
         except requests.Timeout as error:
             raise UnreachableError(f"the server {self.address} does not answer in time; try again") from error
+        except requests.exceptions.SSLError as error:
+            raise UnreachableError(
+                f"the server {self.address} has a certificate that is not trusted here; "
+                "name its file in the variable REQUESTS_CA_BUNDLE"
+            ) from error
         except requests.RequestException as error:
             raise UnreachableError(
                 f"the server {self.address} does not answer; check the address, and that it is running"
@@ -226,8 +251,10 @@ class Client:
             detail = None
         if answer.status_code in (404, 405) and detail in (None, "Not Found", "Method Not Allowed"):
             return WrongServerError(self._stranger())
-        if answer.status_code in (401, 403):
-            return RefusedError(answer.status_code, f"the server {self.address} asks for a login")
+        if answer.status_code == 401:
+            return RefusedError(401, f"the server {self.address} asks who you are; enter your token and connect again")
+        if answer.status_code == 403:
+            return RefusedError(403, str(detail or f"the server {self.address} does not allow you to do this"))
         return RefusedError(answer.status_code, str(detail or f"the server failed ({answer.status_code}); see its log"))
 
     def _stranger(self) -> str:

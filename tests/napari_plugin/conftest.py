@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-NEEDED = ("napari", "qtpy", "pytestqt")
+from qt import qt_loads
+
 PATIENCE_MS = 300_000
 
-if any(find_spec(name) is None for name in NEEDED):
+if find_spec("napari") is None or not qt_loads():
     collect_ignore_glob = ["test_*.py"]
 
 
@@ -73,7 +74,14 @@ def no_thread() -> bool:
 
 
 @pytest.fixture
-def panel(viewer: Any, qtbot: Any) -> Iterator[Any]:
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where what is learned in a test is kept: not in the user's folder."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path / "data" / "sliceprop" / "models"
+
+
+@pytest.fixture
+def panel(viewer: Any, qtbot: Any, models: Path) -> Iterator[Any]:
     """The plugin's panel in the viewer, without layers."""
     dock, made = viewer.window.add_plugin_dock_widget("sliceprop")
     made.options.budget.setValue(60)
@@ -95,6 +103,7 @@ def idle(panel: Any, qtbot: Any) -> Callable[[], None]:
     """Waits until nothing runs any more."""
 
     def settled() -> bool:
-        return not (panel.runner.busy("work") or panel.runner.busy("preview") or panel.timer.isActive())
+        busy = panel.runner.busy("work") or panel.runner.busy("preview") or panel.timer.isActive()
+        return not busy and panel.session.results.complete
 
     return lambda: qtbot.waitUntil(settled, timeout=PATIENCE_MS)

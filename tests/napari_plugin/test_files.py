@@ -10,6 +10,7 @@ import pytest
 from napari.layers import Image, Labels
 
 from sliceprop import io
+from sliceprop.dicom import write_dicom_series
 from sliceprop.errors import FileError
 from sliceprop.napari_plugin.files import reader, write_layer
 from sliceprop.napari_plugin.geometry import file_affine, file_image, layer_affine
@@ -46,6 +47,23 @@ def test_a_file_comes_back_as_it_was(tmp_path: Path, suffix: str) -> None:
     again = io.read_image(write_layer(str(tmp_path / f"again{suffix}"), data, attributes)[0])
     np.testing.assert_array_equal(again.array, array)
     np.testing.assert_allclose(again.affine, affine, atol=1e-5)
+
+
+def test_a_dicom_folder_opens(tmp_path: Path, viewer: Any) -> None:
+    array = np.random.default_rng(1).integers(0, 900, (6, 5, 4)).astype(np.int16)
+    folder = tmp_path / "series"
+    write_dicom_series(folder, io.Image(array, RIGHT_ANGLED))
+    (layer,) = viewer.open(folder, plugin="sliceprop")
+    viewer.layers.clear()
+    again = file_image(layer)
+    assert layer.name == "series" and again.array.shape == array.shape
+    i, j, k = np.round(np.linalg.inv(again.affine) @ RIGHT_ANGLED @ [1, 2, 3, 1]).astype(int)[:3]
+    assert again.array[i, j, k] == array[1, 2, 3]
+
+
+def test_other_folders_are_left_to_other_readers(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    assert reader(str(tmp_path)) is None and reader(str(tmp_path / "missing")) is None
 
 
 def test_labels_are_known_by_their_values(tmp_path: Path) -> None:

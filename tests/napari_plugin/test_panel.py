@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from qtpy.QtCore import QTimer
 
 from serving import AFFINE, DRAWN, SHAPE, only, scan, truth
+from sliceprop import io
 from sliceprop.napari_plugin.geometry import AFFINE as PLACE
 from sliceprop.napari_plugin.geometry import layer_affine
 from sliceprop.napari_plugin.label_names import LabelStyle, names_of, set_styles
+from sliceprop.napari_plugin.widget import KEYS
 
 STYLES = {1: LabelStyle("disc", (1.0, 0.0, 0.0)), 2: LabelStyle("core", (0.0, 1.0, 0.0))}
 TRUTH = truth().T
@@ -117,8 +120,8 @@ def test_cancel_keeps_the_best(panel: Any, painted: Any, idle: Idle, qtbot: Any)
     qtbot.waitUntil(lambda: bool(progress), timeout=300_000)
     panel.cancel_button.click()
     idle()
-    assert progress[-1].epoch < progress[-1].total_epochs
-    assert panel.session.backend.has_model and panel.session.shown.report["trained"]
+    assert progress[-1].share < 1
+    assert panel.session.learned and panel.session.shown.report["trained"]
 
 
 def test_a_stroke_is_previewed_and_never_changed(panel: Any, painted: Any, idle: Idle) -> None:
@@ -151,6 +154,43 @@ def test_a_stroke_is_previewed_and_never_changed(panel: Any, painted: Any, idle:
     painted.data_setitem((np.array([9]), np.array([0]), np.array([0])), 1)
     idle()
     assert 9 in panel.session.annotated and result.data[9].sum() == 1
+
+
+def test_a_stroke_on_the_first_result_counts(panel: Any, painted: Any, idle: Idle) -> None:
+    panel.propagate()
+    idle()
+    result = panel.session.results["labels"]
+    result.data_setitem((np.array([5]), np.array([0]), np.array([3])), 2)
+    idle()
+    assert 5 in panel.session.annotated
+    np.testing.assert_array_equal(painted.data[5], result.data[5])
+
+
+def test_a_stroke_previews_what_it_touches(panel: Any, painted: Any, image: Any, idle: Idle) -> None:
+    panel.options.extrapolate.setCurrentText("none")
+    panel.propagate()
+    idle()
+    before = panel.session.shown.labels.copy()
+    seen: list[np.ndarray] = []
+
+    def look() -> None:
+        labels = panel.session.shown.labels
+        if not np.array_equal(labels[3:7], before[3:7]) and not seen:
+            seen.append(labels.copy())
+
+    painted.data[DRAWN[2]] = 0
+    painted.refresh()
+    idle()
+    panel.session.settings = panel.options.settings()
+    panel.session.changed.connect(look)
+    panel.session.instant = True
+    paint(painted, (5,))
+    idle()
+    panel.session.changed.disconnect(look)
+    first, shape = seen[0], panel.session.shown.labels
+    np.testing.assert_array_equal(first[: DRAWN[0]], before[: DRAWN[0]])
+    np.testing.assert_array_equal(first[5], TRUTH[5])
+    assert panel.session.annotated == {DRAWN[0], 5, DRAWN[1]} and not shape[DRAWN[1] + 1 :].any()
 
 
 def test_strokes_while_propagating_are_kept(panel: Any, painted: Any, idle: Idle, qtbot: Any) -> None:
@@ -227,7 +267,7 @@ def test_side_tools(panel: Any, painted: Any, viewer: Any, image: Any, idle: Idl
     panel.tools.measure()
     assert "disc: 0." in panel.tools.measured.text() and "Mean: 0." in panel.tools.measured.text()
     panel.tools.removed.setText(f"{DRAWN[1]}, 12-13")
-    panel.attempt(panel.tools._remove)
+    panel.attempt(panel.tools.remove)
     assert panel.session.annotated == {DRAWN[0], DRAWN[2]}
     assert not painted.data[DRAWN[1]].any()
     painted.data_setitem((np.array([6]), np.array([0]), np.array([0])), 1)
@@ -281,6 +321,43 @@ def test_layers_that_cannot_be_used_are_refused_in_words(panel: Any, viewer: Any
     assert panel.session.results["labels"] is None and not panel.session.busy
 
 
+def test_an_image_that_is_read_as_needed(panel: Any, viewer: Any, idle: Idle) -> None:
+    import dask.array
+
+    viewer.add_image(dask.array.from_array(scan().T), name="lazy", scale=(4, 1, 1))
+    viewer.add_labels(only(truth()).T.copy(), name="drawn", scale=(4, 1, 1))
+    panel.propagate()
+    idle()
+    assert panel.session.results["labels"].data[4].any()
+    lazy = viewer.add_labels(dask.array.from_array(only(truth()).T), name="lazy labels", scale=(4, 1, 1))
+    panel.labels.choose(lazy)
+    panel.propagate()
+    idle()
+    assert "is not in memory" in panel.message.text()
+
+
+def test_keys_are_free_in_napari(viewer: Any, panel: Any) -> None:
+    """None of ours does something else in a viewer, an image or a labels layer."""
+    from napari.layers import Image, Labels
+    from napari.settings import get_settings
+
+    bound = get_settings().shortcuts.shortcuts
+    taken = {str(key) for name, keys in bound.items() for key in keys if not _of_other_layers(name)}
+    assert not taken & KEYS.keys()
+    assert not {str(key) for kind in (Image, Labels) for key in kind.class_keymap} & KEYS.keys()
+    assert set(map(str, viewer.keymap)) >= KEYS.keys()
+
+
+def _of_other_layers(command: str) -> bool:
+    return any(kind in command for kind in ("points", "shapes", "rectangle", "ellipse", "line", "path", "polygon"))
+
+
+def test_the_propagate_key(panel: Any, painted: Any, viewer: Any, idle: Idle) -> None:
+    press(viewer, "R")
+    idle()
+    assert panel.session.results["labels"] is not None and not panel.session.shown.report["trained"]
+
+
 def test_no_layers_at_all(panel: Any) -> None:
     for act in (panel.learn, panel.propagate, panel.preview, panel.suggest, panel.accept, panel.session.undo):
         act()
@@ -294,7 +371,9 @@ def test_layers_that_go_while_learning(panel: Any, painted: Any, viewer: Any, id
     assert len(viewer.layers) == 0
 
 
-def test_a_checkpoint_is_saved_and_starts_the_next_one(panel: Any, painted: Any, idle: Idle, tmp_path: Any) -> None:
+def test_a_checkpoint_is_saved_and_starts_the_next_one(
+    panel: Any, painted: Any, idle: Idle, tmp_path: Path, models: Path
+) -> None:
     file = tmp_path / "best.safetensors"
     panel.options.save_to.text.setText(str(file))
     panel.learn_button.click()
@@ -302,7 +381,8 @@ def test_a_checkpoint_is_saved_and_starts_the_next_one(panel: Any, painted: Any,
     assert file.is_file()
     panel.options.save_to.text.setText("")
     panel.options.start.text.setText(str(file))
-    panel.session.backend._model = None
+    for kept in models.iterdir():
+        kept.unlink()
     panel.propagate()
     idle()
     assert panel.session.shown.report["trained"]
@@ -312,8 +392,9 @@ def test_a_checkpoint_is_saved_and_starts_the_next_one(panel: Any, painted: Any,
     assert "missing.safetensors: no such checkpoint" in panel.message.text()
 
 
-def test_a_viewer_that_is_closed_while_learning(qapp: Any, qtbot: Any, ended: Idle) -> None:
+def test_a_viewer_that_is_closed_while_learning(qapp: Any, qtbot: Any, ended: Idle, models: Path) -> None:
     import napari
+    from napari.utils.notifications import notification_manager
 
     viewer = napari.Viewer(show=False)
     viewer.add_image(scan().T)
@@ -324,7 +405,12 @@ def test_a_viewer_that_is_closed_while_learning(qapp: Any, qtbot: Any, ended: Id
     panel.session.progressed.connect(progress.append)
     panel.learn_button.click()
     qtbot.waitUntil(lambda: bool(progress), timeout=300_000)
+    notification_manager.records.clear()
     runner = panel.runner
     viewer.close()
     qtbot.waitUntil(lambda: not runner.busy("work"), timeout=300_000)
     ended()
+    assert any("Learning was ended" in str(record.message) for record in notification_manager.records)
+    assert len(list(models.glob("*.safetensors"))) == 1
+    kept = io.read_image(next(models.glob("*.labels.nii.gz")))
+    np.testing.assert_array_equal(kept.array, only(truth()))

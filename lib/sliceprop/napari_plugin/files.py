@@ -1,13 +1,17 @@
-"""Readers and writers for napari: NIfTI, NRRD and MetaImage with their place in space."""
+"""Readers and writers for napari: NIfTI, NRRD, MetaImage and DICOM with their place in space; where models are kept."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from qtpy.QtCore import QStandardPaths
 
 from sliceprop.config import MAX_LABEL
 from sliceprop.io import Image, compact_labels, read_image, write_image
@@ -20,14 +24,27 @@ MOST_LABELS = 200
 
 
 def reader(path: str | Sequence[str]) -> Callable[[Any], list[LayerData]] | None:
-    """npe2 reader: a function for files of a known format, None for others."""
-    paths = [path] if isinstance(path, str) else list(path)
-    return _read if all(Path(one).is_file() for one in paths) else None
+    """npe2 reader: a function for files of a known format and folders with a DICOM series, None for others."""
+    return _read if all(one.is_file() or holds_dicom(one) for one in _paths(path)) else None
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Whether a folder has a DICOM file among its first ones: the letters DICM behind 128 bytes."""
+    files = (file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else iter(())
+    return any(_is_dicom(file) for file in islice(files, 5))
+
+
+def _is_dicom(file: Path) -> bool:
+    with file.open("rb") as content:
+        return content.read(132)[128:] == b"DICM"
+
+
+def _paths(path: str | Sequence[str]) -> list[Path]:
+    return [Path(path)] if isinstance(path, str) else [Path(one) for one in path]
 
 
 def _read(path: str | Sequence[str]) -> list[LayerData]:
-    paths = [path] if isinstance(path, str) else path
-    return [layer_data(read_image(one), _stem(Path(one))) for one in paths]
+    return [layer_data(read_image(one), _stem(one)) for one in _paths(path)]
 
 
 def layer_data(image: Image, name: str) -> LayerData:
@@ -76,5 +93,19 @@ def _affine(attributes: Mapping[str, Any]) -> NDArray[np.float64]:
     return matrix
 
 
+def models_folder() -> Path:
+    """Where the local backend keeps what it learns: the user's folder for data, or one that goes with the machine."""
+    folder = Path(QStandardPaths.writableLocation(QStandardPaths.StandardLocation.GenericDataLocation))
+    folder = folder / "sliceprop" / "models"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        usable = os.access(folder, os.W_OK)
+    except OSError:
+        usable = False
+    return folder if usable else Path(tempfile.gettempdir()) / "sliceprop-models"
+
+
 def _stem(file: Path) -> str:
+    if file.is_dir():
+        return file.resolve().name
     return file.name.removesuffix(".gz").rpartition(".")[0] or file.name

@@ -37,9 +37,14 @@ def layer_affine(layer: Any) -> Affine:
     return check_affine(_reversed(3) @ world, layer.name)
 
 
+def reversed_axes(affine: Affine) -> Affine:
+    """From the axis order of layers to that of files, and back."""
+    return affine @ _reversed(3)
+
+
 def file_affine(layer: Any) -> Affine:
     """The same for the axis order `(i, j, k)` of files."""
-    return layer_affine(layer) @ _reversed(3)
+    return reversed_axes(layer_affine(layer))
 
 
 def file_image(layer: Any) -> Image:

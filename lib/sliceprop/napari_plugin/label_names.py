@@ -83,9 +83,17 @@ def label_options(styles: Mapping[int, LabelStyle], metadata: Mapping[str, Any])
 
 def copy_styles(source: Any, target: Any) -> None:
     """Show the labels of one layer as another one does."""
-    target.metadata = {**target.metadata, NAMES: names_of(source)}
-    target.features = source.features
-    target.colormap = source.colormap
+    for key, value in shared_styles(source, target.metadata).items():
+        setattr(target, key, value)
+
+
+def shared_styles(source: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for a labels layer that shows its labels as another one does, and its own metadata."""
+    return {
+        "metadata": {**metadata, NAMES: names_of(source)},
+        "features": source.features,
+        "colormap": source.colormap,
+    }
 
 
 def read_itksnap(file: Path) -> dict[int, LabelStyle]:

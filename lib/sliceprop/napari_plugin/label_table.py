@@ -40,9 +40,10 @@ class LabelTable(QWidget):
         self._styles: dict[int, LabelStyle] = {}
         self.table = QTableWidget(0, 3)
         self.table.setHorizontalHeaderLabels(["", "Value", "Name"])
-        self.table.verticalHeader().hide()
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        header = self.table.horizontalHeader()
+        header, side = self.table.horizontalHeader(), self.table.verticalHeader()
+        assert header is not None and side is not None
+        side.hide()
         header.setSectionResizeMode(NAME, QHeaderView.ResizeMode.Stretch)
         self.table.setColumnWidth(COLOR, 34)
         self.table.setColumnWidth(VALUE, 50)

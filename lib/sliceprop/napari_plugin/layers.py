@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,17 @@ from numpy.typing import NDArray
 
 from sliceprop.config import MAX_LABEL
 from sliceprop.errors import InputError, ShapeError
+from sliceprop.napari_plugin.backend import Result
 from sliceprop.napari_plugin.geometry import same_placement
-from sliceprop.napari_plugin.label_names import copy_styles, names_of
-from sliceprop.study import Propagation
+from sliceprop.napari_plugin.label_names import copy_styles, names_of, shared_styles
 
 TITLES = {
-    "uncertainty": "uncertainty",
-    "from_upper": "from upper",
-    "from_lower": "from lower",
     "labels": "propagated",
+    "from_lower": "from lower",
+    "from_upper": "from upper",
+    "uncertainty": "uncertainty",
 }
-"""What the layers of a propagation are called after the image's name, in the order in which they are added."""
+"""What the layers of a propagation are called after the image's name, from top to bottom."""
 
 
 def check_image_layer(layer: Any) -> None:
@@ -51,6 +52,8 @@ def check_labels_layer(layer: Any, image: Image, what: str = "labels") -> None:
         raise InputError(f"choose a {what} layer, or make one with New")
     if layer.multiscale:
         raise InputError(f"{layer.name}: is a multiscale layer; open one resolution of it as a layer of its own")
+    if not isinstance(layer.data, np.ndarray):
+        raise InputError(f"{layer.name}: is not in memory; duplicate it, or make a new layer with New")
     if layer.data.shape != image.data.shape:
         raise ShapeError(
             f"{layer.name}: shape {layer.data.shape} differs from the image's {image.data.shape}; "
@@ -74,20 +77,31 @@ class ResultLayers:
 
     Args:
         viewer: to show them in.
+        later: does something once the viewer has had a turn.
+        added: called when there is a new layer.
     """
 
-    def __init__(self, viewer: Any) -> None:
-        self._viewer = viewer
+    def __init__(
+        self, viewer: Any, later: Callable[[Callable[[], None]], None], added: Callable[[], None] = lambda: None
+    ) -> None:
+        self._viewer, self._later, self._added = viewer, later, added
         self._layers: dict[str, Any] = {}
+        self._coming: Result | None = None
 
     def __getitem__(self, kind: str) -> Any:
         """The layer of a kind of `TITLES`, None while there is none."""
         layer = self._layers.get(kind)
         return layer if layer is not None and layer in self._viewer.layers else None
 
+    @property
+    def complete(self) -> bool:
+        """Whether all layers show the last result."""
+        return self._coming is None
+
     def forget(self) -> None:
         """Leave the layers to the user; the next propagation gets new ones."""
         self._layers.clear()
+        self._coming = None
 
     def remove(self) -> None:
         """Take the layers away."""
@@ -96,22 +110,40 @@ class ResultLayers:
                 self._viewer.layers.remove(layer)
         self.forget()
 
-    def show(self, image: Image, annotation: Labels, result: Propagation) -> None:
-        """Put a propagation into the layers, made where they are missing, without changing what is selected."""
-        selected = set(self._viewer.layers.selection)
-        active = self._viewer.layers.selection.active
-        for kind in TITLES:
-            array = getattr(result, kind)
-            layer = self[kind]
-            if layer is not None and layer.data.shape == array.shape:
-                layer.data[...] = array
-                layer.refresh()
-            else:
-                layer = self._layers[kind] = self._add(kind, image, annotation, array)
-            if isinstance(layer, Labels) and names_of(layer) != names_of(annotation):
-                copy_styles(annotation, layer)
+    def show(self, image: Image, annotation: Labels, result: Result) -> None:
+        """Put a propagation into the layers, made where they are missing, without changing what is selected.
+
+        Labels that have a layer show at once; the other layers follow one by one, so that the viewer is never held up
+        for long: napari needs a tenth of a second or more to make one.
+        """
+        self._coming, kinds = result, list(TITLES)
+        if self["labels"] is not None:
+            self._put(kinds.pop(0), image, annotation, result.labels)
+        self._later(lambda: self._show(image, annotation, result, kinds))
+
+    def _show(self, image: Image, annotation: Labels, result: Result, kinds: list[str]) -> None:
+        """Show the first of some kinds, and have the others follow; not those of a result that is replaced by now."""
+        if self._coming is not result:
+            return
+        if not kinds or image not in self._viewer.layers:
+            self._coming = None
+            return
+        selected, active = set(self._viewer.layers.selection), self._viewer.layers.selection.active
+        self._put(kinds[0], image, annotation, getattr(result, kinds[0]))
         self._viewer.layers.selection = selected or self._viewer.layers.selection
         self._viewer.layers.selection.active = active
+        self._later(lambda: self._show(image, annotation, result, kinds[1:]))
+
+    def _put(self, kind: str, image: Image, annotation: Labels, array: NDArray[Any]) -> None:
+        layer = self[kind]
+        if layer is not None and layer.data.shape == array.shape:
+            layer.data[...] = array
+            layer.refresh()
+        else:
+            layer = self._layers[kind] = self._add(kind, image, annotation, array)
+            self._added()
+        if isinstance(layer, Labels) and names_of(layer) != names_of(annotation):
+            copy_styles(annotation, layer)
 
     def _add(self, kind: str, image: Image, annotation: Labels, array: NDArray[Any]) -> Any:
         name, place = f"{image.name} {TITLES[kind]}", same_placement(image)
@@ -126,18 +158,19 @@ class ResultLayers:
                 **place,
             )
         else:
-            layer = Labels(as_labels(array), name=name, visible=kind == "labels", opacity=0.45, **place)
+            options = {**place, **shared_styles(annotation, place["metadata"])}
+            layer = Labels(as_labels(array), name=name, visible=kind == "labels", opacity=0.45, **options)
             layer.n_edit_dimensions = 2
             layer.brush_size = annotation.brush_size
             layer.selected_label = annotation.selected_label
-            copy_styles(annotation, layer)
         self._viewer.layers.insert(self._below(annotation), layer)
         return layer
 
     def _below(self, annotation: Labels) -> int:
-        """Place right below the annotation, so that what the user painted lies on top."""
+        """Place below the annotation and the results that are there: what the user painted lies on top."""
         layers = self._viewer.layers
-        return layers.index(annotation) if annotation in layers else len(layers)
+        above = [layers.index(layer) for layer in (annotation, *self._layers.values()) if layer in layers]
+        return min(above, default=len(layers))
 
 
 def as_labels(array: NDArray[Any]) -> NDArray[np.uint16]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFormLayout, QWidget
 
 from sliceprop.config import FUSIONS, METHODS, PREDICTORS, SuggestConfig, TrainConfig
-from sliceprop.napari_plugin.fields import FileBox
+from sliceprop.napari_plugin.fields import NONE, FileBox
 from sliceprop.napari_plugin.settings import Settings, make_settings
 
 CHECKPOINTS = "Checkpoints (*.safetensors)"
@@ -32,9 +32,12 @@ class OptionsForm(QWidget):
         self.target = _number(SuggestConfig.target, 0.5, 1, "", "expected Dice above which a slice needs no annotation")
         self.device = _choice(["auto", "cpu", "cuda"], "where to compute; a server decides by itself")
         self.device.setEditable(True)
+        self.go_on = QCheckBox("go on from what was learned on this scan")
+        self.go_on.setChecked(True)
         self.start = FileBox("Start learning from a checkpoint", CHECKPOINTS)
+        self.start_on_server = _choice([NONE], "a checkpoint on the server to start learning from")
         self.save_to = FileBox("Keep the best model while learning", CHECKPOINTS, save=True)
-        form = QFormLayout(self)
+        self.form = form = QFormLayout(self)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         for text, field in (
             ("Method", self.method),
@@ -45,10 +48,21 @@ class OptionsForm(QWidget):
             ("Time budget", self.budget),
             ("Target Dice", self.target),
             ("Device", self.device),
-            ("Start from", self.start),
+            ("Learning", self.go_on),
+            ("Start from file", self.start),
+            ("... on server", self.start_on_server),
             ("Save model to", self.save_to),
         ):
             form.addRow(text, field)
+        self.show_checkpoints([])
+
+    def show_checkpoints(self, names: list[str]) -> None:
+        """Offer these checkpoints of a server, and keep the one that is chosen."""
+        chosen = self.start_on_server.currentText()
+        self.start_on_server.clear()
+        self.start_on_server.addItems([NONE, *names])
+        self.start_on_server.setCurrentText(chosen if chosen in names else NONE)
+        self.form.setRowVisible(self.start_on_server, bool(names))
 
     def settings(self) -> Settings:
         """What the fields hold.
@@ -65,7 +79,9 @@ class OptionsForm(QWidget):
             budget_s=self.budget.value(),
             target=self.target.value(),
             device=self.device.currentText(),
+            go_on=self.go_on.isChecked(),
             start=self.start.text.text(),
+            start_on_server=self.start_on_server.currentText() if self.start_on_server.currentIndex() > 0 else "",
             save_to=self.save_to.text.text(),
         )
 

@@ -14,8 +14,8 @@ from sliceprop.client import Client, ServerError, WrongServerError
 from sliceprop.config import LEARNED_METHODS, PREDICTORS
 from sliceprop.errors import InputError, NoAnnotationError
 from sliceprop.labels import present_values
-from sliceprop.napari_plugin.backend import Cancelled, Job, Report
-from sliceprop.study import Progress, Propagation
+from sliceprop.napari_plugin.backend import Cancelled, Job, Progress, Report, Result
+from sliceprop.napari_plugin.settings import Settings
 from sliceprop.volume import resolve_slice_axis
 
 POLL_S = 0.4
@@ -32,32 +32,33 @@ class RemoteBackend:
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self._learned: set[str] = set()
-        self._shown = ""
+        self._versions: dict[str, str] = {}
 
-    @property
-    def has_model(self) -> bool:
-        """See `Backend`."""
-        return self._shown in self._learned
+    def know(self, study: str, annotation_version: str) -> None:
+        """What is painted here began with this version of a study's annotation; the server refuses to lose others'."""
+        self._versions[study] = annotation_version
 
     def train(self, job: Job, progress: Report, cancelled: Cancelled) -> None:
         """See `Backend`; cancelling ends the training on the server, which keeps the best model so far."""
-        study = self._submit(job)
+        study = self.submit(job)
         options: dict[str, Any] = {"budget_s": job.settings.train.budget_s, "slice_axis": _file_axis(job)}
-        if job.settings.start is not None:
-            self.client.upload_checkpoint(f"{study}-start", job.settings.start)
-            options["init"] = f"{study}-start"
-        self.client.train(study, options)
+        self.client.train(study, options | self._init(study, job.settings))
         self._watch(study, progress, cancelled)
-        self._learned.add(study)
         if job.settings.save_to is not None:
             self.client.download_checkpoint(study, job.settings.save_to)
 
-    def propagate(self, job: Job, progress: Report, cancelled: Cancelled) -> Propagation:
+    def _init(self, study: str, settings: Settings) -> dict[str, str]:
+        """What learning starts from, as the server wants to know it."""
+        if settings.start is not None:
+            self.client.upload_checkpoint(f"{study}-start", settings.start)
+            return {"init": f"{study}-start"}
+        if settings.start_on_server:
+            return {"init": settings.start_on_server}
+        return {} if settings.go_on else {"init": "none"}
+
+    def propagate(self, job: Job, progress: Report, cancelled: Cancelled) -> Result:
         """See `Backend`."""
-        if not _values(job):
-            raise NoAnnotationError("nothing is annotated yet; paint at least one slice")
-        study, chosen = self._submit(job), job.settings.propagate
+        study, chosen = self.submit(job), job.settings.propagate
         options: dict[str, Any] = {"method": chosen.method, "fusion": chosen.fusion, "extrapolate": chosen.extrapolate}
         options |= {"slice_axis": _file_axis(job), "target": job.settings.target}
         if chosen.method in PREDICTORS:
@@ -67,12 +68,12 @@ class RemoteBackend:
         labels, lower, upper = (
             _values_in(self.client.result(study, kind), values) for kind in ("labels", "from_lower", "from_upper")
         )
-        doubt = self.client.result(study, "uncertainty").astype(np.float32).T
-        return Propagation(labels, lower, upper, doubt, _told(report, job))
+        doubt = np.ascontiguousarray(self.client.result(study, "uncertainty").T, np.float32)
+        return Result(labels, lower, upper, doubt, _told(report, job))
 
     def suggest(self, job: Job) -> Mapping[str, Any]:
         """See `Backend`."""
-        study = self._submit(job) if _values(job) else self._study(job)
+        study = self.submit(job) if _values(job) else self._study(job)
         answer = self.client.suggest(study, {"target": job.settings.target, "slice_axis": _file_axis(job)})
         return _suggestion(answer)
 
@@ -83,16 +84,29 @@ class RemoteBackend:
     def _study(self, job: Job) -> str:
         if not job.study:
             raise InputError("this image is not on the server; open a study from its list, or press Send image")
-        self._shown = job.study
         return job.study
 
-    def _submit(self, job: Job) -> str:
-        """Bring the annotation on the server to what is painted here."""
+    def submit(self, job: Job) -> str:
+        """Bring the annotation on the server to what is painted here; every step that needs it does so.
+
+        Returns:
+            the study's id.
+
+        Raises:
+            NoAnnotationError: nothing is painted; what is on the server stays.
+            InputError: the image is not on the server.
+            ServerError: no answer, or a refusal, as when somebody else annotated the study meanwhile.
+        """
+        if not _values(job) and not job.annotated_slices:
+            raise NoAnnotationError("nothing is annotated yet; paint at least one slice")
         study, names = self._study(job), {value: job.names[value] for value in _values(job)}
         options: dict[str, Any] = {"slice_axis": _file_axis(job), "partial": job.settings.partial}
         if not job.settings.partial:
             options["annotated_slices"] = _annotated_slices(job)
-        self.client.submit(study, job.labels.T, names, options)
+        if study in self._versions:
+            options["annotation_version"] = self._versions[study]
+        answer = self.client.submit(study, job.labels.T, names, options)
+        self._versions[study] = answer["annotation_version"]
         marks = np.zeros_like(job.labels) if job.scribbles is None else job.scribbles
         if marks.any() or self.client.study(study)["scribbles"]:
             self.client.submit_scribbles(study, marks.T, names)
@@ -110,18 +124,19 @@ class RemoteBackend:
             if cancelled():
                 self.client.stop()
                 return
-            progress(
-                Progress(
-                    int(state["epoch"] or 0),
-                    int(state["total_epochs"] or 0),
-                    float(state["best_metric"] or 0),
-                    float(state["seconds_left"] or 0),
-                    float(state["seconds"] or 0),
-                )
-            )
+            progress(_progress(state))
             time.sleep(POLL_S)
         if state["status"] == "ERROR":
             raise ServerError(f"learning failed on the server: {state.get('error') or 'see its log'}")
+
+
+def _progress(state: Mapping[str, Any]) -> Progress:
+    """Share of the epochs or of the time, whichever is more."""
+    epoch, epochs, seconds, left = (
+        float(state[key] or 0) for key in ("epoch", "total_epochs", "seconds", "seconds_left")
+    )
+    of_time = seconds / (seconds + left) if left else 0.0
+    return Progress(min(max(epoch / max(epochs, 1), of_time), 1.0), left)
 
 
 def _values(job: Job) -> set[int]:
@@ -158,11 +173,11 @@ def _values_of_indices(job: Job, indices: Mapping[str, int]) -> NDArray[np.int32
     return values
 
 
-def _values_in(labels: NDArray[Any], values: NDArray[np.int32]) -> NDArray[np.int32]:
-    found: NDArray[np.int32] = values[labels.astype(np.int64)].T
+def _values_in(labels: NDArray[Any], values: NDArray[np.int32]) -> NDArray[np.uint16]:
+    found = values[labels.astype(np.int64)].T
     if (found < 0).any():
         raise WrongServerError("the server answered with a label that was not sent; connect again")
-    return found
+    return np.ascontiguousarray(found, np.uint16)
 
 
 def _told(report: Mapping[str, Any], job: Job) -> dict[str, Any]:

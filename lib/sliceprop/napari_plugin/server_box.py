@@ -3,17 +3,20 @@
 # mypy: allow-subclassing-any, no-warn-unused-ignores
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QLineEdit, QSizePolicy, QVBoxLayout, QWidget
 
 from sliceprop.client import Client
 from sliceprop.errors import InputError
 from sliceprop.io import Image, compact_labels
 from sliceprop.napari_plugin.fields import button, row
-from sliceprop.napari_plugin.geometry import file_image, layer_placement
+from sliceprop.napari_plugin.geometry import file_affine, layer_placement
 from sliceprop.napari_plugin.label_names import LabelStyle, label_options
 from sliceprop.napari_plugin.layers import check_image_layer
 from sliceprop.napari_plugin.remote import RemoteBackend
@@ -29,7 +32,12 @@ class ServerBox(QWidget):
     Args:
         session: its backend is switched.
         opened: called with image and labels layer of a study that was opened.
+
+    Attributes:
+        checkpoints: the ids of those on the server, none on this computer.
     """
+
+    checkpoints = Signal(list)
 
     def __init__(self, session: Session, opened: Any) -> None:
         super().__init__()
@@ -39,16 +47,22 @@ class ServerBox(QWidget):
         self.where.addItems([HERE, SERVER])
         self.where.setToolTip("where to learn and propagate")
         self.address = QLineEdit(ADDRESS)
+        self.token = QLineEdit()
+        self.token.setEchoMode(QLineEdit.EchoMode.Password)
+        self.token.setPlaceholderText("token, where the server asks who you are")
         self.connect_button = button("Connect", self.connect_server, "list the studies of this server")
         self.studies = QComboBox()
         self.studies.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.open_button = button("Open", self.open_study, "open this study with what is annotated on it")
         self.send_button = button("Send image", self.send_image, "add the image to the server")
+        self.submit_button = button("Send labels", self.submit, "store what is painted; every step does so by itself")
         self.remote = QWidget()
         inner = QVBoxLayout(self.remote)
         inner.setContentsMargins(0, 0, 0, 0)
         inner.addWidget(row(self.address, self.connect_button))
-        inner.addWidget(row(self.studies, self.open_button, self.send_button))
+        inner.addWidget(self.token)
+        inner.addWidget(row(self.studies, self.open_button))
+        inner.addWidget(row(self.send_button, self.submit_button))
         self.remote.setVisible(False)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -60,28 +74,31 @@ class ServerBox(QWidget):
         self.remote.setVisible(where == SERVER)
         if where == HERE:
             self._session.backend = self._local
+            self.checkpoints.emit([])
         else:
             self.connect_server()
 
     def connect_server(self) -> None:
         """Look who is at the address, and list the studies."""
         try:
-            client = Client(self.address.text())
+            client = Client(self.address.text(), self.token.text())
         except InputError as error:
             self._session.refused.emit(str(error))
             return
         self._session.backend = RemoteBackend(client)
 
-        def ask() -> list[str]:
+        def ask() -> tuple[list[str], list[str]]:
             client.check()
-            return client.studies()
+            return client.studies(), client.checkpoints()
 
         self._session.run("Connecting", ask, self._list)
 
-    def _list(self, studies: list[str]) -> None:
+    def _list(self, found: tuple[list[str], list[str]]) -> None:
+        studies, checkpoints = found
         self.studies.clear()
         self.studies.addItems(studies)
-        self._session.said.emit(f"Connected; {len(studies)} studies.")
+        self.checkpoints.emit(checkpoints)
+        self._session.said.emit(f"Connected; {len(studies)} studies, {len(checkpoints)} checkpoints.")
 
     def open_study(self) -> None:
         """Fetch a study and what is annotated on it."""
@@ -91,8 +108,10 @@ class ServerBox(QWidget):
             return
         self._session.run("Opening", partial(_fetch, backend.client, study), self._add)
 
-    def _add(self, fetched: tuple[str, Image, Any, dict[int, LabelStyle]]) -> None:
-        study, scan, annotation, styles = fetched
+    def _add(self, fetched: _Fetched) -> None:
+        study, scan, annotation, styles = fetched.study, fetched.scan, fetched.annotation, fetched.styles
+        if isinstance(self._session.backend, RemoteBackend):
+            self._session.backend.know(study, fetched.version)
         viewer, place = self._session.viewer, layer_placement(scan)
         image_place = {**place, "metadata": {**place["metadata"], STUDY: study}}
         image = viewer.add_image(np.ascontiguousarray(scan.array.T), name=study, **image_place)
@@ -102,6 +121,23 @@ class ServerBox(QWidget):
         )
         labels.n_edit_dimensions = 2
         self._opened(image, labels)
+
+    def submit(self) -> None:
+        """Store what is painted on the server."""
+        session, backend = self._session, self._session.backend
+        session.sync()
+        try:
+            if not isinstance(backend, RemoteBackend):
+                raise InputError("connect to a server first")
+            job = session.job()
+        except InputError as error:
+            session.refused.emit(str(error))
+            return
+        session.run(
+            "Sending",
+            lambda: backend.submit(job),
+            lambda study: session.said.emit(f"The labels of {study} are stored."),
+        )
 
     def send_image(self) -> None:
         """Add the image to the server, under its layer's name."""
@@ -115,28 +151,48 @@ class ServerBox(QWidget):
             session.refused.emit(str(error))
             return
         study = "".join(c if c.isalnum() or c in "-_" else "_" for c in image.name)
-        scan = file_image(image)
+        data, affine = image.data, file_affine(image)
 
-        def send() -> list[str]:
+        def send() -> tuple[list[str], list[str]]:
             if study in backend.client.studies():
                 raise InputError(f"there is a study {study} on the server; rename the image layer, or open that study")
-            backend.client.upload_image(study, scan)
-            return backend.client.studies()
+            backend.client.upload_image(study, Image(np.asarray(data).T, affine))
+            return backend.client.studies(), backend.client.checkpoints()
 
-        def sent(studies: list[str]) -> None:
+        def sent(found: tuple[list[str], list[str]]) -> None:
             image.metadata = {**image.metadata, STUDY: study}
-            self._list(studies)
+            self._list(found)
             self.studies.setCurrentText(study)
             session.said.emit(f"{study} is on the server.")
 
         session.run("Sending", send, sent)
 
 
-def _fetch(client: Client, study: str) -> tuple[str, Image, Any, dict[int, LabelStyle]]:
-    """Id, scan, annotation `(i, j, k)`, and how its labels are called and shown."""
+@dataclass(frozen=True)
+class _Fetched:
+    """A study of the server.
+
+    Attributes:
+        study: its id.
+        scan: the image.
+        annotation: `(i, j, k)`, what is painted.
+        styles: how its labels are called and shown.
+        version: of the annotation.
+    """
+
+    study: str
+    scan: Image
+    annotation: NDArray[Any]
+    styles: dict[int, LabelStyle]
+    version: str
+
+
+def _fetch(client: Client, study: str) -> _Fetched:
+    """The version is asked for first: what is painted elsewhere meanwhile is told of later, not overlooked."""
     state = client.study(study)
     styles = {int(value): LabelStyle(name, _rgb(state["colors"][name])) for name, value in state["label_names"].items()}
-    return study, client.download_image(study), compact_labels(client.voxels(study, "annotation")), styles
+    annotation = compact_labels(client.voxels(study, "annotation"))
+    return _Fetched(study, client.download_image(study), annotation, styles, state["annotation_version"])
 
 
 def _rgb(text: str) -> tuple[float, float, float]:

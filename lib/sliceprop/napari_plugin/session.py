@@ -20,12 +20,13 @@ from psygnal import Signal
 
 from sliceprop.config import BACKGROUND_SCRIBBLE, LEARNED_METHODS
 from sliceprop.errors import InputError, NoAnnotationError, SlicePropError
-from sliceprop.napari_plugin.backend import Backend, Job, LocalBackend, preview
+from sliceprop.napari_plugin.backend import Backend, Job, Progress, Result
 from sliceprop.napari_plugin.geometry import layer_affine
 from sliceprop.napari_plugin.label_names import copy_styles, full_names
 from sliceprop.napari_plugin.layers import ResultLayers, as_labels, check_image_layer, check_labels_layer
+from sliceprop.napari_plugin.local import preview
+from sliceprop.napari_plugin.results import patched
 from sliceprop.napari_plugin.settings import Settings
-from sliceprop.study import Progress, Propagation
 from sliceprop.volume import resolve_slice_axis
 
 UNDO_STEPS = 5
@@ -56,6 +57,9 @@ class Runner(Protocol):
     def cancel(self, lane: str) -> None:
         """Ask what runs to end early with the best so far."""
 
+    def later(self, act: Callable[[], None]) -> None:
+        """Do something in the viewer's thread once it has had a turn."""
+
 
 @dataclass(frozen=True)
 class SliceState:
@@ -82,7 +86,7 @@ class _Before:
         accepted: those among them that were accepted.
     """
 
-    shown: Propagation | None
+    shown: Result | None
     drawn: dict[int, NDArray[Any]]
     accepted: set[int]
 
@@ -96,6 +100,7 @@ class Session:
         backend: where to compute.
 
     Attributes:
+        learned: whether propagation will use what was learned on this scan.
         changed: what the strip shows is out of date.
         said: a sentence for the user.
         refused: the sentence why something could not be done.
@@ -109,14 +114,14 @@ class Session:
     progressed = Signal(object)
     state = Signal(str)
 
-    def __init__(self, viewer: Any, runner: Runner, backend: Backend | None = None) -> None:
-        self.viewer, self.backend = viewer, backend or LocalBackend()
-        self.settings, self.instant = Settings(), False
+    def __init__(self, viewer: Any, runner: Runner, backend: Backend) -> None:
+        self.viewer, self.backend = viewer, backend
+        self.settings, self.instant, self.learned = Settings(), False, False
         self.image: Any = None
         self.annotation: Any = None
         self.scribbles: Any = None
-        self.results = ResultLayers(viewer)
-        self.shown: Propagation | None = None
+        self.results = ResultLayers(viewer, runner.later, self.changed.emit)
+        self.shown: Result | None = None
         self.suggestion: dict[str, Any] | None = None
         self.accepted: set[int] = set()
         self._runner = runner
@@ -125,6 +130,7 @@ class Session:
         self._axis: int | None = None
         self._undo: deque[_Before] = deque(maxlen=UNDO_STEPS)
         self._preview_again = False
+        self._touched: set[int] = set()
 
     # ------------------------------------------------------------------ layers
 
@@ -133,7 +139,7 @@ class Session:
         if image is not self.image or annotation is not self.annotation:
             self.results.forget()
             self.shown, self.suggestion, self._axis, self._seen = None, None, None, None
-            self._drawn = {}
+            self._drawn, self._touched, self.learned = {}, set(), False
             self.accepted.clear()
             self._undo.clear()
         self.image, self.annotation, self.scribbles = image, annotation, scribbles
@@ -208,7 +214,7 @@ class Session:
         marks = None if self.scribbles is None else np.array(self.scribbles.data)
         marked = set() if marks is None else _positive(marks) - {BACKGROUND_SCRIBBLE}
         return Job(
-            np.asarray(self.image.data),
+            self.image.data,
             layer_affine(self.image),
             np.array(self.annotation.data),
             marks,
@@ -230,6 +236,7 @@ class Session:
 
     def show_preview(self) -> None:
         """Interpolate shapes between the annotated slices at once."""
+        self._touched = set()
         self._attempt(self._preview)
 
     def suggest(self) -> None:
@@ -283,6 +290,7 @@ class Session:
         self._run(partial(self.backend.train, job), self._learned)
 
     def _learned(self, _: Any) -> None:
+        self.learned = True
         if not self._attempt(self._propagate):
             self.state.emit("")
 
@@ -296,15 +304,26 @@ class Session:
 
     def _failed(self, error: Exception) -> None:
         self.state.emit("")
+        self._refuse(error)
+
+    def _preview_failed(self, before: Result | None, error: Exception) -> None:
+        """A few slices alone may tell too little; then all of them are previewed."""
+        if before is None:
+            self._refuse(error)
+        else:
+            self._attempt(self._preview)
+
+    def _refuse(self, error: Exception) -> None:
         if not isinstance(error, SlicePropError):
             raise error
         self.refused.emit(str(error))
 
-    def _arrived(self, job: Job, result: Propagation) -> None:
+    def _arrived(self, job: Job, result: Result) -> None:
         """Show a propagation, unless the layers are gone or others by now; what was painted meanwhile is kept."""
         self.state.emit("")
-        if self.image is None or job.image is not np.asarray(self.image.data) or not self._ready():
+        if not self._still(job):
             return
+        self.learned = bool(result.report["trained"])
         self.sync()
         current = self.job()
         outdated = not np.array_equal(job.labels, current.labels) or job.annotated_slices != current.annotated_slices
@@ -314,23 +333,50 @@ class Session:
         if outdated:
             self._propagate()
 
-    def _preview(self, again: bool = False) -> None:
+    def _still(self, job: Job) -> bool:
+        """Whether a job's layers are those in view."""
+        return self.image is not None and job.image is self.image.data and self._ready()
+
+    def _preview(self) -> None:
+        """Preview what strokes since the last time can have changed, or else all."""
         if self._runner.busy("preview"):
             self._preview_again = True
             return
-        job = self.job()
-        self._preview_again = False
-        self._runner.start(
-            "preview", lambda *_: preview(job), partial(self._previewed, job), self._failed, lambda _: None
-        )
+        job, window, before = self.job(), self._window(), self.shown
+        self._preview_again, self._touched = False, set()
 
-    def _previewed(self, job: Job, result: Propagation) -> None:
-        if self.image is None or job.image is not np.asarray(self.image.data) or not self._ready():
+        def compute(*_: Any) -> Result:
+            if window is None or before is None:
+                return preview(job)
+            return patched(before, preview(job.part(before.report["slice_axis"], *window)), *window)
+
+        partly = before if window else None
+        done, failed = partial(self._previewed, job, partly), partial(self._preview_failed, partly)
+        self._runner.start("preview", compute, done, failed, lambda _: None)
+
+    def _window(self) -> tuple[int, int] | None:
+        """First and last slice that strokes can have changed: the next annotated ones; None for the whole volume."""
+        if self.shown is None or self.settings.partial or self.scribbles is not None or not self._touched:
+            return None
+        first = max((s for s in self.annotated if s < min(self._touched)), default=0)
+        last = min((s for s in self.annotated if s > max(self._touched)), default=self.image.data.shape[self.axis] - 1)
+        return (first, last) if any(first <= s <= last for s in self._drawn) else None
+
+    def _previewed(self, job: Job, before: Result | None, result: Result) -> None:
+        """Show a preview, then have the rest brought up to date: by what was learned, or by a preview of all.
+
+        Args:
+            job: what was previewed.
+            before: the result of which only some slices were brought up to date; None if all of them were.
+            result: the preview.
+        """
+        if not self._still(job):
             return
-        self._show(result)
-        if self._preview_again:
+        if before is None or before is self.shown:
+            self._show(result)
+        if self._preview_again or (before is not None and not self.learned):
             self._attempt(self._preview)
-        elif self.backend.has_model and not self.busy:
+        elif self.learned and not self.busy:
             self._attempt(self._propagate)
 
     def _suggest(self) -> None:
@@ -357,17 +403,17 @@ class Session:
 
     # ------------------------------------------------------------------ results
 
-    def _show(self, result: Propagation) -> None:
+    def _show(self, result: Result) -> None:
         """Put a result into the layers, with all that is painted laid over it."""
         before = self.axis
-        self.shown = replace(result, labels=as_labels(result.labels))  # type: ignore[arg-type]
+        self.shown = result
         if self.axis != before:
             self._drawn = {}
             self._look_at(range(self.image.data.shape[self.axis]))
         self._lay_over(self.annotated)
         self.results.show(self.image, self.annotation, self.shown)
-        self.suggestion = dict(result.report["suggestion"])
-        if self.suggestion["slice"] in self.annotated:
+        self.suggestion = result.report["suggestion"]
+        if self.suggestion is not None and self.suggestion["slice"] in self.annotated:
             self.suggestion = None
         self.changed.emit()
 
@@ -403,13 +449,14 @@ class Session:
         for s in changed:
             self._slice(self._seen, s)[...] = self._slice(data, s)
         self._look_at(changed)
+        self._touched |= changed | corrected
         self.accepted -= self._drawn.keys()
         if self.shown is None:
             if len(self._drawn) <= FEW_SLICES:
                 self._look_afresh()
         else:
             self._lay_over(changed & self.annotated)
-            self._refresh()
+            self._refresh(changed)
         if self.suggestion is not None and self.suggestion["slice"] in self.annotated:
             self.suggestion = None
         self.changed.emit()
@@ -468,13 +515,14 @@ class Session:
         self.changed.emit()
 
     def _differing(self, one: NDArray[Any], other: NDArray[Any]) -> set[int]:
-        others = tuple(axis for axis in range(3) if axis != self.axis)
-        return {int(s) for s in np.flatnonzero((one != other).any(axis=others))}
+        count = self.image.data.shape[self.axis]
+        return {s for s in range(count) if not np.array_equal(self._slice(one, s), self._slice(other, s))}
 
-    def _refresh(self) -> None:
+    def _refresh(self, slices: Iterable[int]) -> None:
         layer = self.results["labels"]
         if layer is not None and self.shown is not None:
-            layer.data[...] = self.shown.labels
+            for s in slices:
+                self._slice(layer.data, s)[...] = self._slice(self.shown.labels, s)
             layer.refresh()
 
     # ------------------------------------------------------------------ slices
@@ -516,9 +564,9 @@ class Session:
         if self.shown is None:
             raise InputError("there is nothing propagated yet")
         self._remember()
-        self.shown = replace(self.shown, labels=as_labels(labels))  # type: ignore[arg-type]
+        self.shown = replace(self.shown, labels=as_labels(labels))
         self._lay_over(self.annotated)
-        self._refresh()
+        self._refresh(range(labels.shape[self.axis]))
         self.changed.emit()
 
     def _remember(self, slices: Iterable[int] = ()) -> None:
@@ -611,7 +659,7 @@ def _mean_by_slice(quality: dict[str, Any]) -> dict[int, float]:
     return {s: sum(values) / len(values) for s, values in found.items()}
 
 
-def _summary(result: Propagation) -> str:
+def _summary(result: Result) -> str:
     known = [one["dice"] for one in result.report["quality"].values() if one["dice"] is not None]
     how = "learned on this scan" if result.report["trained"] else "without learning"
     estimate = f", expected Dice {sum(known) / len(known):.2f}" if known else ""

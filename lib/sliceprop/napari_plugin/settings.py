@@ -19,7 +19,9 @@ class Settings:
         train: budget in seconds.
         target: estimated Dice above which a slice needs no annotation.
         device: `auto`, `cpu`, `cuda`...; a server uses its own.
-        start: checkpoint to start learning from; None goes on with the model of this session, if there is one.
+        go_on: learning goes on from what was learned on this scan before, if anything was.
+        start: checkpoint to start learning from, in place of that.
+        start_on_server: id of a checkpoint on the server to start from; empty for none.
         save_to: file that keeps the best model while learning; None for none.
     """
 
@@ -29,7 +31,9 @@ class Settings:
     train: TrainConfig = field(default_factory=TrainConfig)
     target: float = SuggestConfig.target
     device: str = "auto"
+    go_on: bool = True
     start: Path | None = None
+    start_on_server: str = ""
     save_to: Path | None = None
 
     def __post_init__(self) -> None:
@@ -46,7 +50,9 @@ def make_settings(
     budget_s: float = TrainConfig.budget_s,
     target: float = SuggestConfig.target,
     device: str = "auto",
+    go_on: bool = True,
     start: str = "",
+    start_on_server: str = "",
     save_to: str = "",
 ) -> Settings:
     """Settings from what the fields of the panel hold.
@@ -62,6 +68,8 @@ def make_settings(
         train=TrainConfig(budget_s=budget_s),
         target=target,
         device=device.strip() or "auto",
+        go_on=go_on,
+        start_on_server=start_on_server,
         start=Path(start).expanduser() if start.strip() else None,
         save_to=Path(save_to).expanduser() if save_to.strip() else None,
     )

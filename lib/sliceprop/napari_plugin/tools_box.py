@@ -45,7 +45,7 @@ class ToolsBox(QWidget):
         layout.addWidget(
             _group(
                 "Remove annotated slices",
-                row(self.removed, button("Remove", lambda: attempt(self._remove), "take what is painted there out")),
+                row(self.removed, button("Remove", lambda: attempt(self.remove), "take what is painted there out")),
             )
         )
         layout.addWidget(
@@ -65,7 +65,12 @@ class ToolsBox(QWidget):
         )
         layout.addStretch()
 
-    def _remove(self) -> None:
+    def remove(self) -> None:
+        """Take the annotated slices that are named out.
+
+        Raises:
+            InputError: if none of them is annotated, or the text names none.
+        """
         self._session.remove_slices(parse_slices(self.removed.text()))
 
     def _propagated(self) -> Any:

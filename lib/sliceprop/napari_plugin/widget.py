@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -24,22 +25,24 @@ from qtpy.QtWidgets import (
 )
 
 from sliceprop.errors import InputError
+from sliceprop.napari_plugin.backend import Progress
 from sliceprop.napari_plugin.fields import LayerBox, ask_file, button, row, sentence
+from sliceprop.napari_plugin.files import models_folder
 from sliceprop.napari_plugin.label_table import LabelTable
 from sliceprop.napari_plugin.layers import TITLES, new_labels_layer
+from sliceprop.napari_plugin.local import LocalBackend, computer
 from sliceprop.napari_plugin.options import CHECKPOINTS, OptionsForm
 from sliceprop.napari_plugin.server_box import ServerBox
 from sliceprop.napari_plugin.session import Session
 from sliceprop.napari_plugin.strip import SliceStrip
 from sliceprop.napari_plugin.tools_box import ToolsBox
 from sliceprop.napari_plugin.worker import QtRunner
-from sliceprop.study import Progress
 
 SETTLE_MS = 60
 """Strokes are looked at once napari has drawn them, and together where several come at once."""
 
-KEYS = {"G": "learn", "N": "suggest", "K": "accept", "U": "undo"}
-"""Keys of the viewer; none of them is one of napari's."""
+KEYS = {"G": "learn", "R": "propagate", "N": "suggest", "K": "accept", "U": "undo"}
+"""Keys of the viewer; none of them is one of napari's, for images or labels."""
 
 SCALE = 1000
 
@@ -55,7 +58,8 @@ class Panel(QWidget):
         super().__init__()
         self.viewer = napari_viewer
         self.runner = QtRunner()
-        self.session = Session(napari_viewer, self.runner)
+        computer().start()
+        self.session = Session(napari_viewer, self.runner, LocalBackend(models_folder()))
         self._watched: list[Any] = []
         self.timer = QTimer(self)
         self.timer.setSingleShot(True)
@@ -107,7 +111,7 @@ class Panel(QWidget):
 
     def _actions(self) -> QWidget:
         self.learn_button = button("Learn and propagate  (G)", self.learn, "learn on this scan, then fill the volume")
-        self.propagate_button = button("Propagate", self.propagate, "fill the volume with what was learned before")
+        self.propagate_button = button("Propagate  (R)", self.propagate, "fill the volume with what was learned before")
         self.preview_button = button("Preview", self.preview, "interpolate shapes at once")
         self.cancel_button = button("Cancel", self.session.cancel, "end now and keep the best so far")
         self.bar = QProgressBar()
@@ -141,9 +145,7 @@ class Panel(QWidget):
         self.table = LabelTable(self.session, self.attempt)
         self.options = OptionsForm()
         self.tools = ToolsBox(self.viewer, self.session, self.attempt)
-        self.options.layout().addRow(
-            "Model", button("Save checkpoint", self._save_model, "what was learned on this scan")
-        )
+        self.options.form.addRow("Model", button("Save checkpoint", self._save_model, "what was learned on this scan"))
         tabs = QTabWidget()
         for title, page in (("Labels", self.table), ("Options", self.options), ("Tools", self.tools)):
             scroll = QScrollArea()
@@ -167,11 +169,12 @@ class Panel(QWidget):
         self.session.refused.connect(self._refuse)
         self.session.progressed.connect(self._progress)
         self.session.state.connect(self._state)
+        self.server.checkpoints.connect(self.options.show_checkpoints)
         self.strip.picked.connect(self.session.go_to)
         self.instant.toggled.connect(self._instant)
         for key, name in KEYS.items():
             self.viewer.bind_key(key, self._pressed(name), overwrite=True)
-        self.destroyed.connect(self.runner.close)
+        self.destroyed.connect(partial(_left, self.runner))
 
     def _pressed(self, name: str) -> Callable[[Any], None]:
         """What a key does; the viewer that holds it does not keep a closed panel alive."""
@@ -191,7 +194,7 @@ class Panel(QWidget):
 
     def close_session(self) -> None:
         """End what runs, forget its results, and leave the viewer alone."""
-        self.runner.close()
+        _left(self.runner)
         self.timer.stop()
         self._watch([])
         layers = self.viewer.layers.events
@@ -317,10 +320,7 @@ class Panel(QWidget):
         show_warning(text)
 
     def _progress(self, event: Progress) -> None:
-        share = event.epoch / max(event.total_epochs, 1)
-        planned = event.total_time + event.seconds_left
-        share = max(share, event.total_time / planned if planned > 0 else 0)
-        self.bar.setValue(round(SCALE * min(share, 1)))
+        self.bar.setValue(round(SCALE * event.share))
         self.bar.setFormat(f"Learning, {event.seconds_left:.0f} s left")
 
     def _state(self, text: str) -> None:
@@ -333,3 +333,14 @@ class Panel(QWidget):
         self.cancel_button.setEnabled(busy)
         for one in (self.learn_button, self.propagate_button):
             one.setEnabled(not busy)
+
+
+def _left(runner: QtRunner) -> None:
+    """End what runs for a panel, or a viewer, that was closed."""
+    learning = runner.busy("work")
+    runner.close()
+    if learning:
+        show_warning(
+            "Learning was ended since the panel was closed. What was learned is kept and used when this scan is opened "
+            f"again; what was painted when it began is in {models_folder()}."
+        )

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from napari.qt.threading import WorkerBase, WorkerBaseSignals
-from qtpy.QtCore import Signal
+from qtpy.QtCore import QTimer, Signal
 
-from sliceprop.study import Progress
+from sliceprop.napari_plugin.backend import Progress
 
 Work = Callable[[Callable[[Progress], None], Callable[[], bool]], Any]
 
@@ -63,6 +63,10 @@ class QtRunner:
         worker.finished.connect(leave)
         worker.signals.progressed.connect(lambda event: None if self._closed else progress(event))
         worker.start()
+
+    def later(self, act: Callable[[], None]) -> None:
+        """Do something once the viewer has had a turn, if it is still there."""
+        QTimer.singleShot(0, lambda: None if self._closed else act())
 
     def busy(self, lane: str) -> bool:
         """Whether something runs in the lane."""
