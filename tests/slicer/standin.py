@@ -1,8 +1,10 @@
-"""The few calls of 3D Slicer that the module makes, on VTK's own matrices and images.
+"""The few calls of 3D Slicer that our module and MONAI Label's make, on VTK's own matrices and images.
 
 What it does is taken from Slicer's documentation: an exported labelmap lies on the reference volume, its values count
-the ids from 1, and `ExportSegmentsToLabelmapNode` fails where nothing is drawn; arrays are `(k, j, i)`; a view turned
-into a volume's planes keeps looking along the axis of the volume that is nearest to where it looked.
+the ids from 1, where segments overlap the later one counts, and `ExportSegmentsToLabelmapNode` fails where nothing is
+drawn; an imported one empties the segments of the ids and fills them with the values from 1, making those that do not
+exist, with the id as the name, and leaves other segments alone; arrays are `(k, j, i)`; a view turned into a volume's
+planes keeps looking along the axis of the volume that is nearest to where it looked.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ class Node:
 
     def GetID(self):
         return self.id
+
+    def SetName(self, name):
+        self.name = name
 
     def SetAttribute(self, key, value):
         self.attributes[key] = value
@@ -83,11 +88,22 @@ class Segmentation:
     def __init__(self):
         self.segments = {}
 
-    def GetSegmentIDs(self):
+    def GetSegmentIDs(self, array=None):
+        for one in self.segments if array is not None else ():
+            array.InsertNextValue(one)
         return tuple(self.segments)
 
+    def GetNumberOfSegments(self):
+        return len(self.segments)
+
+    def GetNthSegmentID(self, number):
+        return list(self.segments)[number]
+
+    def GetSegmentIdBySegmentName(self, name):
+        return next((one for one, segment in self.segments.items() if segment.name == name), "")
+
     def GetSegment(self, one):
-        return self.segments[one]
+        return self.segments.get(one)
 
     def RemoveAllSegments(self):
         self.segments.clear()
@@ -107,6 +123,12 @@ class SegmentationNode(Node):
 
     def SetReferenceImageGeometryParameterFromVolumeNode(self, volume):
         self.reference = volume
+
+    def SetDisplayVisibility(self, visible):
+        pass
+
+    def GetBinaryLabelmapRepresentation(self, one, image):
+        pass
 
 
 class Scene:
@@ -136,7 +158,10 @@ class Logic:
 
     def ImportLabelmapToSegmentationNode(self, labelmap, node, ids):
         for n in range(ids.GetNumberOfValues()):
-            node.segmentation.segments[ids.GetValue(n)].mask = labelmap.array == n + 1
+            one = ids.GetValue(n)
+            if one not in node.segmentation.segments:
+                node.segmentation.AddEmptySegment(one, one, None)
+            node.segmentation.segments[one].mask = labelmap.array == n + 1
         return True
 
 
