@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { load } from './load.mjs';
 
-const { Grid, imageMatrix, invert, transform } = load(['grid']);
+const { Grid, imageMatrix, invert, transform } = load(['client', 'grid', 'words']);
 
 const SHAPE = [4, 3, 5];
 const AXIAL = [
@@ -121,5 +121,6 @@ test('other voxels are refused', () => {
   const refused = /other voxels/;
   assert.throws(() => new Grid({ shape: SHAPE, matrix: shifted }, server), refused);
   assert.throws(() => new Grid({ shape: SHAPE, matrix: scaled }, server), refused);
-  assert.throws(() => new Grid({ shape: [4, 3, 6], matrix: AXIAL }, server), refused);
+  assert.throws(() => new Grid({ shape: [4, 3, 6], matrix: AXIAL }, server), /holds more .* \(4 × 3 × 6 voxels, not/);
+  assert.throws(() => new Grid({ shape: [4, 3, 4], matrix: AXIAL }, server), refused);
 });

@@ -31,6 +31,7 @@ function state(changes = {}, study = {}) {
     study: { model: false, scribbles: false, undo: false, result: null, ...study },
     suggestion: null,
     uncertainty: { on: false },
+    labelsShown: true,
     scribblesChanged: false,
     slice: 3,
     total: 10,

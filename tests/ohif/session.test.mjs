@@ -42,7 +42,11 @@ class MemoryLayer {
 
   async show() {}
   describe() {}
-  setVisible() {}
+
+  setVisible(visible) {
+    this.visible = visible;
+  }
+
   remove() {}
 }
 
@@ -64,8 +68,10 @@ class MemoryServer {
     this.labels = new Uint8Array(SIZE);
     this.marks = new Uint8Array(SIZE);
     this.annotated = [];
+    this.names = { disc: 1, core: 2 };
     this.number = 0;
     this.down = false;
+    this.silent = false;
   }
 
   async study() {
@@ -75,7 +81,7 @@ class MemoryServer {
       slice_axis: AXIS,
       annotated_slices: this.annotated,
       annotation_version: `v${this.number}`,
-      label_names: { disc: 1, core: 2 },
+      label_names: this.names,
       colors: {},
       scribbles: this.marks.some(value => value > 0),
       result: null,
@@ -94,7 +100,10 @@ class MemoryServer {
       throw new Problem('Somebody else submitted.', 409);
     }
     this.take(values, params.annotated_slices);
-    return { annotation_version: `v${this.number}` };
+    if (this.silent) {
+      throw new Problem('The server does not answer.'); // it ends before it has answered
+    }
+    return { annotation_version: `v${this.number}`, label_names: this.names };
   }
 
   take(values, annotated) {
@@ -206,6 +215,37 @@ test("somebody else's slices are taken over before one's own are sent", async ()
   assert.deepEqual(server.annotated, [0, 4]);
   assert.deepEqual([server.labels[at(2, 1, 0)], server.labels[at(0, 0, 4)]], [1, 2]);
   assert.equal(session.grid.toServer(session.layer.read())[at(2, 1, 0)], 1);
+});
+
+test('a submission whose answer was lost is nobody else’s', async () => {
+  session.layer.paint(0, 0, 1, 2);
+  session.stroke(true);
+  server.silent = true;
+  await assert.rejects(session.submit(), /does not answer/);
+  server.silent = false;
+  assert.deepEqual(await session.submit(), { merged: false });
+  assert.deepEqual([server.annotated, server.labels[at(0, 0, 4)]], [[4], 2]);
+  assert.equal(session.unsaved, false);
+});
+
+test('a label that somebody else renamed has its new name after a submission', async () => {
+  server.names = { nucleus: 1, core: 2 };
+  session.layer.paint(0, 0, 1, 2);
+  session.stroke(true);
+  await session.submit();
+  assert.deepEqual(
+    session.labels.map(({ name }) => name),
+    ['nucleus', 'core'],
+  );
+});
+
+test('labels stay hidden when other views are shown', async () => {
+  session.showLabels(false);
+  delete session.layer.visible;
+  await session.attach([{}]);
+  assert.equal(session.layer.visible, false);
+  session.showLabels(true);
+  assert.deepEqual([session.layer.visible, session.scribbles.visible], [true, true]);
 });
 
 test('a stroke can be taken back', () => {

@@ -36,8 +36,14 @@ test("the slices of a sentence get the viewer's numbers, other numbers stay", ()
   );
 });
 
+test('reasons become sentences', () => {
+  assert.equal(words.asSentence('slices are missing'), 'Slices are missing.');
+  assert.equal(words.asSentence('The server does not answer.'), 'The server does not answer.');
+});
+
 test('how a training goes', () => {
   assert.equal(words.trainingState({ status: 'SUBMITTED' }), 'Starting to train …');
+  assert.match(words.trainingState({ status: 'RUNNING', epoch: 2, silent: true }), /does not answer/);
   const running = { status: 'RUNNING', epoch: 3, total_epochs: 40, seconds: 10, seconds_left: 30 };
   assert.equal(words.trainingState(running), 'Training, epoch 3 of 40: about 30 s left');
   assert.equal(words.trainingShare(running), 0.25);

@@ -8,6 +8,7 @@
     brush: 'M20 4c-5 2-9 6-11 9l2 2c3-2 7-6 9-11zM8 14c-3 0-3 4-5 5 3 2 8 1 8-3',
     eraser: 'M4 15 13 6l6 6-7 7H8zM9 10l6 6M8 19h12',
     scribble: 'M4 17c2-9 5-9 6-5s1 6 3 2 3-7 7-8',
+    eye: 'M2 12s4-6 10-6 10 6 10 6-4 6-10 6-10-6-10-6zM12 9.5a2.5 2.5 0 1 0 0 5 2.5 2.5 0 0 0 0-5',
     undo: 'M8 5 4 9l4 4M4 9h9a6 6 0 0 1 0 12h-3',
     pencil: 'M5 19l1-4L16 5l3 3L9 18zM14 7l3 3',
     plus: 'M12 5v14M5 12h14',
@@ -53,6 +54,7 @@
     );
   }
 
+  /** A titled part of the panel; `aside`, one element or several, stands beside the title. */
   function section(title, name, body, aside = null) {
     return h('section', { 'data-labelprop': name }, h('h2', {}, h('span', {}, title), aside), body);
   }

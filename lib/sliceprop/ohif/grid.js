@@ -52,7 +52,7 @@
     /**
      * @param {{shape: number[], matrix: number[][]}} viewer
      * @param {{shape: number[], matrix: number[][]}} server
-     * @throws {Error} if the voxels of the two do not coincide
+     * @throws {Problem} if the voxels of the two do not coincide
      */
     constructor(viewer, server) {
       this.shape = server.shape;
@@ -87,9 +87,7 @@
         return axis === undefined ? 0 : server.shape[axis];
       });
       if (Math.max(...distance.map(Math.abs)) > TOLERANCE || shape.some((n, row) => n !== viewer.shape[row])) {
-        throw new Error(
-          'The viewer shows other voxels of this series than the server has; it cannot be annotated here.',
-        );
+        throw new sliceprop.Problem(sliceprop.otherVoxels(viewer.shape, server.shape));
       }
       return [...rows, [0, 0, 0, 1]];
     }

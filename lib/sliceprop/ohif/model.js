@@ -52,7 +52,7 @@
       quality: known(result?.quality?.[name]),
       here: known(result?.quality_slices?.[name]?.[slice]),
     }));
-    return { entries, fixed: Boolean(fixed), busy: Boolean(busy) };
+    return { entries, fixed: Boolean(fixed), shown: session.labelsShown, busy: Boolean(busy) };
   }
 
   function paintModel({ session, tool, radius, marking, label }) {

@@ -97,6 +97,7 @@
     async _follow() {
       const series = this._wanted && this._viewer.series();
       if (!series) {
+        await this._followNone();
         return;
       }
       if (series.viewports.length) {
@@ -105,8 +106,30 @@
         this._close();
         this._message = series.reconstructable
           ? { text: 'Slices are annotated in a volume view.', action: { label: 'Show as volume', run: 'showAsVolume' } }
-          : { text: 'This series is not a volume: its slices are too few, or not parallel and evenly spaced.' };
+          : { text: await this._whyNoVolume(series.image) };
       }
+    }
+
+    /** Nothing is shown: yet, or because there is no volume. */
+    async _followNone() {
+      const image = this._wanted && !this._session && this._viewer.leftOut();
+      if (image) {
+        this._message = { text: `${await this._whyNoVolume(image)} OHIF’s other modes show it.` };
+      }
+    }
+
+    /** Why a series cannot be annotated that the viewer does not take for a volume, as the server says it. */
+    async _whyNoVolume(image) {
+      this._reasons ||= new Map();
+      if (!this._reasons.has(image)) {
+        const refusal = await this._client.study(image).catch(error => error);
+        if (refusal instanceof Error && refusal.status !== 400) {
+          return this._sentence(refusal);
+        }
+        const reason = refusal instanceof Error ? refusal.message : 'the viewer cannot show it as one';
+        this._reasons.set(image, `This series is not a volume that can be annotated: ${reason}.`);
+      }
+      return this._reasons.get(image);
     }
 
     async _open(series) {
@@ -181,6 +204,11 @@
       this._saving = draft ? this._drafts.save(session.image, draft) : this._drafts.remove(session.image);
     }
 
+    _painted() {
+      this._session.labelsShown || this._session.showLabels(true); // nobody paints what cannot be seen
+      this._changed();
+    }
+
     _changed() {
       window.clearTimeout(this._draftTimer);
       this._draftTimer = window.setTimeout(() => this._saveDraft(), DRAFT_MS);
@@ -197,8 +225,11 @@
     _meetOtherTabs() {
       const name = `labelprop-${sliceprop.serverRoot(window.location.pathname)}`;
       this._tabs = window.BroadcastChannel ? new BroadcastChannel(name) : null;
-      this._tabs?.addEventListener('message', ({ data: { opened, answer } }) => {
-        if (opened !== this._session?.image) {
+      this._tabs?.addEventListener('message', ({ data: { labels, opened, answer } }) => {
+        if (labels) {
+          this._session?.reloadLabels().then(() => this._update(), console.warn);
+        }
+        if (!opened || opened !== this._session?.image) {
           return;
         }
         if (!answer) {
@@ -215,7 +246,7 @@
 
     _sentence(error) {
       if (error instanceof sliceprop.Problem) {
-        return error.message;
+        return sliceprop.asSentence(error.message);
       }
       console.error(error);
       return `Something went wrong in the viewer: ${error.message}`;
@@ -327,9 +358,8 @@
     async _saveLabels(label, then = () => {}) {
       await this._running;
       return this._request('Saving the label', async session => {
-        const { label_names: names, colors } = await this._client.saveLabels(session.image, [label]);
-        Object.assign(session.study, { label_names: names, colors });
-        session.describe();
+        session.takeLabels(await this._client.saveLabels(session.image, [label]));
+        this._tabs?.postMessage({ labels: true });
         then(session);
       });
     }
@@ -353,6 +383,11 @@
       if (this._tool !== 'look') {
         this._activate();
       }
+      this._update();
+    }
+
+    toggleLabels() {
+      this._session?.showLabels(!this._session.labelsShown);
       this._update();
     }
 
@@ -391,7 +426,7 @@
     _stroke(layerId) {
       const session = this._session;
       if (layerId === session?.scribbles.id) {
-        session.scribble() && this._changed();
+        session.scribble() && this._painted();
       } else if (layerId === session?.layer.id) {
         const kind = session.stroke(this._viewer.facing(session.direction));
         if (kind === 'scribbles') {
@@ -399,7 +434,7 @@
         }
         if (kind !== 'none') {
           this._forgetSuggestion();
-          this._changed();
+          this._painted();
         }
       }
     }
@@ -432,7 +467,11 @@
 
     // Server ------------------------------------------------------------------------------------------------------
 
-    submit() {
+    async submit() {
+      if (this._session && !this._session.unsaved) {
+        this._notify('info', 'There is nothing to submit: the server has everything that was painted.');
+        return false;
+      }
       return this._request('Submitting', async session => {
         await this._submitAll(session);
         const count = session.annotation.complete.length;
@@ -447,7 +486,19 @@
       }
     }
 
-    train() {
+    /** Whether there is something to learn from; says what to do first if not. */
+    _annotated() {
+      const annotated = sliceprop.panelModel(this._state()).propagation?.trainable;
+      if (this._session && !annotated) {
+        this._notify('warning', 'Nothing is annotated yet: add a label, choose it, and paint it on a slice.');
+      }
+      return annotated;
+    }
+
+    async train() {
+      if (!this._annotated()) {
+        return false;
+      }
       return this._request('Starting to train', async session => {
         await this._submitAll(session);
         await this._client.train(session.image);
@@ -487,7 +538,7 @@
           }
           break;
         }
-        this._training = state || this._training;
+        this._training = state || (this._training && { ...this._training, silent: true });
         followed ||= Boolean(state);
         this._update();
       }
@@ -516,7 +567,10 @@
       this._notify('success', how, session.study.model ? 'Propagate' : null, () => this.propagate());
     }
 
-    propagate() {
+    async propagate() {
+      if (!this._annotated()) {
+        return false;
+      }
       return this._request('Propagating', async session => {
         await this._submitAll(session);
         await this._client.propagate(session.image);
@@ -602,6 +656,7 @@
         d: () => this.toggleComplete(),
         g: () => this.goToSuggestion(),
         u: () => this.toggleUncertainty(),
+        h: () => this.toggleLabels(),
         t: () => this._training || this.train(),
         p: () => this.propagate(),
         'Ctrl+z': () => this.undoStroke(),

@@ -22,6 +22,9 @@
 
   const replaced = (values, from, to) => values.map(value => (value === from ? to : value));
 
+  const sorted = names => JSON.stringify(Object.entries(names).sort());
+  const sameNames = (told, known) => !told || sorted(told) === sorted(known);
+
   /** The voxels other than 0, of which scribbles have few. */
   function sparse(volume) {
     const at = [];
@@ -53,6 +56,7 @@
       this.version = study.annotation_version;
       this.scribblesChanged = false;
       this.uncertainty = { on: false, version: null, layer: null };
+      this.labelsShown = true;
       this.layer = viewer.newLayer('Labels', this.viewports[0], STYLES.labels);
       this.scribbles = viewer.newLayer('Scribbles', this.viewports[0], STYLES.scribbles);
       /** The voxels as they are known here, in the order of the viewer; a stroke is what differs from them. */
@@ -95,6 +99,24 @@
       for (const layer of [this.layer, this.scribbles, this.uncertainty.layer].filter(Boolean)) {
         await layer.show(viewports);
       }
+      this.labelsShown || this.showLabels(false);
+    }
+
+    /** Show or hide labels and scribbles, to look at the scan below them. */
+    showLabels(shown) {
+      this.labelsShown = shown;
+      [this.layer, this.scribbles].forEach(layer => layer.setVisible(shown));
+    }
+
+    /** Take over names and colours of the labels, which may have been changed elsewhere. */
+    takeLabels({ label_names, colors }) {
+      Object.assign(this.study, { label_names, colors });
+      this.describe();
+    }
+
+    /** Ask for names and colours of the labels anew. */
+    async reloadLabels() {
+      this.takeLabels(await this.client.study(this.image));
     }
 
     /** Tell the viewer names and colours. */
@@ -226,9 +248,9 @@
         if (error.status !== 409) {
           throw error;
         }
-        await this._takeOver();
+        const merged = await this._takeOver();
         await this._sendSlices();
-        return true;
+        return merged;
       }
     }
 
@@ -248,25 +270,32 @@
         this.version = answer.annotation_version;
         this.annotation.submitted(submission);
         this.strokes.clear();
+        if (!sameNames(answer.label_names, this.study.label_names)) {
+          await this.reloadLabels().catch(() => {}); // they come with the next answer
+        }
       } catch (error) {
         this.annotation.failed(submission);
         throw error;
       }
     }
 
+    /** Take over somebody else's submission, or one's own whose answer was lost; whether it brought anything new. */
     async _takeOver() {
       const study = await this.client.study(this.image);
       const { values } = await this.client.voxels(this.image, 'annotation');
       await this.viewer.idle();
       const theirs = this.grid.toViewer(values);
       const merged = this.values.slice();
+      const before = this.annotation.complete;
       for (const slice of this.annotation.merge(study.annotated_slices)) {
         this.grid.putSlice(merged, this.axis, slice, this.grid.slice(theirs, this.axis, slice));
       }
+      const changed = this.grid.changedSlices(this.values, merged, this.axis);
       this.version = study.annotation_version;
       this.takeStudy(study);
       this.describe();
       this._setValues(merged);
+      return changed.length > 0 || String(before) !== String(this.annotation.complete);
     }
 
     async _submitScribbles() {

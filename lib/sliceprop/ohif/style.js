@@ -20,7 +20,7 @@
     .labelprop-resize:hover, .labelprop-resize:active { background: hsl(var(--highlight) / .5); }
     .labelprop-panel section { border-bottom: 2px solid #000; }
     .labelprop-panel h2 {
-      display: flex; align-items: center; height: 28px; padding: 0 8px; font-size: 13px;
+      display: flex; align-items: center; gap: 6px; height: 28px; padding: 0 8px; font-size: 13px;
       background: hsl(var(--popover)); color: hsl(var(--muted-foreground)); user-select: none;
     }
     .labelprop-panel h2 > :first-child { flex: 1; }

@@ -108,7 +108,7 @@
       );
     }
 
-    _labels({ entries, fixed, busy }) {
+    _labels({ entries, fixed, shown, busy }) {
       const rows = entries.map(entry => this._label(entry, fixed));
       const hint = h(
         'div',
@@ -142,14 +142,25 @@
         !fixed && form,
       );
       const rated = entries.some(({ quality }) => quality !== null);
-      const aside =
+      const quality =
         rated &&
         h(
           'span',
           { title: 'Dice that the result is expected to have, from the annotated slices: 1 is perfect' },
           'estimated quality',
         );
-      return section('Labels', 'labels', body, aside);
+      const eye = button(
+        {
+          class: 'plain',
+          'data-action': 'show',
+          'aria-pressed': String(!shown),
+          'aria-label': 'Hide labels',
+          title: shown ? 'Hide the labels, to look at the scan below (H)' : 'Show the labels (H)',
+          onclick: () => this._do.toggleLabels(),
+        },
+        icon('eye'),
+      );
+      return section('Labels', 'labels', body, [quality, eye]);
     }
 
     _label({ segment, name, color, active, quality, here, key }, fixed) {

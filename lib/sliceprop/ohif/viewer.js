@@ -31,6 +31,7 @@
     constructor(service, name, volumeId, style) {
       const { cornerstone, cornerstoneTools } = window;
       this._service = service;
+      this._numbers = [];
       this._segmentation = cornerstoneTools.segmentation;
       this.id = `labelprop-${name.toLowerCase()}-${++layers}`;
       this._volume = cornerstone.volumeLoader.createAndCacheDerivedLabelmapVolume(volumeId, { volumeId: this.id });
@@ -66,6 +67,7 @@
 
     /** Names and colours of its numbers: `[{segment, name, color: [r, g, b, a]}]`. */
     describe(segments) {
+      this._numbers = segments.map(({ segment }) => segment);
       const active = this.activeSegment;
       const described = segments.map(({ segment, name }) => [
         segment,
@@ -95,6 +97,10 @@
     setVisible(visible) {
       for (const viewportId of this._viewportIds()) {
         const which = { segmentationId: this.id, type: LABELMAP };
+        for (const { segments } of this._segmentation.state.getSegmentationRepresentations(viewportId, which)) {
+          // Only numbers that are listed here can be hidden, and cornerstone lists those alone that were active once.
+          this._numbers.forEach(number => (segments[number] ||= { visible: true }));
+        }
         this._segmentation.config.visibility.setSegmentationRepresentationVisibility(viewportId, which, visible);
       }
     }
@@ -127,12 +133,13 @@
     }
 
     start() {
-      const { viewportGridService: grid, cornerstoneViewportService: viewports } = this._services;
+      const { viewportGridService: grid, cornerstoneViewportService: viewports, displaySetService: sets } = this._services;
       const layout = () => this.onLayout();
       for (const event of ['ACTIVE_VIEWPORT_ID_CHANGED', 'GRID_STATE_CHANGED', 'VIEWPORTS_READY']) {
         this._unsubscribe.push(grid.subscribe(grid.EVENTS[event], layout).unsubscribe);
       }
       this._unsubscribe.push(viewports.subscribe(viewports.EVENTS.VIEWPORT_DATA_CHANGED, layout).unsubscribe);
+      this._unsubscribe.push(sets.subscribe(sets.EVENTS.DISPLAY_SETS_ADDED, layout).unsubscribe);
       const { Events } = window.cornerstoneTools.Enums;
       this._onEvent(window.cornerstone.eventTarget, Events.SEGMENTATION_DATA_MODIFIED, event =>
         this._strokeGoesOn(event.detail.segmentationId),
@@ -207,6 +214,14 @@
         reconstructable: Boolean(displaySet.isReconstructable),
         viewports: showing.map(viewport => this._volumeViewport(viewport.viewportId)).filter(Boolean),
       };
+    }
+
+    /** The first series of a study without any volume, which our layout leaves out; null of other studies. */
+    leftOut() {
+      const sets = this._services.displaySetService.getActiveDisplaySets();
+      const images = sets.filter(({ numImageFrames }) => numImageFrames > 0);
+      const volume = images.some(({ isReconstructable }) => isReconstructable);
+      return volume || !images.length ? null : images[0].SeriesInstanceUID;
     }
 
     _volumeViewport(id) {

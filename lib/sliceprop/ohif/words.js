@@ -73,8 +73,17 @@
     );
   }
 
-  /** How far a training is, in a few words. */
-  function trainingState({ status, seconds_left: left, epoch, total_epochs: total }) {
+  /** A reason of the server, which it tells without capital and full stop, as a sentence. */
+  function asSentence(reason) {
+    const text = reason.charAt(0).toUpperCase() + reason.slice(1);
+    return /[.!?…]$/.test(text) ? text : `${text}.`;
+  }
+
+  /** How far a training is, in a few words; `silent` while the server does not answer. */
+  function trainingState({ status, seconds_left: left, epoch, total_epochs: total, silent = false }) {
+    if (silent) {
+      return 'The server does not answer; waiting for it …';
+    }
     if (status === 'SUBMITTED' || !epoch) {
       return 'Starting to train …';
     }
@@ -84,6 +93,16 @@
   /** How much of a training is done, 0 to 1: by time, which is what ends it. */
   function trainingShare({ seconds = 0, seconds_left: left = 0, epoch = 0 }) {
     return epoch && seconds + left > 0 ? Math.min(1, seconds / (seconds + left)) : 0;
+  }
+
+  /** Why a series cannot be annotated whose voxels differ between viewer and server; by their shapes. */
+  function otherVoxels(viewer, server) {
+    const size = shape => shape.join(' × ');
+    const more = viewer.reduce((product, n) => product * n) > server.reduce((product, n) => product * n);
+    return more
+      ? `The archive holds more of this series than when it was annotated here (${size(viewer)} voxels, not ` +
+          `${size(server)}). What was annotated is kept on the server; erase the study there to annotate all of it.`
+      : 'The viewer shows other voxels of this series than the server has; it cannot be annotated here.';
   }
 
   const LEVELS = 6;
@@ -116,12 +135,14 @@
 
   Object.assign(sliceprop, {
     LEVELS,
+    asSentence,
     dice,
     duration,
     freshColor,
     gain,
     levelColor,
     nameProblem,
+    otherVoxels,
     renumber,
     rgba,
     slices,
