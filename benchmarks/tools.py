@@ -33,6 +33,7 @@ from sliceprop.tools.fill_between_slices import fill_between_slices
 from sliceprop.tools.grow_from_seeds import grow_from_seeds
 from sliceprop.tools.seeds import BACKGROUND, Range
 from sliceprop.tools.threshold_islands import threshold_islands
+from sliceprop.volume import voxel_spacing
 from synthetic import thigh
 
 NAMES = ("spine_ct_tpt", "thorax_aorta_ct_ts", "abdomen_ct_ts")
@@ -98,7 +99,8 @@ def _threshold(case: Case, seeds: Labels) -> Labels:
     ranges = {}
     for label in np.unique(seeds[seeds > 0]):
         ranges[int(label)] = Range(*np.percentile(case.image.array[seeds == label], (TAILS, 100 - TAILS)).tolist())
-    return threshold_islands(case.image.array, ranges, keep="selected", seeds=seeds)
+    spacing = voxel_spacing(case.image.affine)
+    return threshold_islands(case.image.array, ranges, keep="selected", seeds=seeds, spacing=spacing)
 
 
 def _fill(case: Case, seeds: Labels) -> Labels:

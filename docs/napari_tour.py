@@ -36,13 +36,14 @@ def main(folder: Path) -> None:
     panel.session.go_to(12)
     take(viewer, folder / "napari_annotated.png")
 
+    panel.options.go_on.setChecked(False)
     panel.learn()
     until(lambda: "left" in panel.bar.format() or not panel.session.busy)
     take(viewer, folder / "napari_learning.png")
-    until(lambda: not panel.session.busy)
+    until(lambda: idle(panel))
 
     panel.suggest()
-    until(lambda: not panel.session.busy)
+    until(lambda: idle(panel))
     take(viewer, folder / "napari_suggested.png")
 
     truth = make_phantom().reference.T
@@ -52,11 +53,16 @@ def main(folder: Path) -> None:
     result.data_setitem((wrong[0] + s, wrong[1], wrong[2]), truth[s][wrong[1:]].tolist())
     until(lambda: s in panel.session.annotated)
     panel.propagate()
-    until(lambda: not panel.session.busy)
+    until(lambda: idle(panel))
     panel.suggest()
     show_only(viewer, panel.session.results["uncertainty"], viewer.layers[0])
     take(viewer, folder / "napari_uncertainty.png")
     viewer.close()
+
+
+def idle(panel: Panel) -> bool:
+    """Whether nothing runs and all of the last result is shown."""
+    return not panel.session.busy and panel.session.results.complete
 
 
 def show_only(viewer: Any, *layers: Any) -> None:

@@ -66,9 +66,13 @@ class Tab:
         self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).hostname or ""))
         self.page.on("dialog", lambda dialog: dialog.accept())
 
+    def address(self, study: str, mode: str = "labelprop") -> str:
+        """Of a study in one of OHIF's modes."""
+        return f"{self._url}/ohif/{mode}?StudyInstanceUIDs={study}"
+
     def open(self, study: str, mode: str = "labelprop") -> None:
-        """Open a study by its address."""
-        self.page.goto(f"{self._url}/ohif/{mode}?StudyInstanceUIDs={study}")
+        """Open a study by its address, and wait until it is shown."""
+        self.page.goto(self.address(study, mode))
         self._agree()
 
     def open_from_list(self, patient: str) -> None:
@@ -149,6 +153,10 @@ class Tab:
         self.page.get_by_label("Radius in mm").fill(str(radius))
 
     # The viewer
+
+    def picture(self) -> bytes:
+        """What the smallest of the views shows, which cuts the slices."""
+        return bytes(self.page.locator(".viewport-wrapper").last.screenshot())
 
     def focus(self) -> np.ndarray:
         """A point in LPS mm on the slice in the large view."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import psutil
 import requests
 import SimpleITK as sitk
 from requests_toolbelt.multipart import decoder
@@ -150,16 +151,16 @@ class Client:
 
 @dataclass
 class Server:
-    """A server process on a folder of studies, or an archive."""
+    """A server process on a folder of studies, or an archive; it may end and start again at its port."""
 
     studies: Path | str
     work: Path
     conf: dict[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
 
     def __enter__(self) -> Client:
-        port = free_port()
         command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(ROOT / "apps" / "labelprop")]
-        command += ["--studies", str(self.studies), "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--studies", str(self.studies), "--host", "127.0.0.1", "--port", str(self.port)]
         command += [part for pair in self.conf.items() for part in ("--conf", *pair)]
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         environment = os.environ | {"PATH": path, "MONAI_LABEL_SESSION_PATH": str(self.work / "sessions")}
@@ -167,7 +168,7 @@ class Server:
         self.process = subprocess.Popen(
             command, cwd=self.work, env=environment, stdout=self.log, stderr=subprocess.STDOUT
         )
-        client = Client(f"http://127.0.0.1:{port}", self.work)
+        client = Client(f"http://127.0.0.1:{self.port}", self.work)
         try:
             eventually(lambda: self._ready(client), "the server to answer")
         except BaseException:
@@ -181,6 +182,14 @@ class Server:
             return client.call("GET", "/info/").ok
         except requests.ConnectionError:
             return False
+
+    def kill(self) -> None:
+        """End it with all that it started, at once, as when a machine loses power."""
+        server = psutil.Process(self.process.pid)
+        for process in [server, *server.children(recursive=True)]:
+            process.kill()
+        self.process.wait(PATIENCE_S)
+        self.log.close()
 
     def __exit__(self, *error: object) -> None:
         self.process.terminate()

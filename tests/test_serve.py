@@ -13,8 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sliceprop.errors import InputError
-from sliceprop.serve import _environment, serve
+from certificates import write_certificate
+from sliceprop.cli import main
+from sliceprop.errors import FileError, InputError
+from sliceprop.serve import Security, _environment, serve
+from sliceprop.tokens import Holder, TokenFile, add_token, digest_of
 
 TREE = "sleep 600 & echo $$ $!; wait"
 STUBBORN_TREE = f"trap '' TERM; {TREE}; sleep 600"
@@ -89,3 +92,67 @@ def test_programs_of_the_environment_come_first_and_settings_can_be_chosen(monke
     assert environment["no_proxy"] == environment["NO_PROXY"] == "example.org,127.0.0.1,localhost"
     assert environment["MONAI_LABEL_TRACKING_ENABLED"] == "true"
     assert environment["MONAI_LABEL_AUTO_UPDATE_SCORING"] == "false"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that nobody signed but itself, and its key."""
+    return write_certificate(tmp_path_factory.mktemp("tls"), "127.0.0.1")
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    add_token(tmp_path / "tokens", "alice", "annotate")
+    return tmp_path / "tokens"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "scans.example"])
+def test_others_get_in_only_with_tokens_and_tls(
+    host: str, tokens: Path, certificate: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    for half in (Security(), Security(tokens), Security(None, *certificate)):
+        with pytest.raises(InputError, match="--token-file, --tls-cert and --tls-key"):
+            half.check(host)
+    Security(tokens, *certificate).check(host)
+    Security(insecure=True).check(host)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost"])
+def test_this_machine_needs_neither(host: str, tokens: Path) -> None:
+    Security().check(host)
+    Security(tokens).check(host)
+
+
+def test_files_that_cannot_be_used_are_named_before_the_start(
+    tmp_path: Path, tokens: Path, certificate: tuple[Path, Path]
+) -> None:
+    cert, key = certificate
+    with pytest.raises(InputError, match="belong together"):
+        Security(tokens, tls_cert=cert).check("0.0.0.0")
+    for wrong in ((key, cert), (cert, tmp_path / "absent"), (cert, tokens)):
+        with pytest.raises(FileError, match="PEM"):
+            Security(tokens, *wrong).check("127.0.0.1")
+    with pytest.raises(FileError, match="sliceprop token"):
+        Security(cert).check("127.0.0.1")
+
+
+def test_what_the_operator_chose_reaches_the_server(tokens: Path, certificate: tuple[Path, Path]) -> None:
+    cert, key = map(str, certificate)
+    chosen = ["--ssl_certfile", cert, "--ssl_keyfile", key, "--conf", "token_file", str(tokens)]
+    assert Security(tokens, *certificate).options() == chosen
+    assert Security(insecure=True).options() == ["--conf", "insecure", "true"]
+    assert Security().options() == []
+
+
+def test_an_open_server_does_not_start(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["serve", "--studies", str(tmp_path), "--host", "0.0.0.0"]) == 2
+    assert main(["ohif", "--folder", str(tmp_path), "--host", "0.0.0.0"]) == 2
+    assert capsys.readouterr().err.count("0.0.0.0 can be reached from other machines") == 2
+
+
+def test_the_command_shows_a_token_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    assert main(["token", str(file), "--name", "bob", "--role", "train"]) == 0
+    token = capsys.readouterr().out.strip()
+    assert TokenFile(file).holder(digest_of(token)) == Holder("bob", "train")
+    assert main(["token", str(file), "--name", "b o b"]) == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sliceprop import __version__
+from sliceprop.cohort_commands import add_cohort_commands
 from sliceprop.config import (
     BACKGROUND_SCRIBBLE,
     FUSIONS,
@@ -19,6 +20,8 @@ from sliceprop.config import (
     SuggestConfig,
     TrainConfig,
 )
+from sliceprop.study_commands import add_study_commands
+from sliceprop.tokens import ROLES
 from sliceprop.tool_commands import add_tool_commands
 
 _BUDGET = f"default: {TrainConfig.budget_s:g}"
@@ -73,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "--candidates", metavar="PREFIX", help="write PREFIX_from_lower and PREFIX_from_upper, in the format of OUT"
     )
     propagate.add_argument("--report", type=Path, metavar="F.json", help="write estimated quality and the next slice")
+    propagate.add_argument("--manifest", type=Path, metavar="F.json", help="write what `reproduce` needs, with hashes")
     _add_training(propagate, f"{_BUDGET}, of {_OVERFITTED}: {PredictorConfig.budget_s:g}")
     _add_encoder(propagate)
     _add_json(propagate)
@@ -100,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(evaluate)
 
     add_tool_commands(add)
+    add_cohort_commands(add)
+    add_study_commands(add)
 
     serve = add("serve", "start the MONAI Label server")
     serve.add_argument("--studies", default="sample-data", metavar="DIR_OR_URL", help="default: sample-data")
@@ -111,6 +117,11 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", type=Path, default=Path(".ohif"), metavar="DIR", help="for archive and labels (default: .ohif)"
     )
     _add_server(ohif)
+
+    token = add("token", "make a token for somebody who may use the server; only its hash is stored")
+    token.add_argument("file", metavar="FILE", type=Path, help="made if absent; for serve --token-file")
+    token.add_argument("--name", required=True, metavar="NAME", help="of its holder, for the audit")
+    token.add_argument("--role", choices=ROLES, default=ROLES[0], help=f"default: {ROLES[0]}")
 
     demo = add("demo", "show everything on synthetic data: learn, propagate, evaluate, draw a picture")
     demo.add_argument(
@@ -159,6 +170,14 @@ def _add_inputs(parser: argparse.ArgumentParser, *, labels_needed: bool = True) 
 def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="let in who has a token, made by `sliceprop token`"
+    )
+    parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="certificate for https")
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="its key, without a password")
+    parser.add_argument(
+        "--insecure", action="store_true", help="listen on other addresses without tokens or TLS; anybody gets in"
+    )
     parser.add_argument("--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="for the app")
 
 

@@ -1,7 +1,8 @@
 """The command line: calls `sliceprop.study`, writes files and prints results.
 
-Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 2 something that the caller
-can mend (one line says what), 130 interrupted. Heavy imports wait until a command needs them.
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 some studies of a cohort
+failed, 2 something that the caller can mend (one line says what), 130 interrupted. Heavy imports wait until a command
+needs them.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sliceprop.arguments import parse
+from sliceprop.cohort_commands import COHORT_COMMANDS, cohort_text
 from sliceprop.config import PREDICTORS, PredictorConfig, PropagateConfig, SuggestConfig, TrainConfig, parse_extrapolate
 from sliceprop.errors import FileError, SlicePropError
+from sliceprop.study_commands import STUDY_COMMANDS
 from sliceprop.tool_commands import TOOL_COMMANDS, tool_text
 
 if TYPE_CHECKING:
     from sliceprop.engine.registration import Model
     from sliceprop.io import Image
+    from sliceprop.manifest import Recipe
+    from sliceprop.serve import Security
     from sliceprop.study import Progress, Propagation, Study
 
 logger = logging.getLogger(__name__)
@@ -75,23 +80,29 @@ def _train(chosen: argparse.Namespace) -> None:
 
 def _propagate(chosen: argparse.Namespace) -> None:
     from sliceprop.io import check_folder, check_writable, write_image, write_json
+    from sliceprop.manifest import make_manifest, making
 
     extrapolate = parse_extrapolate(chosen.extrapolate)
     config = PropagateConfig(chosen.method, chosen.fusion, extrapolate, _predictor_config(chosen))
     images = _image_files(chosen)
     for file in images.values():
         check_writable(file)
-    if chosen.report:
-        check_folder(chosen.report)
-    _check_not_inputs([*images.values(), *filter(None, [chosen.report])], chosen)
-    scan, study = _open(chosen)
-    result = _learn_and_propagate(study, chosen, config)
+    texts = [file for file in (chosen.report, chosen.manifest) if file]
+    for file in texts:
+        check_folder(file)
+    _check_not_inputs([*images.values(), *texts], chosen)
+    with making() as noted:
+        scan, study = _open(chosen)
+        result = _learn_and_propagate(study, chosen, config)
     with _one_line_on_errors():
         for name, file in images.items():
             write_image(file, getattr(result, name), scan)
     report = _report(study, result)
     if chosen.report:
         write_json(chosen.report, report)
+    if chosen.manifest:
+        recipe = _recipe(chosen, study, config)
+        write_json(chosen.manifest, make_manifest(chosen.manifest.parent, recipe, noted, result, images))
     _print(chosen, report, f"{chosen.output}: written\n{_report_text(report)}")
 
 
@@ -117,7 +128,8 @@ def _evaluate(chosen: argparse.Namespace) -> None:
 def _serve(chosen: argparse.Namespace) -> int:
     from sliceprop.serve import serve
 
-    address = f"http://{chosen.host}:{chosen.port}"
+    security = _security(chosen)
+    address = f"{security.scheme}://{chosen.host}:{chosen.port}"
 
     def ready() -> None:
         print(
@@ -129,30 +141,44 @@ def _serve(chosen: argparse.Namespace) -> int:
             flush=True,
         )
 
-    _warn_of_others(chosen.host)
-    return serve(chosen.studies, host=chosen.host, port=chosen.port, conf=chosen.conf, ready=ready)
+    where = {"host": chosen.host, "port": chosen.port, "security": security}
+    return serve(chosen.studies, **where, conf=chosen.conf, ready=ready)
 
 
 def _ohif(chosen: argparse.Namespace) -> int:
     from sliceprop.orthanc import Orthanc, serve_ohif
 
+    security = _security(chosen)
+
     def ready(orthanc: Orthanc) -> None:
         print(
-            f"\nOpen http://{chosen.host}:{chosen.port}/ohif/ in a browser  (research use, not a medical device)\n"
+            f"\nOpen {security.scheme}://{chosen.host}:{chosen.port}/ohif/ in a browser  "
+            "(research use, not a medical device)\n"
             f"  more DICOM files: drop them on {orthanc.url}/app/explorer.html#upload, or start with --dicom DIR\n"
             f"  scans and labels: {chosen.folder}\n"
             "Ctrl-C ends the server and the archive.\n",
             flush=True,
         )
 
-    _warn_of_others(chosen.host)
-    where = {"dicom": chosen.dicom, "host": chosen.host, "port": chosen.port}
+    where = {"dicom": chosen.dicom, "host": chosen.host, "port": chosen.port, "security": security}
     return serve_ohif(chosen.folder, **where, conf=chosen.conf, ready=ready)
 
 
-def _warn_of_others(host: str) -> None:
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        logger.warning("%s can be reached from other machines and there is no login", host)
+def _security(chosen: argparse.Namespace) -> Security:
+    from sliceprop.serve import Security, is_local
+
+    if chosen.insecure and not is_local(chosen.host):
+        logger.warning("%s can be reached from other machines, and nobody is asked for anything", chosen.host)
+    return Security(chosen.token_file, chosen.tls_cert, chosen.tls_key, chosen.insecure)
+
+
+def _token(chosen: argparse.Namespace) -> None:
+    from sliceprop.tokens import add_token
+
+    print(add_token(chosen.file, chosen.name, chosen.role))
+    print(
+        f"the token of {chosen.name} ({chosen.role}) is shown this once; its hash is in {chosen.file}", file=sys.stderr
+    )
 
 
 def _demo(chosen: argparse.Namespace) -> None:
@@ -240,13 +266,36 @@ def _learn(study: Study, chosen: argparse.Namespace, save: Callable[[Model], Non
     from sliceprop import study as use_cases
     from sliceprop.checkpoint import load_checkpoint
 
-    budget_s = TrainConfig.budget_s if chosen.budget_s is None else chosen.budget_s
-    config = TrainConfig(budget_s=budget_s, seed=chosen.seed)
-    init = load_checkpoint(chosen.init) if chosen.init else None
+    config, init = _train_config(chosen), load_checkpoint(chosen.init) if chosen.init else None
     with _progress_bar("similarity") as progress, _ctrl_c_stops() as cancelled:
         return use_cases.train(
             study, config, init=init, device=chosen.device, progress=progress, cancelled=cancelled, save=save
         )
+
+
+def _train_config(chosen: argparse.Namespace) -> TrainConfig:
+    return TrainConfig(TrainConfig.budget_s if chosen.budget_s is None else chosen.budget_s, seed=chosen.seed)
+
+
+def _recipe(chosen: argparse.Namespace, study: Study, config: PropagateConfig) -> Recipe:
+    """How `propagate` makes its result."""
+    from sliceprop.api import worth_learning
+    from sliceprop.manifest import Recipe
+
+    learned = not chosen.model and worth_learning(study, config)
+    given = {"image": chosen.image, "labels": chosen.labels, "scribbles": chosen.scribbles, "model": chosen.model}
+    if learned:
+        given["init"] = chosen.init
+    if config.method in PREDICTORS and Path(chosen.encoder_weights).is_file():
+        given["encoder_weights"] = chosen.encoder_weights
+    options = ("slice_axis", "annotated_slices", "partial", "background_scribble")
+    return Recipe(
+        {name: Path(file) for name, file in given.items() if file},
+        {name: getattr(chosen, name) for name in options},
+        config,
+        _train_config(chosen) if learned else None,
+        device=chosen.device,
+    )
 
 
 @contextmanager
@@ -335,6 +384,18 @@ def _tool(chosen: argparse.Namespace) -> None:
     _print(chosen, told, tool_text(told))
 
 
+def _cohort(chosen: argparse.Namespace) -> int:
+    told = COHORT_COMMANDS[chosen.command](chosen)
+    _print(chosen, told, cohort_text(told))
+    return 1 if told.get("failed") else 0
+
+
+def _of_study(chosen: argparse.Namespace) -> None:
+    told = STUDY_COMMANDS[chosen.command](chosen)
+    text = told.pop("text")
+    _print(chosen, told, text)
+
+
 def _print(chosen: argparse.Namespace, value: Any, text: str) -> None:
     print(json.dumps(value) if chosen.json else text)
 
@@ -385,8 +446,11 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "suggest": _suggest,
     "evaluate": _evaluate,
     **dict.fromkeys(TOOL_COMMANDS, _tool),
+    **dict.fromkeys(COHORT_COMMANDS, _cohort),
+    **dict.fromkeys(STUDY_COMMANDS, _of_study),
     "serve": _serve,
     "ohif": _ohif,
+    "token": _token,
     "demo": _demo,
     "sample-data": _sample_data,
 }

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 CONVERTER = "itkimage2segimage"
 PATIENCE_S = 300
 
+FIRST_SERIES_NUMBER = 300
+"""Of the segmentations of a scan, out of the way of the scanner's own series."""
+
 _TISSUE = {"CodeValue": "85756007", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Tissue"}
 """A user's names have no code; this one says no more than is known."""
 
@@ -28,14 +31,22 @@ class ExportError(SlicePropError):
     """A label that cannot be written as DICOM SEG."""
 
 
-def write_dicom_seg(labels: Path, series: Path, label_info: Iterable[Mapping[str, Any]], target: Path) -> None:
-    """Write a label file as DICOM SEG that refers to a series.
+def write_dicom_seg(
+    labels: Path,
+    series: Path,
+    label_info: Iterable[Mapping[str, Any]],
+    target: Path,
+    *,
+    series_number: int = FIRST_SERIES_NUMBER,
+) -> None:
+    """Write a label file as DICOM SEG that refers to a series, as a series of its own that is described by the time.
 
     Args:
         labels: label file on the grid of the series.
         series: folder with the DICOM files of the scan.
         label_info: `name`, `idx` (the value in the file) and perhaps `color` (`#rrggbb`) of each label in it.
         target: file to write.
+        series_number: of the new series.
 
     Raises:
         ExportError: for an empty label, or with the converter's reason.
@@ -45,7 +56,7 @@ def write_dicom_seg(labels: Path, series: Path, label_info: Iterable[Mapping[str
         raise ExportError("a DICOM SEG cannot be empty, and the label is")
     with tempfile.TemporaryDirectory() as folder:
         description = Path(folder) / "description.json"
-        description.write_text(json.dumps(_description(segments)), encoding="utf-8")
+        description.write_text(json.dumps(_description(segments, series_number)), encoding="utf-8")
         options = {"inputImageList": labels, "inputDICOMDirectory": series, "outputDICOM": target}
         command = [part for key, value in options.items() for part in (f"--{key}", str(value))]
         # Values that break DICOM's rules come from the archive's own files: they are no reason to keep the label out.
@@ -80,14 +91,14 @@ def _run(command: list[str]) -> None:
         raise ExportError(f"the converter to DICOM SEG refuses the series or the label ({reason})")
 
 
-def _description(segments: list[dict[str, Any]]) -> dict[str, Any]:
+def _description(segments: list[dict[str, Any]], series_number: int) -> dict[str, Any]:
     return {
         "ContentCreatorName": "sliceprop",
         "ClinicalTrialSeriesID": "1",
         "ClinicalTrialTimePointID": "1",
         "ClinicalTrialCoordinatingCenterName": "sliceprop",
         "SeriesDescription": f"LabelProp {time.strftime('%Y-%m-%d %H:%M')}",
-        "SeriesNumber": "300",
+        "SeriesNumber": str(series_number),
         "InstanceNumber": "1",
         "BodyPartExamined": "",
         "ContentLabel": "SEGMENTATION",

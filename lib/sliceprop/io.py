@@ -11,6 +11,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,22 @@ def read_image(path: str | Path) -> Image:
     if file.name.endswith(SITK_SUFFIXES):
         return _read_sitk(file, lambda: _read_checked(file))
     raise FileError(f"{file}: unknown format; use {', '.join(SUFFIXES)} or a folder with one DICOM series")
+
+
+def image_shape(path: str | Path) -> tuple[int, ...] | None:
+    """The shape of a file by its header alone; None where that does not tell, as of a DICOM folder."""
+    file = Path(path)
+    try:
+        if file.name.endswith(NIFTI_SUFFIXES):
+            return tuple(nib.squeeze_image(nib.load(file)).shape)
+        if file.name.endswith(SITK_SUFFIXES):
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(str(file))
+            reader.ReadImageInformation()
+            return tuple(reader.GetSize())
+    except (OSError, EOFError, RuntimeError, ValueError, zlib.error, ImageFileError, HeaderDataError):
+        return None
+    return None
 
 
 def check_same_grid(image: Image, other: Image, name: str) -> None:
@@ -195,6 +212,8 @@ def make_folder(folder: str | Path) -> None:
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary file beside `path`, then move it there, so that readers never see half a file.
 
+    The file is on the disk before its name is, so that this also holds after a loss of power.
+
     Raises:
         FileError: if the folder is missing, read-only or full; nothing is left behind.
     """
@@ -211,11 +230,30 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
+        sync(temporary)
         temporary.replace(file)
+        sync(file.absolute().parent)
     except (OSError, RuntimeError) as error:
         raise FileError(f"{file}: cannot write ({getattr(error, 'strerror', None) or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: for a file that cannot be written to the disk; folders cannot be synced everywhere, which is fine.
+    """
+    folder = path.is_dir()
+    if folder and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    try:
+        with suppress(OSError) if folder else nullcontext():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -272,6 +310,7 @@ def _read_checked(file: Path) -> sitk.Image:
     """Read the header first, so that a huge volume is refused before it is read."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
+    reader.SetImageIO("NrrdImageIO" if file.name.endswith((".nrrd", ".nhdr")) else "MetaImageIO")  # never by content
     reader.ReadImageInformation()
     check_memory(reader.GetSize(), str(file))
     image: sitk.Image = reader.Execute()

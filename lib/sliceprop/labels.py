@@ -51,6 +51,21 @@ class SparseLabels:
         """Slices on which label `values[k]` is known, ascending."""
         return tuple(int(s) for s in np.flatnonzero(self.known[k]))
 
+    @property
+    def drawn(self) -> NDArray[np.bool_]:
+        """Voxels that the user decided about, `(S, H, W)`: complete slices, what is painted on others, and scribbles.
+
+        A scribble says nothing where its label is known completely, which the annotation decides.
+        """
+        values, complete = np.array(self.values, dtype=np.int32), self.known.all(axis=0)
+        drawn: NDArray[np.bool_] = self.labels > 0
+        drawn[complete if self.values else list(self.annotated_slices)] = True
+        if self.scribbles is not None:
+            for s in np.flatnonzero(self.scribbles.any(axis=(1, 2))):
+                marks = self.scribbles[s]
+                drawn[s] |= (marks != 0) & ~np.isin(marks, values[self.known[:, s]])
+        return drawn
+
     def cropped(self, index: tuple[slice, slice, slice]) -> SparseLabels:
         """The part of the annotation inside `index` of `(S, H, W)`."""
         scribbles = None if self.scribbles is None else self.scribbles[index]

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from sliceprop.errors import FileError, InputError
 from sliceprop.io import make_folder, write_json
-from sliceprop.serve import Programs, accepts, check_server, run_server
+from sliceprop.serve import Programs, Security, accepts, check_server, run_server
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,7 @@ def serve_ohif(
     dicom: Path | None = None,
     host: str = HOST,
     port: int = 8000,
+    security: Security | None = None,
     conf: Iterable[tuple[str, str]] = (),
     ready: Callable[[Orthanc], None] = lambda orthanc: None,
 ) -> int:
@@ -127,6 +128,7 @@ def serve_ohif(
         dicom: file or folder to load; without it the synthetic scan is loaded into an empty archive.
         host: address for the server to listen on.
         port: for the server to listen on.
+        security: who is let in to the server, and how.
         conf: pairs of key and value for the app.
         ready: called once, when both accept connections.
 
@@ -136,7 +138,7 @@ def serve_ohif(
     Raises:
         InputError: or a subclass, if one of them cannot run, or the folder is in use.
     """
-    check_server(host, port)
+    check_server(host, port, security)
     files = _dicom_files(dicom) if dicom else []
     make_folder(folder)
     with _alone(folder), Programs() as programs:
@@ -144,8 +146,15 @@ def serve_ohif(
         if not programs.asked_to_end:
             _load(programs, orthanc, files)
         kept = ("folder", str(folder.resolve() / "labels"))  # the archive's address changes with its port
-        options = [kept, *conf]
-        return run_server(programs, orthanc.dicomweb, host=host, port=port, conf=options, ready=lambda: ready(orthanc))
+        return run_server(
+            programs,
+            orthanc.dicomweb,
+            host=host,
+            port=port,
+            security=security,
+            conf=[kept, *conf],
+            ready=lambda: ready(orthanc),
+        )
 
 
 def _load(programs: Programs, orthanc: Orthanc, files: list[Path]) -> None:

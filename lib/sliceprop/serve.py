@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Self
 
 from sliceprop.errors import FileError, InputError
+from sliceprop.tokens import TokenFile
 
 APP_FOLDER = Path(__file__).resolve().parents[2] / "apps" / "labelprop"
 
@@ -27,8 +31,78 @@ SETTINGS = {
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-GRACE_S = 5.0
-"""Between asking the processes to end and ending them."""
+GRACE_S, SERVER_GRACE_S = 5.0, 20.0
+"""Between asking a program to end and ending it; the server first finishes the requests that it works on."""
+
+
+@dataclass(frozen=True)
+class Security:
+    """Who is let in, and how.
+
+    Attributes:
+        token_file: hashes of tokens, written by `sliceprop token`; without it nobody is asked for one.
+        tls_cert: certificate, PEM.
+        tls_key: its key, PEM.
+        insecure: listen on other addresses than this machine's own without tokens or TLS.
+    """
+
+    token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    insecure: bool = False
+
+    @property
+    def scheme(self) -> str:
+        """Of the server's address."""
+        return "https" if self.tls_cert else "http"
+
+    def check(self, host: str) -> None:
+        """Refuse to be open to others who are not asked for anything, or who could be listened to.
+
+        Raises:
+            InputError: saying what is missing.
+            FileError: if a file cannot be used.
+        """
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InputError("--tls-cert and --tls-key belong together; give both")
+        if self.token_file:
+            TokenFile(self.token_file)
+        if self.tls_cert and self.tls_key:
+            _check_certificate(self.tls_cert, self.tls_key)
+        if not (is_local(host) or self.insecure or (self.token_file and self.tls_cert)):
+            raise InputError(
+                f"{host} can be reached from other machines: give --token-file, --tls-cert and --tls-key, "
+                "or --insecure if something else protects it"
+            )
+
+    def options(self) -> list[str]:
+        """For `monailabel start_server`."""
+        options = []
+        if self.tls_cert and self.tls_key:
+            options += ["--ssl_certfile", str(self.tls_cert), "--ssl_keyfile", str(self.tls_key)]
+        if self.token_file:
+            options += ["--conf", "token_file", str(self.token_file.absolute())]
+        elif self.insecure:
+            options += ["--conf", "insecure", "true"]
+        return options
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach what listens on `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_certificate(cert: Path, key: Path) -> None:
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key, password="")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FileError(
+            f"{cert}, {key}: not a certificate and its key without a password, both PEM ({reason})"
+        ) from error
 
 
 def serve(
@@ -36,6 +110,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    security: Security | None = None,
     conf: Iterable[Sequence[str]] = (),
     ready: Callable[[], None] = lambda: None,
 ) -> int:
@@ -43,8 +118,9 @@ def serve(
 
     Args:
         studies: folder, made if absent, or DICOMweb address.
-        host: address to listen on; MONAI Label has no login by default, so keep it local.
+        host: address to listen on.
         port: to listen on.
+        security: who is let in, and how; without it whoever is on this machine.
         conf: pairs of key and value for the app.
         ready: called once, when the server accepts connections.
 
@@ -52,21 +128,22 @@ def serve(
         the server's exit code, 0 after a signal.
 
     Raises:
-        InputError: if the address cannot be listened on.
-        FileError: if the app's folder is not there.
+        InputError: if the address cannot be listened on, or is open to others who are not asked for anything.
+        FileError: if the app's folder is not there, or a file of `security` cannot be used.
     """
-    check_server(host, port)
+    check_server(host, port, security)
     with Programs() as programs:
-        return run_server(programs, studies, host=host, port=port, conf=conf, ready=ready)
+        return run_server(programs, studies, host=host, port=port, security=security, conf=conf, ready=ready)
 
 
-def check_server(host: str, port: int) -> None:
-    """Find out before anything is started that the server could not run.
+def check_server(host: str, port: int, security: Security | None = None) -> None:
+    """Find out before anything is started that the server could not run, or should not.
 
     Raises:
-        InputError: if the address cannot be listened on.
-        FileError: if the app's folder is not there.
+        InputError: if the address cannot be listened on, or is open to others who are not asked for anything.
+        FileError: if the app's folder is not there, or a file of `security` cannot be used.
     """
+    (security or Security()).check(host)
     _check_address(host, port)
     if not (APP_FOLDER / "main.py").is_file():
         raise FileError(f"{APP_FOLDER}: the server's app is not here; install from a checkout with `pip install -e .`")
@@ -78,13 +155,16 @@ def run_server(
     *,
     host: str,
     port: int,
+    security: Security | None = None,
     conf: Iterable[Sequence[str]] = (),
     ready: Callable[[], None] = lambda: None,
 ) -> int:
     """Start the server among `programs` and wait for its end; arguments and answer as those of `serve`."""
     options = ["--app", str(APP_FOLDER), "--studies", studies, "--host", host, "--port", str(port)]
     options += [part for pair in conf for part in ("--conf", *pair)]
-    server = programs.start([sys.executable, "-m", "monailabel.main", "start_server", *options], _environment())
+    options += (security or Security()).options()
+    command = [sys.executable, "-m", "monailabel.main", "start_server", *options]
+    server = programs.start(command, _environment(), grace_s=SERVER_GRACE_S)
     if programs.wait(lambda: accepts(host, port) or server.poll() is not None) and server.poll() is None:
         ready()
     programs.wait(lambda: server.poll() is not None)
@@ -99,15 +179,15 @@ class Programs:
 
     def __init__(self) -> None:
         self.asked_to_end = False
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: list[tuple[subprocess.Popen[bytes], float]] = []
 
     def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._ask) for number in _SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process in reversed(self._running):
-            _end_group(process)
+        for process, grace_s in reversed(self._running):
+            _end_group(process, grace_s)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -115,7 +195,11 @@ class Programs:
         self.asked_to_end = True
 
     def start(
-        self, command: Sequence[str], environment: dict[str, str] | None = None, log: Path | None = None
+        self,
+        command: Sequence[str],
+        environment: dict[str, str] | None = None,
+        log: Path | None = None,
+        grace_s: float = GRACE_S,
     ) -> subprocess.Popen[bytes]:
         """Start a program in a process group of its own.
 
@@ -123,10 +207,11 @@ class Programs:
             command: program and arguments.
             environment: that of this process by default.
             log: file for what the program prints; printed by this one by default.
+            grace_s: between asking it to end and ending it.
         """
         with log.open("ab") if log else nullcontext() as output:
             process = subprocess.Popen(command, env=environment, process_group=0, stdout=output, stderr=output)
-        self._running.append(process)
+        self._running.append((process, grace_s))
         return process
 
     def wait(self, condition: Callable[[], bool], patience_s: float = math.inf) -> bool:
@@ -139,11 +224,11 @@ class Programs:
         return False
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def _end_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
     """Ask the processes of a group to end, then make them; the first one may be gone and have left children."""
     _signal_group(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_S)
+        process.wait(grace_s)
     _signal_group(process.pid, signal.SIGKILL)
     process.wait()
 

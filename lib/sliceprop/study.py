@@ -109,6 +109,11 @@ class Study:
         digest.update(np.round(self.volume.affine, 4).tobytes() + bytes([self.volume.slice_axis]))
         return digest.hexdigest()
 
+    @property
+    def drawn(self) -> NDArray[np.bool_]:
+        """Voxels that the user decided about, `(i, j, k)` of the file; all others of a result are propagated."""
+        return self.volume.to_original(self.annotation.drawn)
+
 
 def open_study(
     image: Source,

@@ -31,6 +31,7 @@ def add_tool_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> Non
     _add_range(grow)
     grow.add_argument("--margin", type=float, metavar="SHARE", help="of the box around all seeds (default: 0.1)")
     grow.add_argument("--locality", type=float, metavar="SHARE", help="of the grey range, cost of a mm (default: 0)")
+    grow.add_argument("--smoothing-mm", type=float, metavar="MM", help="against noise (default: 1; 2 voxels at most)")
     _add_output(grow)
 
     march = add("fast-marching", "let structures run from their seeds up to a largest volume")
@@ -129,7 +130,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def _grow_from_seeds(chosen: argparse.Namespace) -> dict[str, Any]:
     from sliceprop.tools.grow_from_seeds import GrowConfig, grow_from_seeds
 
-    given = _given(margin=chosen.margin, locality_per_mm=chosen.locality)
+    given = _given(margin=chosen.margin, locality_per_mm=chosen.locality, smoothing_mm=chosen.smoothing_mm)
     config = GrowConfig(_range(chosen), **given)
     scan, seeds = _seeded(chosen)
     return _write(chosen, scan, grow_from_seeds(scan.array, seeds, affine=scan.affine, config=config))
@@ -145,11 +146,13 @@ def _fast_marching(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _threshold_islands(chosen: argparse.Namespace) -> dict[str, Any]:
     from sliceprop.tools.threshold_islands import threshold_islands
+    from sliceprop.volume import voxel_spacing
 
     ranges = _ranges(chosen)
     scan = _read_scan(chosen.image)
     seeds = _read_seeds(chosen.seeds, scan, chosen.background_scribble) if chosen.seeds else None
-    return _write(chosen, scan, threshold_islands(scan.array, ranges, keep=chosen.keep, seeds=seeds))
+    spacing = voxel_spacing(scan.affine)
+    return _write(chosen, scan, threshold_islands(scan.array, ranges, keep=chosen.keep, seeds=seeds, spacing=spacing))
 
 
 def _fill_between_slices(chosen: argparse.Namespace) -> dict[str, Any]:

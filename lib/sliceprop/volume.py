@@ -27,6 +27,9 @@ CUBIC = 0.99
 BYTES_PER_VOXEL = 30
 """Peak memory per voxel of the study: image, labels, three results, uncertainty."""
 
+MAX_SIDE = 8192
+"""Voxels along an axis: four times the longest series of slices, and the widest picture, that scanners make."""
+
 BYTES_PER_WORKED_VOXEL = 110
 """Further peak memory per voxel of the region of interest: velocity fields, displacements, scores; measured."""
 
@@ -117,7 +120,7 @@ def check_image(array: NDArray[Any], name: str = "image") -> None:
 
 
 def check_memory(shape: tuple[int, ...], name: str = "image", bytes_per_voxel: int = BYTES_PER_VOXEL) -> None:
-    """Refuse a shape that would need more memory than the machine has free.
+    """Refuse a shape that would need more memory than the machine has free, or that no scanner makes.
 
     Args:
         shape: of what is to be read or worked on.
@@ -125,7 +128,7 @@ def check_memory(shape: tuple[int, ...], name: str = "image", bytes_per_voxel: i
         bytes_per_voxel: peak of the work.
 
     Raises:
-        TooLargeError: with the estimate and what is free.
+        TooLargeError: with the estimate and what is free, or the longest axis.
     """
     import psutil
 
@@ -135,6 +138,8 @@ def check_memory(shape: tuple[int, ...], name: str = "image", bytes_per_voxel: i
             f"{name}: shape {shape} needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
             "crop or downsample the scan"
         )
+    if max(shape, default=0) > MAX_SIDE:
+        raise TooLargeError(f"{name}: an axis of shape {shape} is longer than {MAX_SIDE}; crop or downsample the scan")
 
 
 def normalise_intensity(array: NDArray[Any]) -> FloatArray:

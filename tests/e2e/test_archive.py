@@ -17,6 +17,7 @@ import pydicom
 import pytest
 import requests
 
+from odd_series import ODD
 from serving import (
     AFFINE,
     DRAWN,
@@ -43,6 +44,9 @@ except FileError as missing:
 else:
     pytestmark = pytest.mark.e2e
 
+LATE = "late"
+"""A series that is not in the archive from the start."""
+
 LEANING = np.array([[0.0, 0.2, 4, -30], [0.96, -0.28 * 0.9, 0, 10], [0.28, 0.96 * 0.9, 0.3, 20], [0, 0, 0, 1]])
 """A sagittal acquisition, its axes nearly at right angles; `right_angled` makes them so."""
 
@@ -68,46 +72,21 @@ def count_down(dataset: Any, index: int) -> None:
     dataset.InstanceNumber = SHAPE[2] - index
 
 
-def turn(dataset: Any, index: int) -> None:
-    if index % 3:
-        dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
-
-
-def repeat(dataset: Any, index: int) -> None:
-    dataset.ImagePositionPatient = [0, 0, 4 * (index // 2)]
-
-
-def leave_gap(dataset: Any, index: int) -> None:
-    dataset.ImagePositionPatient = [0, 0, 4 * (index + 2 * (index > 5))]
-
-
-def space_unequally(dataset: Any, index: int) -> None:
-    dataset.ImagePositionPatient = [0, 0, 4 * index + index**2 / 4]
-
-
-BAD = {
-    "localiser": (turn, "orientations"),
-    "time series": (repeat, "time points"),
-    "gap": (leave_gap, "missing"),
-    "unequal": (space_unequally, "unequally"),
-}
-
-
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """Folder of DICOM files, and UIDs by name."""
     folder = tmp_path_factory.mktemp("dicom")
-    uids = {name: write(folder, name) for name in ("axial", "other", "together", "third", "unopened")}
+    uids = {name: write(folder, name) for name in ("axial", "other", "together", "third", "unopened", "saved", LATE)}
     uids["descending"] = write(folder, "descending", edit=count_down)
     uids["sagittal"] = write(folder, "sagittal", right_angled(LEANING))
-    uids |= {name: write(folder, name, edit=edit) for name, (edit, _) in BAD.items()}
+    uids |= {name: write(folder, name, edit=edit) for name, (edit, _) in ODD.items()}
     return folder, uids
 
 
 @pytest.fixture(scope="module")
 def orthanc(series: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
     with running_orthanc(tmp_path_factory.mktemp("orthanc")) as orthanc:
-        orthanc.add(sorted(series[0].rglob("*.dcm")))
+        orthanc.add(file for file in sorted(series[0].rglob("*.dcm")) if file.parent.name != LATE)
         yield orthanc
 
 
@@ -181,6 +160,48 @@ def test_annotated_saved_and_found_again(client: Client, orthanc: Orthanc, uids:
     assert client.study(image)["annotated_slices"] == [*DRAWN, 13]
 
 
+def test_each_change_that_is_saved_is_a_series_of_its_own(
+    client: Client, orthanc: Orthanc, uids: dict[str, str]
+) -> None:
+    image, labels = uids["saved"], truth()
+    told, shown = [], []
+    for slices in (DRAWN, DRAWN, (*DRAWN, 5)):
+        client.paint(image, only(labels, slices), annotated_slices=list(slices), slice_axis=2)
+        told.append(client.ok("POST", f"/labelprop/final?image={image}"))
+        shown.append(client.voxels(image))
+    assert all(one["dicom_seg"] for one in told)
+    assert ["Nothing has changed" in one["sentence"] for one in told] == [False, True, False]
+    stored = {int(one.SeriesNumber): one for one in segmentations(orthanc) if of_series(one) == image}
+    assert sorted(stored) == [300, 301]
+    affine = np.array(client.study(image)["affine_lps"])
+    for number, then in ((300, 0), (301, 2)):
+        np.testing.assert_array_equal(voxels_of(stored[number], affine), shown[then])
+        assert f"series {number}, {stored[number].SeriesDescription}" in told[then]["sentence"]
+    for one in requests.get(f"{orthanc.url}/series", timeout=60).json():
+        about = requests.get(f"{orthanc.url}/series/{one}", timeout=60).json()["MainDicomTags"]
+        if about["SeriesInstanceUID"] == stored[301].SeriesInstanceUID:
+            requests.delete(f"{orthanc.url}/series/{one}", timeout=60)  # an administrator of the archive
+    assert client.ok("POST", f"/labelprop/final?image={image}")["dicom_seg"]
+    assert sorted(int(one.SeriesNumber) for one in segmentations(orthanc) if of_series(one) == image) == [300, 302]
+
+
+def test_a_series_that_was_still_being_stored_is_fetched_anew(
+    client: Client, orthanc: Orthanc, series: tuple[Path, dict[str, str]]
+) -> None:
+    folder, uids = series
+    image, files = uids[LATE], sorted((folder / LATE).iterdir())
+    orthanc.add(files[:9])
+    assert client.study(image)["shape"] == [*SHAPE[:2], 9]
+    orthanc.add(files[10:])
+    refused = client.call("GET", f"/labelprop/study?image={image}")
+    assert refused.status_code == 400 and "missing" in refused.json()["detail"]
+    orthanc.add(files[9:10])
+    assert client.study(image)["shape"] == list(SHAPE)
+    np.testing.assert_array_equal(client.voxels(image), np.zeros(SHAPE))
+    answer = client.paint(image, only(truth()), annotated_slices=list(DRAWN), slice_axis=2)
+    assert answer.ok and client.study(image)["annotated_slices"] == list(DRAWN)
+
+
 def test_the_dialog_of_next_sample_names_the_slice_as_the_viewer_counts(client: Client, uids: dict[str, str]) -> None:
     for name, count in (("other", lambda k: k + 1), ("descending", lambda k: SHAPE[2] - k)):
         answer = client.ok("POST", "/activelearning/random", json={"image": uids[name]})
@@ -197,7 +218,7 @@ def test_users_who_open_a_series_at_once_get_the_same(client: Client, uids: dict
     assert all(study["shape"] == list(SHAPE) for study in studies)
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", ODD)
 def test_a_series_that_is_no_volume_is_refused_in_a_sentence(client: Client, uids: dict[str, str], name: str) -> None:
     image = uids[name]
     for method, path, content in (
@@ -208,12 +229,14 @@ def test_a_series_that_is_no_volume_is_refused_in_a_sentence(client: Client, uid
     ):
         response = client.call(method, path, json=content)
         assert response.status_code == 400, response.text
-        assert BAD[name][1] in response.json()["detail"]
+        assert ODD[name][1] in response.json()["detail"]
 
 
 def test_the_viewer_reads_the_archive_through_the_server(client: Client, uids: dict[str, str]) -> None:
     found = client.ok("GET", f"/proxy/dicom/qido/series?SeriesInstanceUID={uids['axial']}")
     assert [one["0020000E"]["Value"] for one in found] == [[uids["axial"]]]
+    plain = client.call("GET", "/proxy/dicom/qido/series", headers={"Accept-Encoding": "identity"}, stream=True)
+    assert "Content-Encoding" not in plain.headers and plain.raw.read(1) == b"["
     assert client.call("GET", "/proxy/dicom/qido/../../system").status_code in (400, 404)
     page = client.call("GET", "/ohif/app-config.js")
     assert page.ok and page.text.startswith("window.config") and "javascript" in page.headers["Content-Type"]
@@ -259,6 +282,7 @@ def test_an_export_that_fails_keeps_the_label_and_says_so(
     client: Client, orthanc: Orthanc, uids: dict[str, str], work: Path
 ) -> None:
     image = uids["descending"]
+    client.paint(image, only(truth(), (4,)), annotated_slices=[4], slice_axis=2)
     for file in (work / "kept" / image).iterdir():
         dataset = pydicom.dcmread(file)
         del dataset.SOPClassUID

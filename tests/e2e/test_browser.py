@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -17,12 +21,13 @@ pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 from playwright.sync_api import BrowserContext, expect
 
 from browsing import CHROMIUM, Tab, artefacts, browser_context
-from serving import AFFINE, AXIS, SHAPE, Client, Server, scan
+from odd_series import ODD
+from serving import AFFINE, AXIS, SHAPE, Client, Server, eventually, running_orthanc, scan
 from sliceprop.dicom import write_dicom_series
 from sliceprop.errors import FileError
 from sliceprop.io import LPS_TO_RAS, Image
-from sliceprop.orthanc import Orthanc, find_orthanc, start_orthanc
-from sliceprop.serve import Programs
+from sliceprop.orthanc import Orthanc, find_orthanc
+from sliceprop.server.files import read_json
 
 try:
     find_orthanc()
@@ -38,9 +43,7 @@ GRIDS = {
     "descending": AFFINE,
     "sagittal": LPS_TO_RAS @ SAGITTAL_LPS,
     "coronal": LPS_TO_RAS @ CORONAL_LPS,
-    "careless": AFFINE,
-    "shared": AFFINE,
-    "localiser": AFFINE,
+    **dict.fromkeys(("careless", "shared", "named", "crashed", *ODD), AFFINE),
 }
 CENTRES = {"disc": lambda k: (13 + 0.3 * k, 18), "core": lambda k: (28, 12 + 0.4 * k)}
 """Where `serving.truth` has the two structures, in voxels."""
@@ -58,8 +61,8 @@ class Series:
             dataset = pydicom.dcmread(file)
             if name == "descending":
                 dataset.InstanceNumber = SHAPE[AXIS] - index
-            if name == "localiser" and index % 3:
-                dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+            if name in ODD:
+                ODD[name][0](dataset, index)
             dataset.save_as(file)
         self.study, self.image = str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID)
 
@@ -72,15 +75,18 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Series]:
 
 @pytest.fixture(scope="module")
 def orthanc(series: dict[str, Series], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with Programs() as programs:
-        orthanc = start_orthanc(programs, tmp_path_factory.mktemp("orthanc"))
+    with running_orthanc(tmp_path_factory.mktemp("orthanc")) as orthanc:
         orthanc.add(file for one in series.values() for file in one.files)
         yield orthanc
 
 
 @pytest.fixture(scope="module")
-def client(orthanc: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    work = tmp_path_factory.mktemp("server")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def client(orthanc: Orthanc, work: Path) -> Iterator[Client]:
     with Server(orthanc.dicomweb, work, {"folder": str(work / "kept"), "budget_s": "300"}) as client:
         yield client
 
@@ -152,6 +158,16 @@ def begin(tab: Tab, client: Client, series: Series) -> Annotator:
     return Annotator(tab, client, series)
 
 
+def hold_training(work: Path) -> None:
+    """Suspend a training once it has learnt something, so that it cannot end by itself."""
+
+    def reported() -> dict[str, Any] | None:
+        state = read_json(work / "kept" / ".labelprop" / "training.json") or {}
+        return state if state.get("status") == "RUNNING" and state["epoch"] else None
+
+    os.kill(eventually(reported, "the first epoch")["process"]["pid"], signal.SIGSTOP)
+
+
 def segmentations_of(orthanc: Orthanc, image: str) -> list[pydicom.Dataset]:
     """The DICOM SEG objects of a series in the archive."""
     ids = requests.get(f"{orthanc.url}/instances", timeout=60).json()
@@ -163,7 +179,7 @@ def segmentations_of(orthanc: Orthanc, image: str) -> list[pydicom.Dataset]:
 
 
 def test_annotates_from_the_list_to_the_segmentation(
-    tab: Tab, client: Client, orthanc: Orthanc, series: dict[str, Series]
+    tab: Tab, client: Client, orthanc: Orthanc, series: dict[str, Series], work: Path
 ) -> None:
     tab.open_from_list("ascending")
     annotator = begin(tab, client, series["ascending"])
@@ -178,19 +194,25 @@ def test_annotates_from_the_list_to_the_segmentation(
     tab.shot("2_submitted")
 
     tab.button("train").click()
-    expect(tab.page.locator("[data-training=RUNNING]")).to_contain_text("left")
+    hold_training(work)
+    expect(tab.page.locator("[data-training=RUNNING]")).to_contain_text(re.compile(r"epoch \d+ of \d+: .* left"))
     tab.shot("3_training")
     tab.button("cancel").click()
-    expect(tab.notice(re.compile("best model so far is kept|Trained"))).to_be_visible()  # so short a one may be over
+    expect(tab.notice("best model so far is kept")).to_be_visible()
+    expect(tab.page.locator("[data-training]")).to_have_count(0)
     assert client.study(annotator.image)["model"]
 
     tab.press("propagate")
     assert annotator.filled() > 9
     expect(tab.part("labels").locator(".labelprop-quality")).to_have_count(2)
+    tab.shot("4_propagated")
+    plain = tab.picture()
     tab.press("uncertainty")
     assert annotator.voxels("Uncertainty").any()
-    tab.shot("4_propagated")
+    eventually(lambda: tab.picture() != plain, "the uncertainty to be shown")
+    tab.shot("4_uncertainty")
     tab.press("uncertainty")
+    eventually(lambda: tab.picture() == plain, "the uncertainty to be hidden")
 
     expect(tab.part("suggestion")).to_contain_text("Expected gain")
     before = set(annotator.painted)
@@ -212,6 +234,9 @@ def test_annotates_from_the_list_to_the_segmentation(
     tab.shot("7_reloaded")
     tab.page.locator("[data-slice-index]").first.click()
     expect(tab.page.locator("[data-slice-index].current")).to_have_count(1)
+    tab.press("final")
+    expect(tab.notice("Nothing has changed")).to_be_visible()
+    assert len(segmentations_of(orthanc, series["ascending"].image)) == 1
 
 
 @pytest.mark.parametrize("name", ["descending", "sagittal", "coronal"])
@@ -313,27 +338,149 @@ def test_strokes_and_slices_can_be_taken_back(tab: Tab, client: Client, series: 
     expect(tab.page.locator("[data-slice-index].unfinished")).to_have_count(1)
 
 
-def test_labels_are_added_renamed_and_recoloured(tab: Tab, client: Client, series: dict[str, Series]) -> None:
+def test_server_and_archive_may_end_in_the_middle(
+    context: BrowserContext, series: dict[str, Series], tmp_path: Path
+) -> None:
+    with ExitStack() as archive:
+        orthanc = archive.enter_context(running_orthanc(tmp_path / "orthanc"))
+        orthanc.add(series["crashed"].files)
+        conf = {"folder": str(tmp_path / "kept"), "budget_s": "300", "target": "0.1"}
+        server = Server(orthanc.dicomweb, tmp_path, conf)
+        with server as client:
+            tab = Tab(context, client.url, artefacts(tmp_path))
+            tab.open(series["crashed"].study)
+            annotator = begin(tab, client, series["crashed"])
+            annotator.paint(3)
+            tab.button("train").click()
+            hold_training(tmp_path)
+            annotator.paint(7)
+            server.kill()
+            expect(tab.page.locator("[data-training]")).to_contain_text("does not answer")
+            tab.press("submit")
+            expect(tab.notice("does not answer")).to_be_visible()
+            annotator.paint(11)
+            tab.shot("server_gone")
+
+            server.__enter__()
+            expect(tab.page.locator("[data-training]")).to_have_count(0)
+            tab.notice("does not answer").get_by_text("Try again").click()
+            expect(tab.button("submit")).to_have_text("All submitted")
+            annotator.check()
+            tab.shot("server_back")
+            server.kill()
+            server.__enter__()
+            tab.reload()
+            tab.wait_ready()
+            annotator.check()
+
+            archive.close()
+            annotator.paint(5)
+            tab.press("propagate")
+            assert annotator.filled() > 6
+            expect(tab.page.locator("[data-stop]")).to_be_visible()
+            tab.press("final")
+            expect(tab.notice("not in the archive")).to_be_visible()
+            annotator.check()
+            tab.shot("archive_gone")
+    assert tab.errors == []
+
+
+def test_keys_do_what_the_buttons_do(tab: Tab, client: Client, series: dict[str, Series]) -> None:
+    tab.open(series["named"].study)
+    annotator, press = begin(tab, client, series["named"]), tab.page.keyboard.press
+    press("p")
+    expect(tab.notice("Nothing is annotated yet")).to_be_visible()
+    press("Control+Enter")
+    expect(tab.notice("nothing to submit")).to_be_visible()
+    tab.shot("nothing")
+    assert client.study(annotator.image)["result"] is None
+    for key, pressed in (("e", "tool=eraser"), ("s", "tool=scribble"), ("x", "mark=background"), ("n", "tool=look")):
+        press(key)
+        expect(tab.page.locator(f"[data-{pressed}]")).to_have_attribute("aria-pressed", "true")
+    radius = tab.page.get_by_label("Radius in mm")
+    press("b")
+    before = float(radius.input_value())
+    press("]")
+    expect(radius).to_have_value(f"{before + 1:g}")
+    press("[")
+    expect(radius).to_have_value(f"{before:g}")
+
+    annotator.paint(4)
+    annotator.paint(10)
+    press("Control+Enter")
+    expect(tab.button("submit")).to_have_text("All submitted")
+    press("p")
+    expect(tab.button("undo")).to_be_enabled()
+    press("u")
+    expect(tab.button("uncertainty")).to_have_attribute("aria-pressed", "true")
+    press("u")
+    shown = tab.picture()
+    press("h")
+    eventually(lambda: tab.picture() != shown, "the labels to be hidden")
+    tab.shot("hidden")
+    press("h")
+    eventually(lambda: tab.picture() == shown, "the labels to be shown")
+    suggested = tab.button("suggest").inner_text().split()[-1]
+    press("g")
+    expect(tab.part("slice").locator("[data-slice]")).to_have_attribute("data-slice", suggested)
+    annotator.check()
+
+
+def test_labels_are_added_renamed_and_recoloured(
+    tab: Tab, context: BrowserContext, client: Client, series: dict[str, Series]
+) -> None:
     image = series["coronal"].image
     tab.open(series["coronal"].study)
     tab.wait_ready()
     tab.add_label("draft")
+    other = Tab(context, client.url, tab.folder)
+    other.open(series["named"].study)
+    other.page.locator("[data-label=draft]").wait_for()
     tab.page.locator("[data-label=draft]").dblclick()
     tab.page.get_by_label("New name of draft").fill("lesion")
     tab.page.keyboard.press("Enter")
-    tab.page.locator("[data-label=lesion]").wait_for()
+    for one in (tab, other):
+        one.page.locator("[data-label=lesion]").wait_for()
     tab.settle()
     tab.page.get_by_label("Colour of lesion").fill("#12ab9f")
-    tab.settle()
+    expect(other.page.get_by_label("Colour of lesion")).to_have_value("#12ab9f")
+    tab.shot("labels")
     study = client.study(image)
     assert "draft" not in study["label_names"]
     assert study["colors"]["lesion"] == "#12ab9f"
     tab.page.get_by_placeholder("New label").fill("Lesion")
     tab.page.keyboard.press("Enter")
     expect(tab.notice("already")).to_be_visible()
+    assert other.errors == []
 
 
-def test_a_series_that_is_no_volume_is_told(tab: Tab, series: dict[str, Series]) -> None:
+def test_the_dock_is_as_wide_as_it_is_dragged(tab: Tab, series: dict[str, Series]) -> None:
+    tab.open(series["coronal"].study)
+    tab.wait_ready()
+    panel, edge = tab.page.locator(".labelprop-panel"), tab.page.locator(".labelprop-resize")
+    before, at = panel.bounding_box(), edge.bounding_box()
+    assert before is not None and at is not None
+    x, y = at["x"] + at["width"] / 2, at["y"] + at["height"] / 2
+    tab.page.mouse.move(x, y)
+    tab.page.mouse.down()
+    tab.page.mouse.move(x - 60, y)
+    tab.page.mouse.move(x - 120, y)
+    tab.page.mouse.up()
+    tab.shot("wide")
+    tab.reload()
+    tab.wait_ready()
+    after = panel.bounding_box()
+    assert after is not None and abs(after["width"] - before["width"] - 120) < 3
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_series_that_is_no_volume_is_told(name: str, tab: Tab, series: dict[str, Series]) -> None:
+    tab.page.goto(tab.address(series[name].study))
+    expect(tab.page.locator(".labelprop-panel")).to_contain_text(ODD[name][1])
+    tab.shot(name.replace(" ", "_"))
+
+
+def test_a_series_that_is_no_volume_is_told_in_other_modes(tab: Tab, series: dict[str, Series]) -> None:
     tab.open(series["localiser"].study, "segmentation")
     tab.page.locator("[data-cy=labelprop-btn]").click()
     expect(tab.page.locator(".labelprop-panel")).to_contain_text("not a volume")

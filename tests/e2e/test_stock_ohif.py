@@ -15,7 +15,7 @@ from sliceprop.io import Image
 from sliceprop.orthanc import find_orthanc
 
 pytest.importorskip("playwright")
-from browsing import CHROMIUM, Tab, browser_context
+from browsing import CHROMIUM, Tab, artefacts, browser_context
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
 
@@ -44,7 +44,7 @@ def tab(client: Client, tmp_path: Path) -> Iterator[Tab]:
     with browser_context() as context:
         address = {"name": "MONAILABEL_SERVER_URL", "value": f"{client.url}/".replace(":", "%3A").replace("/", "%2F")}
         context.add_cookies([{**address, "url": f"{client.url}/ohif/"}])
-        yield Tab(context, client.url, tmp_path)
+        yield Tab(context, client.url, artefacts(tmp_path))
 
 
 def test_models_segmentation_next_sample_and_training(client: Client, tab: Tab) -> None:
@@ -70,7 +70,7 @@ def test_models_segmentation_next_sample_and_training(client: Client, tab: Tab) 
         np.array_equal(disc[..., order], result == 1) and np.array_equal(core[..., order], result == 2)
         for order in (slice(None), slice(None, None, -1))
     )
-    tab.shot("segmentation")
+    tab.shot("stock_segmentation")
 
     page.locator("label.tab-label:has-text('Active Learning')").click()
     page.locator("button:has-text('Update Model')").click()
@@ -78,7 +78,7 @@ def test_models_segmentation_next_sample_and_training(client: Client, tab: Tab) 
     client.ok("DELETE", "/train/")
     page.locator("button:has-text('Next Sample')").click()
     page.get_by_text("annotate axial slice").wait_for()
-    tab.shot("next_sample")
+    tab.shot("stock_next_sample")
     expected = client.next_slice(image)
     assert page.get_by_text(expected["Modality"]).is_visible()
     assert not tab.errors

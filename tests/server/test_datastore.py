@@ -77,3 +77,20 @@ def test_threads_that_look_for_files_at_once_do_not_disturb_each_other(tmp_path)
                 (tmp_path / name).unlink(missing_ok=True) if n % 2 else (tmp_path / name).touch()
             list(threads.map(lambda _: store.refresh(), range(8)))
     assert store.list_images() == []
+
+
+def test_a_damaged_list_does_not_keep_the_server_from_starting(stores, tmp_path, folder):
+    stores[0].save_label("a", save(tmp_path / "l.nii.gz"), "sparse", {})
+    file = folder / "datastore_v2.json"
+    file.write_bytes(file.read_bytes()[:-40])
+    again = LocalStudies(str(folder))
+    assert sorted(again.list_images()) == ["a", "b"] and again.label_file("a", "sparse")
+
+
+def test_an_image_that_cannot_be_copied_leaves_the_old_one(stores, tmp_path, folder):
+    before = (folder / "a.nii.gz").read_bytes()
+    with pytest.raises(FileError):
+        stores[0].add_image("a", str(tmp_path / "missing.nii.gz"), {})
+    assert (folder / "a.nii.gz").read_bytes() == before
+    assert stores[0].add_image("", save(tmp_path / "new.nii.gz"), {"from": "a test"}) == "new"
+    assert stores[1].get_image_info("new")["from"] == "a test"

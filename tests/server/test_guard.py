@@ -1,18 +1,30 @@
 import pytest
 
 from sliceprop.errors import InputError
-from sliceprop.server.guard import check_names, plain_filename, plain_name
+from sliceprop.server.guard import check_body, check_names, inside, new_name, plain_filename, plain_name, route_path
 
 
-@pytest.mark.parametrize("name", ["..", ".", "a/b", "a\\b", "/etc/passwd", "../x", "a\0b", "a\nb", "x" * 201])
+@pytest.mark.parametrize(
+    "name", ["..", ".", "a/b", "a\\b", "/etc/passwd", "../x", "a\0b", "a\nb", "x" * 201, "ä" * 101]
+)
 def test_names_that_could_leave_a_folder_are_refused(name):
-    with pytest.raises(InputError):
-        plain_name(name, "tag")
+    for check in (plain_name, new_name):
+        with pytest.raises(InputError):
+            check(name, "tag")
 
 
-@pytest.mark.parametrize("name", ["final", "Schädel 3", "1.2.840.113619", "scan.v2", "a..b", ""])
+@pytest.mark.parametrize("name", ["final", "Schädel 3", "1.2.840.113619", "scan.v2", "a..b"])
 def test_plain_names_pass(name):
-    assert plain_name(name, "tag") == name
+    assert plain_name(name, "tag") == new_name(name, "tag") == name
+
+
+@pytest.mark.parametrize(
+    "name", ["DOE^JOHN", "scan (2)", "a~1", "a+b", "a:b", "a*", "$x", "con", "LPT1.x", ".a", "a.", " a", "a "]
+)
+def test_only_what_exists_may_be_called_strangely(name):
+    assert plain_name(name, "image") == name
+    with pytest.raises(InputError):
+        new_name(name, "image")
 
 
 @pytest.mark.parametrize("name", ["../a.nii.gz", "a/b.nii.gz", "/tmp/../etc/x.nii", "a\\b.nrrd", ".."])
@@ -35,7 +47,9 @@ def test_the_absolute_paths_of_stock_clients_are_cut_to_the_name(name, last):
         ("/datastore/image", "image=%2Fetc%2Fpasswd"),
         ("/datastore/label", "label=a&tag=..%2F..%2Fx"),
         ("/infer/labelprop", "image=..&x=1"),
+        ("/datastore/image", "image=a&image=b"),
         ("/session/../x", ""),
+        ("/session/a\\b", ""),
         ("/infer/labelprop", "session_id=..%2Fa"),
     ],
 )
@@ -45,7 +59,49 @@ def test_requests_with_paths_as_names_are_refused(path, query):
 
 
 @pytest.mark.parametrize(
-    ("path", "query"), [("/info/", ""), ("/proxy/dicom/qido/x", "id=a/b"), ("/datastore/label", "tag=sparse")]
+    ("path", "query", "names"),
+    [
+        ("/info/", "", {}),
+        ("/proxy/dicom/qido/x", "id=a/b", {}),
+        ("/datastore/label", "label=a%5Eb&tag=sparse&x=1", {"label": "a^b", "tag": "sparse"}),
+    ],
 )
-def test_other_requests_pass(path, query):
-    check_names(path, query)
+def test_other_requests_pass_with_what_they_name(path, query, names):
+    assert check_names(path, query) == names
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"image": "../x"}', b'{"labelprop": {"image": "a/b"}}', b'{"init": ["a/b"]}', b"{", b"\xff", b"[" * 100_000],
+)
+def test_bodies_with_paths_as_names_and_no_json_are_refused(body):
+    with pytest.raises(InputError):
+        check_body(body)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'{"image": "a", "n": 3, "labels": [{"name": "L4/5"}]}'])
+def test_other_bodies_pass(body):
+    check_body(body)
+
+
+def test_a_link_to_elsewhere_is_not_inside(tmp_path):
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    (folder / "out").symlink_to(tmp_path / "secret")
+    (folder / "in").symlink_to(folder / "file")
+    assert inside(folder, folder / "in") == folder / "in"
+    with pytest.raises(InputError, match="link"):
+        inside(folder, folder / "out")
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "seen"),
+    [
+        ("/train/", "", "/train/"),
+        ("/x/train/", "/x", "/train/"),
+        ("/xtrain/", "/x", "/xtrain/"),
+        ("/train/", "/x", "/train/"),
+    ],
+)
+def test_paths_are_seen_without_the_prefix_of_a_proxy(path, root, seen):
+    assert route_path({"path": path, "root_path": root}) == seen

@@ -39,11 +39,11 @@ def colors(workspace):
     return workspace.colors.of(workspace.names.indices)
 
 
-def paint(workspace, tmp_path, value, tag="sparse"):
+def paint(workspace, tmp_path, value, tag="sparse", **params):
     labels = np.zeros(SHAPE, np.uint8)
     labels[1:3, 1:3, 1] = value
     (tmp_path / "label.bin").write_bytes(labels.tobytes(order="F"))
-    workspace.submit("case", tag, tmp_path / "label.bin", label_options({}))
+    workspace.submit("case", tag, tmp_path / "label.bin", label_options(params))
 
 
 def test_new_labels_follow_those_that_are_there(workspace):
@@ -70,6 +70,25 @@ def test_names_can_be_exchanged(workspace):
     change(workspace, {"name": "a", "color": "#000001"}, {"name": "b", "color": "#000002"})
     swapped = change(workspace, {"name": "b", "renamed_from": "a"}, {"name": "a", "renamed_from": "b"})
     assert swapped == ["b", "a"] and colors(workspace) == {"b": "#000001", "a": "#000002"}
+
+
+def test_a_client_that_missed_a_renaming_means_the_same_label(workspace, open_workspace, tmp_path):
+    change(workspace, {"name": "draft"}, {"name": "core"})
+    change(workspace, {"name": "disc", "renamed_from": "draft"})
+    change(workspace, {"name": "nucleus", "renamed_from": "disc"})
+    for name in ("draft", "disc", "nucleus"):
+        info = [{"name": name, "idx": 7}, {"name": "core", "idx": 2}]
+        paint(open_workspace(), tmp_path, 7, label_info=info)
+        assert open_workspace().names.names == ["nucleus", "core"]
+        assert open_workspace().annotation(workspace.case("case")).labels.max() == 1
+
+
+def test_a_former_name_beside_the_present_one_is_another_label(workspace, tmp_path):
+    change(workspace, {"name": "draft"})
+    change(workspace, {"name": "disc", "renamed_from": "draft"})
+    paint(workspace, tmp_path, 1, label_info=[{"name": "draft", "idx": 1}, {"name": "disc", "idx": 2}])
+    assert workspace.names.names == ["disc", "draft"]
+    assert workspace.annotation(workspace.case("case")).labels.max() == 2
 
 
 def test_conflicts_change_nothing(workspace):

@@ -50,6 +50,8 @@ def test_conf_wins_over_the_file_of_the_studies_folder(tmp_path):
         # names only
         ({1, 2}, [{"name": "a"}, {"name": "b"}], {1: "a", 2: "b"}),
         ({7}, [{"name": "a", "idx": "7"}], {7: "a"}),
+        # Slicer's Submit after Auto Segmentation: a result beside the segment that the user made
+        ({1, 2, 3}, [{"name": "a"}, {"name": "b"}, {"name": "a"}], {1: "a", 2: "b", 3: "a"}),
     ],
 )
 def test_values_are_named_by_idx_where_that_explains_them_else_by_position(present, info, expected):
@@ -57,7 +59,7 @@ def test_values_are_named_by_idx_where_that_explains_them_else_by_position(prese
 
 
 @pytest.mark.parametrize(
-    "info", [[{"name": "a"}], [{"idx": 1}, {"name": "b"}], [{"name": "a"}, {"name": "a"}], [{"name": 5}]]
+    "info", [[{"name": "a"}], [{"idx": 1}, {"name": "b"}], [{"name": "a"}, {"name": " "}], [{"name": 5}]]
 )
 def test_values_without_a_proper_name_are_refused(info):
     with pytest.raises(InputError):
@@ -68,6 +70,11 @@ def test_indices_follow_the_first_submission_and_never_change(table):
     assert submit(table, {1, 2}, [{"name": "disc", "idx": 1}, {"name": "core", "idx": 2}]) == {1: 1, 2: 2}
     assert submit(table, {1, 2, 3}, [{"name": "core"}, {"name": "fat"}, {"name": "disc"}]) == {1: 2, 2: 3, 3: 1}
     assert table.indices == {"disc": 1, "core": 2, "fat": 3}
+
+
+def test_segments_of_one_name_are_one_label(table):
+    assert submit(table, {1, 2, 3}, [{"name": "a"}, {"name": "b"}, {"name": "a"}]) == {1: 1, 2: 2, 3: 1}
+    assert table.names == ["a", "b"]
 
 
 def test_names_survive_a_restart(table, tmp_path):

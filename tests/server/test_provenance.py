@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sliceprop.server.provenance import Annotation, Sent, hand_made, is_our_result, lay_over
+from sliceprop.server.provenance import Annotation, Sent, given_bare, hand_made, is_our_result, lay_over
 
 AXIS = 2
 
@@ -43,6 +43,17 @@ def test_a_corrected_slice_becomes_hand_made():
     assert annotation.annotated_slices == (1, 3, 5)
     np.testing.assert_array_equal(annotation.labels[..., 3], corrected[..., 3])
     assert not annotation.labels[..., [2, 4]].any()
+
+
+def test_what_was_annotated_before_a_client_was_given_the_scan_alone_stays():
+    bare = given_bare(KNOWN)
+    first = hand_made(volume(s3=2), slice_axis=AXIS, sent=bare, known=KNOWN)
+    assert first.annotated_slices == (1, 3, 5)
+    np.testing.assert_array_equal(first.labels, volume(s1=1, s3=2, s5=1))
+    again = hand_made(volume(s1=2, s4=2), slice_axis=AXIS, sent=bare, known=first)
+    assert again.annotated_slices == (1, 4, 5), "its own slices it can erase and draw anew"
+    np.testing.assert_array_equal(again.labels, volume(s1=2, s4=2, s5=1))
+    assert hand_made(volume(s3=2), slice_axis=AXIS, sent=bare, known=KNOWN, listed=(3,)).annotated_slices == (3,)
 
 
 def test_an_erased_slice_is_known_background():

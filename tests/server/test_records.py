@@ -1,8 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 
 from sliceprop.server.provenance import Annotation, Sent
-from sliceprop.server.records import MAX_HISTORY, StudyRecord
+from sliceprop.server.records import StudyRecord
 from sliceprop.study import Propagation
 
 
@@ -87,11 +89,50 @@ def test_a_damaged_file_counts_as_absent(record, labels):
     assert record.annotation() is None
 
 
-def test_the_history_keeps_the_newest_files(record, tmp_path):
-    file = tmp_path / "label.nii.gz"
-    for number in range(MAX_HISTORY + 3):
-        file.write_text(str(number))
-        record.keep(file, "sparse")
-    kept = sorted((record.folder / "history").iterdir())
-    assert len(kept) == MAX_HISTORY
-    assert kept[-1].name.endswith("-sparse.nii.gz") and kept[-1].read_text() == str(MAX_HISTORY + 2)
+def test_a_file_with_another_value_than_its_checksum_says_counts_as_absent(record, labels):
+    record.save_annotation(Annotation(labels, 1, (0,)))
+    file = record.folder / "annotation.npz"
+    with np.load(file) as data:
+        arrays = dict(data)
+    np.savez(file, **{**arrays, "slice_axis": np.array(2)})
+    assert record.annotation() is None
+
+
+def test_a_file_of_a_later_format_counts_as_absent_and_one_of_an_earlier_is_read(record, labels):
+    record.save_annotation(Annotation(labels, 1, (0,)))
+    file = record.folder / "annotation.npz"
+    with np.load(file) as data:
+        arrays = dict(data)
+    checksums = json.loads(str(arrays.pop("checksums")))
+    np.savez(file, **arrays, checksums=json.dumps({**checksums, "format": 99}))
+    assert record.annotation() is None
+    np.savez(file, **arrays)
+    np.testing.assert_array_equal(record.annotation().labels, labels)
+
+
+def test_no_flipped_bit_is_taken_for_an_annotation(record, labels):
+    record.save_annotation(Annotation(labels, 1, (0, 3), source="sparse:1"))
+    file = record.folder / "annotation.npz"
+    whole = file.read_bytes()
+    for place in np.random.default_rng(0).choice(len(whole) * 8, 400, replace=False):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << (place % 8)
+        file.write_bytes(damaged)
+        kept = record.annotation()
+        if kept is not None:  # a flipped bit of the archive's own, such as a date
+            np.testing.assert_array_equal(kept.labels, labels)
+            assert (kept.slice_axis, kept.annotated_slices, kept.source) == (1, (0, 3), "sparse:1")
+
+
+def test_replaced_labels_that_an_earlier_release_kept_become_versions(record, tmp_path):
+    history = record.folder / "history"
+    history.mkdir(parents=True)
+    for moment, tag in (("20250102T030405", "sparse"), ("20250102T030406", "final")):
+        (history / f"{moment}-000000001-{tag}.nii.gz").write_text(tag)
+    versions = record.versions
+    assert [(one.number, one.entry.tag, one.entry.event) for one in versions.newest_first()] == [
+        (2, "final", "migrated"),
+        (1, "sparse", "migrated"),
+    ]
+    assert versions.get(1).labels_file.read_text() == "sparse" and versions.get(1).time.startswith("2025-01-0")
+    assert not history.exists() and record.versions.numbers() == [1, 2]

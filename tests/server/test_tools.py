@@ -49,7 +49,7 @@ def ask(workspace, tmp_path):
 
 def test_stored_scribbles_grow(ask, submit):
     submit(marks(), tag="scribbles", label_info=DISC)
-    labels, params = ask("grow_from_seeds")
+    labels, params = ask("grow_from_seeds", smoothing_mm=0)
     np.testing.assert_array_equal(labels == 1, column() == 1)
     assert params == {"label_names": {"disc": 1}, "tool": "grow_from_seeds", "draft": True}
 
@@ -67,7 +67,8 @@ def test_slicers_scribbles_give_the_selected_label_as_one(ask, workspace):
     upload = marks(foreground=2, background=1)
     upload[12:15, 2:4, 4:7] = 4
     upload[0, 0, 0] = 3
-    labels, params = ask("grow_from_seeds", upload, label_info=SCRIBBLED, selected_label_name="disc")
+    options = {"label_info": SCRIBBLED, "selected_label_name": "disc", "smoothing_mm": 0}
+    labels, params = ask("grow_from_seeds", upload, **options)
     assert params["label_names"] == {"disc": 1} and set(np.unique(labels)) == {0, 1}
     np.testing.assert_array_equal(labels == 1, column() == 1)
     assert labels[0, 0, 0] == 0, "an earlier result of the selected label is no seed"
@@ -82,7 +83,7 @@ def test_segments_without_scribbles_are_seeds_of_their_labels_in_any_planes(ask)
     upload[8, 7:13, 2:10] = upload[6:11, 10, 2:10] = upload[6:11, 7:13, 5] = 2
     upload[1:19, 1, 1:11] = upload[1:19, 16, 1:11] = upload[1, 1:17, 1:11] = upload[18, 1:17, 1:11] = 1
     info = [{"name": "background", "idx": 1}, {"name": "disc", "idx": 2}]
-    labels, params = ask("grow_from_seeds", upload, label_info=info)
+    labels, params = ask("grow_from_seeds", upload, label_info=info, smoothing_mm=0)
     np.testing.assert_array_equal(labels == params["label_names"]["disc"], column() == 1)
 
 

@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("monailabel")
 
-from sliceprop.server.trainer import TrainingState
+from columns import column
+from sliceprop.server.trainer import PropagateTrainer, TrainingState
 from sliceprop.study import Progress
 
 HALFWAY = Progress(5, 10, 0.5, 3.0, 3.0)
@@ -83,3 +84,40 @@ def test_the_end_is_reported_as_it_was(state, status):
     state.write("case", status, HALFWAY, error="why")
     assert state.read()["status"] == status
     assert state.read()["error"] == "why"
+
+
+@pytest.fixture
+def trained(workspace, submit):
+    """The checkpoint file after a training, and what trains again from nothing."""
+    submit(column([2, 7]))
+    trainer = PropagateTrainer(workspace, 2.0)
+
+    def train():
+        return trainer({"image": "case", "init": "none"}, None)
+
+    assert train()["status"] == "DONE"
+    return workspace.checkpoints.file("case"), train
+
+
+def test_a_training_whose_server_is_gone_leaves_a_better_checkpoint_alone(trained, monkeypatch):
+    file, train = trained
+    before = file.read_bytes()
+    parents = iter([os.getppid()])
+    monkeypatch.setattr("os.getppid", lambda: next(parents, 1))
+    train()
+    assert file.read_bytes() == before
+
+
+def test_a_training_that_ends_by_itself_replaces_the_checkpoint_before(trained):
+    file, train = trained
+    before = file.stat().st_mtime_ns
+    assert "note" not in train()
+    assert file.stat().st_mtime_ns > before
+
+
+def test_a_damaged_checkpoint_is_left_out_and_said_so(trained, workspace):
+    file, _ = trained
+    file.write_bytes(file.read_bytes()[:-50])
+    stats = PropagateTrainer(workspace, 2.0)({"image": "case"}, None)
+    assert stats["status"] == "DONE" and "afresh" in stats["note"]
+    assert workspace.checkpoints.load("case").study_hash

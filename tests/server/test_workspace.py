@@ -1,5 +1,6 @@
 """The study of `columns` in a workspace, without a server."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import nibabel as nib
@@ -63,11 +64,12 @@ def test_a_label_file_put_there_by_hand_counts(workspace):
     assert workspace.names.indices == {"label_1": 1, "label_2": 2}
 
 
-def test_replaced_labels_go_to_the_history(workspace, submit):
+def test_replaced_labels_stay_as_versions(workspace, submit):
     submit(column([2]))
     submit(column([9]))
-    (kept,) = (workspace.folder / "studies" / "case" / "history").iterdir()
-    np.testing.assert_array_equal(nib.load(kept).get_fdata(), column([2]))
+    kept = workspace.case("case").record.versions.get(1)
+    np.testing.assert_array_equal(nib.load(kept.labels_file).get_fdata(), column([2]))
+    np.testing.assert_array_equal(kept.drawn(), column(range(12)) * 0 + (np.arange(12) == 2))
 
 
 def test_annotation_in_two_planes_is_refused_and_the_old_one_kept(workspace, submit):
@@ -185,6 +187,152 @@ def test_a_client_that_missed_a_change_is_told_so(workspace, submit):
     assert submit(column([9]))["annotated_slices"] == [9]
 
 
+def test_what_a_client_that_missed_a_change_sent_is_kept_too(workspace, submit):
+    submit(column([2]))
+    with pytest.raises(ConflictError, match=r"version 1\b.* version 2\b"):
+        submit(column([9]), annotation_version="sparse:7")
+    record = workspace.case("case").record
+    lost = record.versions.get(2)
+    assert (lost.entry.event, lost.entry.annotated_slices, lost.entry.based_on) == ("conflict", (9,), "sparse:7")
+    assert opened(workspace).annotation.annotated_slices == (2,)
+    workspace.restore(workspace.case("case"), 2)
+    assert opened(workspace).annotation.annotated_slices == (9,)
+
+
+def test_of_two_clients_at_once_one_wins_and_both_are_kept(workspace, tmp_path):
+    def client(number):
+        file = tmp_path / f"{number}.nii.gz"
+        nib.save(nib.Nifti1Image(column([number]), AFFINE), file)
+        options = label_options({"label_info": NAMES, "annotation_version": ""})
+        try:
+            return workspace.submit("case", "sparse", file, options)["annotated_slices"]
+        except ConflictError:
+            return None
+
+    with ThreadPoolExecutor(8) as threads:
+        won = [answer for answer in threads.map(client, range(8)) if answer]
+    versions = list(workspace.case("case").record.versions.newest_first())
+    assert len(won) == 1 and [list(opened(workspace).annotation.annotated_slices)] == won
+    assert sorted(one.entry.annotated_slices for one in versions) == [(number,) for number in range(8)]
+    assert [one.entry.event for one in versions].count("conflict") == 7
+
+
+def test_ten_clients_on_ten_studies_do_not_mix(workspace, tmp_path):
+    names = [f"study{number}" for number in range(10)]
+    for name in names:
+        nib.save(nib.Nifti1Image(np.random.default_rng(1).normal(0, 1, SHAPE), AFFINE), tmp_path / f"{name}.nii.gz")
+        workspace.store.add_image(name, str(tmp_path / f"{name}.nii.gz"), {})
+
+    def client(number):
+        file = tmp_path / f"labels{number}.nii.gz"
+        for last in (10, 11):
+            nib.save(nib.Nifti1Image(column([number, last]), AFFINE), file)
+            workspace.submit(names[number], "sparse", file, label_options({"label_info": NAMES}))
+
+    with ThreadPoolExecutor(10) as threads:
+        list(threads.map(client, range(10)))
+    for number, name in enumerate(names):
+        annotation = workspace.annotation(workspace.case(name))
+        np.testing.assert_array_equal(annotation.labels, column([number, 11]))
+        assert workspace.case(name).record.versions.numbers() == [1, 2]
+        assert nib.load(workspace.store.label_file(name, "sparse")).get_fdata()[..., number].any()
+
+
+def test_scribbles_have_versions_of_their_own(workspace, submit):
+    marks = np.zeros(SHAPE, np.uint16)
+    marks[0, :, 4] = 255
+    first = submit(marks, tag="scribbles", annotation_version="")["scribbles_version"]
+    submit(column([2, 7]), annotation_version="")
+    marks[1, :, 4] = 255
+    second = submit(marks, tag="scribbles", annotation_version=first)["scribbles_version"]
+    assert second != first
+    with pytest.raises(ConflictError):
+        submit(marks, tag="scribbles", annotation_version=first)
+
+
+def test_a_restored_version_counts_again_everywhere(workspace, submit):
+    case = workspace.case("case")
+    submit(column([2, 7]), partial=True)
+    submit(column([4]))
+    before = workspace.annotation_version(case)
+    workspace.restore(case, 1, {"user": "anna"})
+    annotation = workspace.annotation(case)
+    assert (annotation.annotated_slices, annotation.partial) == ((2, 7), True)
+    assert workspace.annotation_version(case) != before
+    shown = workspace.store.label_file("case", "sparse")
+    np.testing.assert_array_equal(nib.load(shown).get_fdata(), column([2, 7]))
+    with pytest.raises(InputError):
+        workspace.restore(case, 99)
+
+
+def test_a_version_kept_just_before_a_crash_counts_after_it(workspace, submit):
+    """Killed between keeping the version and showing it to MONAI Label; the command line restores just so."""
+    case = workspace.case("case")
+    submit(column([2]))
+    submit(column([4]))
+    case.record.versions.restore(1)
+    assert opened(workspace).annotation.annotated_slices == (2,)
+    shown = workspace.store.label_file("case", "sparse")
+    np.testing.assert_array_equal(nib.load(shown).get_fdata(), column([2]))
+
+
+def test_a_label_file_that_is_gone_or_was_changed_by_hand(workspace, submit):
+    case = workspace.case("case")
+    submit(column([2]))
+    file = workspace.store.label_file("case", "sparse")
+    file.unlink()
+    workspace.store.refresh()
+    assert opened(workspace).annotation.annotated_slices == (2,) and file.is_file()
+    nib.save(nib.Nifti1Image(column([5, 6]), AFFINE), file)
+    assert opened(workspace).annotation.annotated_slices == (5, 6)
+    assert case.record.versions.newest("sparse").entry.event == "found"
+
+
+def test_a_removed_label_is_gone_and_can_be_restored(workspace, submit):
+    case = workspace.case("case")
+    submit(column([2]))
+    workspace.store.remove_label("case", "sparse")
+    assert opened(workspace).annotation is None and workspace.annotation_version(case) == ""
+    workspace.restore(case, 1)
+    assert opened(workspace).annotation.annotated_slices == (2,)
+
+
+def test_a_damaged_version_is_not_served(workspace, submit):
+    case = workspace.case("case")
+    submit(column([2]))
+    submit(column([4]))
+    newest = case.record.versions.get(2)
+    newest.labels_file.write_bytes(newest.labels_file.read_bytes()[:-30])
+    workspace.store.label_file("case", "sparse").unlink()
+    assert opened(workspace).annotation.annotated_slices == (2,)
+
+
+def test_a_damaged_version_comes_back_from_the_label_file_that_shows_it(workspace, submit):
+    submit(column([2]))
+    submit(column([4]), annotated_slices=[4, 9], slice_axis=2)
+    newest = workspace.case("case").record.versions.get(2)
+    newest.labels_file.write_bytes(b"")
+    assert opened(workspace).annotation.annotated_slices == (4, 9)
+    assert workspace.case("case").record.versions.newest("sparse").number == 3
+
+
+def test_the_cache_of_the_annotation_may_be_lost(workspace, submit):
+    submit(column([2, 7]), annotated_slices=[2, 7, 9])
+    partial = column([3])
+    partial[0, 0, 5] = 2
+    for labels, options in ((column([2, 7]), {"annotated_slices": [2, 7, 9]}), (partial, {"partial": True})):
+        submit(labels, **options)
+        before = opened(workspace).annotation
+        (workspace.case("case").record.folder / "annotation.npz").unlink()
+        after = opened(workspace).annotation
+        np.testing.assert_array_equal(after.labels, before.labels)
+        assert (after.annotated_slices, after.partial, after.source) == (
+            before.annotated_slices,
+            before.partial,
+            before.source,
+        )
+
+
 def test_empty_scribbles_remove_those_before(workspace, submit):
     marks = np.zeros(SHAPE, np.uint16)
     marks[0, :, 4] = 255
@@ -195,8 +343,9 @@ def test_empty_scribbles_remove_those_before(workspace, submit):
         submit(marks * 0, tag="scribbles")
         assert workspace.scribbles(workspace.case("case")) is None
         assert opened(workspace).study.annotation.scribbles is None
-    kept = [nib.load(file).get_fdata() for file in (workspace.folder / "studies" / "case" / "history").iterdir()]
-    assert len(kept) == 2 and all((one == marks).all() for one in kept)
+    versions = list(workspace.case("case").record.versions.newest_first("scribbles"))
+    assert [one.entry.event for one in versions] == ["removed", "submitted", "removed", "submitted"]
+    assert all((nib.load(one.labels_file).get_fdata() == marks).all() for one in versions[1::2])
 
 
 def test_a_scan_that_is_gone_is_told_so(workspace):

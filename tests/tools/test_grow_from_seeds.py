@@ -3,6 +3,7 @@ import pytest
 
 import balls
 from sliceprop.errors import GeometryError, InputError, NoAnnotationError, ShapeError
+from sliceprop.tools import grow_from_seeds as module
 from sliceprop.tools.grow_from_seeds import GrowConfig, grow_from_seeds
 from sliceprop.tools.seeds import BACKGROUND, Range
 
@@ -13,6 +14,30 @@ def test_two_balls_are_found_from_a_stroke_each_and_background(affine):
     for label in (1, 2):
         assert balls.dice(grown == label, balls.truth() == label) > 0.97
     assert set(np.unique(grown)) == {0, 1, 2}
+
+
+def test_large_scans_are_divided_from_coarse_to_fine(monkeypatch):
+    monkeypatch.setattr(module, "FINE_VOXELS", 8000)
+    seeds = balls.seeds()
+    seeds[20, 18, 7] = 2
+    for within in (Range(), Range(50, None)):
+        grown = grow_from_seeds(balls.scan(), seeds, affine=balls.OBLIQUE, config=GrowConfig(within))
+        for label in (1, 2):
+            assert balls.dice(grown == label, balls.truth() == label) > 0.95
+        assert grown[20, 18, 7] == 2, "a seed beside others that the coarse grid does not see"
+        assert within == Range() or not grown[(balls.scan() < 50) & (seeds == 0)].any()
+
+
+def test_smoothing_withstands_noise():
+    noisy = balls.scan(noise=60)
+
+    def found(smoothing_mm):
+        config = GrowConfig(smoothing_mm=smoothing_mm)
+        return balls.dice(
+            grow_from_seeds(noisy, balls.seeds(), affine=balls.STRAIGHT, config=config) > 0, balls.truth() > 0
+        )
+
+    assert found(1) > found(0) + 0.1
 
 
 def test_seeds_keep_their_label_where_the_scan_says_otherwise():
@@ -65,7 +90,7 @@ def test_bad_input_is_refused_with_a_sentence(seeds, affine, error, words):
         grow_from_seeds(balls.scan(), seeds, affine=affine)
 
 
-@pytest.mark.parametrize("wrong", [{"margin": -1}, {"locality_per_mm": float("nan")}])
+@pytest.mark.parametrize("wrong", [{"margin": -1}, {"locality_per_mm": float("nan")}, {"smoothing_mm": -1}])
 def test_settings_are_checked(wrong):
     with pytest.raises(InputError):
         GrowConfig(**wrong)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from sliceprop.errors import InputError, NoAnnotationError
+from sliceprop.tools import threshold_islands as module
 from sliceprop.tools.presets import PRESETS
 from sliceprop.tools.seeds import Range
 from sliceprop.tools.threshold_islands import threshold_islands
@@ -32,6 +33,28 @@ def test_marked_islands_are_kept_each_for_its_label():
     found = threshold_islands(chest(), {1: LUNGS, 2: LUNGS}, keep="selected", seeds=seeds)
     assert (found[8:16, 8:20, 2:8] == 1).all() and (found[22:32, 8:20, 2:8] == 2).all()
     assert np.count_nonzero(found) == 8 * 12 * 6 + 10 * 12 * 6
+
+
+def test_marks_of_several_labels_divide_an_island_that_runs_from_one_into_the_other():
+    scan = np.zeros((40, 10, 6), np.int16)
+    scan[5:35, 2:8, 1:5] = 100
+    seeds = np.zeros(scan.shape, np.int32)
+    seeds[10, 5, 3], seeds[20, 5, 3] = 1, 2
+    ranges = {1: Range(50), 2: Range(60)}
+    found = threshold_islands(scan, ranges, keep="selected", seeds=seeds, spacing=(2.0, 1.0, 1.0))
+    assert (found[5:15, 2:8, 1:5] == 1).all() and (found[16:35, 2:8, 1:5] == 2).all() and not found[scan == 0].any()
+    seeds[30, 5, 3] = -1
+    found = threshold_islands(scan, ranges, keep="selected", seeds=seeds)
+    assert (found[16:25, 2:8, 1:5] == 2).all() and not found[26:].any(), "the background's mark cuts its part away"
+
+
+def test_in_large_scans_marks_divide_islands_in_blocks(monkeypatch):
+    monkeypatch.setattr(module, "MEASURED_VOXELS", 1)
+    scan = np.full((41, 11, 7), 100, np.int16)
+    seeds = np.zeros(scan.shape, np.int32)
+    seeds[10, 5, 3], seeds[30, 5, 3] = 1, 2
+    found = threshold_islands(scan, {1: Range(50), 2: Range(60)}, keep="selected", seeds=seeds)
+    assert (found[:19] == 1).all() and (found[22:] == 2).all()
 
 
 def test_all_islands_and_open_ends():

@@ -22,6 +22,7 @@ from sliceprop.engine.anchors import Anchors, anchor_loss
 from sliceprop.engine.flow import compose_steps, integrate_velocity, resize_flow, warp
 from sliceprop.engine.losses import diffusion_loss, lncc_loss, mse_loss
 from sliceprop.engine.network import RegistrationNet
+from sliceprop.engine.replay import next_stage
 from sliceprop.engine.threads import one_thread
 
 if TYPE_CHECKING:
@@ -270,8 +271,8 @@ class Learner:
         from ignite.engine import Engine, Events
         from ignite.handlers import EarlyStopping
 
-        deadline = self._began + budget_share * self.config.budget_s
-        if epochs == 0 or not batches or time.monotonic() >= deadline or self._cancelled():
+        deadline, stage = self._began + budget_share * self.config.budget_s, next_stage()
+        if epochs == 0 or not batches or stage.over(time.monotonic() >= deadline or self._cancelled()):
             self._epoch += epochs * counts
             return
         engine, first, lowest = Engine(step), self._epoch, float("inf")
@@ -280,7 +281,8 @@ class Learner:
         @engine.on(Events.ITERATION_COMPLETED)
         def _(engine: Engine) -> None:
             outputs.append(cast(tuple[float, float], engine.state.output))
-            if time.monotonic() >= deadline or self._cancelled():
+            stage.steps += 1
+            if stage.over(time.monotonic() >= deadline or self._cancelled()):
                 engine.terminate()
 
         @engine.on(Events.EPOCH_COMPLETED | Events.TERMINATE)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask
@@ -16,14 +17,18 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
 from sliceprop import __version__
+from sliceprop.audit import AuditLog
 from sliceprop.config import SuggestConfig, TrainConfig
 from sliceprop.engine.contour import interpolate_contours
 from sliceprop.errors import InputError
+from sliceprop.server.access import Policy
 from sliceprop.server.archive import open_archive
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import plain_name
 from sliceprop.server.infer import PropagateTask, ScribblesTask
+from sliceprop.server.limits import Limits
+from sliceprop.server.logs import Redaction, quieten
 from sliceprop.server.names import configured_names
 from sliceprop.server.requests import first_choices, flag, number
 from sliceprop.server.scoring import QualityScoring
@@ -41,21 +46,48 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
     Args:
         app_dir: folder of the app; nothing of a study is written there.
         studies: folder or DICOMweb address of the images.
-        conf: `labels`, `budget_s`, `target`, `folder`, `bundle`; see the app's README.
+        conf: `labels`, `budget_s`, `target`, `folder`, `bundle`, and what `Policy` and `Limits` take; see the app's
+            README.
+
+    Raises:
+        InputError: or a subclass, for a configuration that cannot be used.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         os.environ.setdefault("PYTHONPATH", "")  # MONAI Label reads it when it starts a training process
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for that process: spinning threads starve each other
+        quieten()
+        if settings.MONAI_LABEL_AUTH_ENABLE:
+            raise InputError(
+                "the login of MONAI Label 0.8.5 lets nobody in (see SECURITY.md); unset MONAI_LABEL_AUTH_ENABLE and "
+                "give --conf token_file FILE"
+            )
         about = {"name": "LabelProp", "description": "Annotate a few slices, get the volume", "version": __version__}
         super().__init__(app_dir, studies, conf, **about)
         self._auto_update_scoring = False  # would start a process after every request
+        Redaction(lambda: list(self.datastore()._datastore.objects), self.audit.study_hash).install()
 
     @cached_property
     def workspace(self) -> Workspace:
         """What tasks and routes share."""
         store = self.datastore()
         return Workspace(store, configured_names(self.conf, Path(store._datastore_path)))
+
+    @cached_property
+    def audit(self) -> AuditLog:
+        """Who did what to which study."""
+        return AuditLog(self.workspace.folder)
+
+    @cached_property
+    def policy(self) -> Policy:
+        """Who may use the server."""
+        origins = frozenset(str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS)
+        return Policy.configured(self.conf, origins)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """How much the server takes on."""
+        return Limits.configured(self.conf)
 
     @cached_property
     def target(self) -> float:
@@ -88,9 +120,9 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         return state
 
     def init_strategies(self) -> dict[str, Strategy]:
-        """`next_slice`, also under the key that OHIF asks for whatever the user chose, and `next_study`."""
+        """`next_study` first, which 3D Slicer offers first; `next_slice`, also by the key that OHIF always asks for."""
         strategy = NextSlice(self.workspace, self.target)
-        return {"next_slice": strategy, "random": strategy, "next_study": NextStudy(self.workspace, self.target)}
+        return {"next_study": NextStudy(self.workspace, self.target), "next_slice": strategy, "random": strategy}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         """`quality`."""
@@ -101,7 +133,7 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         from sliceprop.server.routes import install
 
         super().on_init_complete()
-        install()
+        install(self)
         interpolate_contours.start()  # takes a second or two, which the first preview then need not wait for
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:

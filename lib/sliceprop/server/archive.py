@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Lock, RLock
 from typing import Any
 
+import numpy as np
 import requests
 import urllib3
 from dicomweb_client import DICOMwebClient
@@ -24,7 +25,7 @@ from requests.adapters import HTTPAdapter
 
 from sliceprop import io
 from sliceprop.dicom import check_series, describe_series
-from sliceprop.dicom_seg import write_dicom_seg
+from sliceprop.dicom_seg import FIRST_SERIES_NUMBER, write_dicom_seg
 from sliceprop.errors import InputError, SlicePropError
 from sliceprop.server.datastore import Studies
 from sliceprop.server.errors import ArchiveError, NotFoundError
@@ -42,6 +43,7 @@ LISTED_S = 10.0
 """Seconds for which a list of series is used again: clients ask for it all the time."""
 
 _UID = re.compile(r"[0-9.]{1,64}")
+_NUMBER_OF_INSTANCES = "00201209"
 
 
 def open_archive(url: str, folder: str | None) -> ArchivedStudies:
@@ -90,7 +92,9 @@ class ArchivedStudies(Studies):
     """Series of an archive as images; their ids are the SeriesInstanceUIDs.
 
     A series that was opened before stays usable while the archive is away. Labels are NIfTI files of this server; those
-    of tag `final` also go to the archive as DICOM SEG, and what becomes of that is kept in the label's info.
+    of tag `final` also go to the archive as DICOM SEG, and what becomes of that is kept in the label's info. Each one
+    is a series of its own, numbered from `FIRST_SERIES_NUMBER` on; what is there already is never sent again, and
+    nothing is ever replaced or deleted in the archive.
 
     Args:
         client: of the archive.
@@ -150,15 +154,37 @@ class ArchivedStudies(Studies):
                 self._fetch(image_id, scan)
         return str(scan)
 
-    def read(self, path: str, query: str) -> tuple[int, Mapping[str, str], bytes]:
-        """What the archive answers to GET: status, headers, and the body as it came, perhaps compressed.
+    def renew(self, image_id: str) -> None:
+        """Fetch a series anew that has grown since, such as one that was opened while it was still being stored.
+
+        One with labels of this server stays as it is: they belong to the slices that were there.
+
+        Raises:
+            ArchiveError: if the archive stops answering in the middle.
+            InputError: or a subclass, if the series is not a volume any more, or not yet.
+        """
+        with self._locks.setdefault(image_id, RLock()):
+            entry, series = self._datastore.objects.get(image_id), self._folder / image_id
+            if entry is None or entry.labels or self._count(image_id) <= len(list(series.glob("*"))):
+                return
+            _remove(series)
+            (self._folder / f"{image_id}.nii.gz").unlink(missing_ok=True)
+            self.get_image_uri(image_id)
+
+    def read(self, path: str, query: str, encodings: str = "identity") -> tuple[int, Mapping[str, str], bytes]:
+        """What the archive answers to GET: status, headers, and the body as it came.
+
+        Args:
+            path: below the archive's address.
+            query: of the request, without the question mark.
+            encodings: in which the body may come, as `Accept-Encoding` lists them.
 
         Raises:
             ArchiveError: if it does not answer.
         """
         with self._asking():
             url = f"{self.name()}/{path}" + (f"?{query}" if query else "")
-            with self._client._session.get(url, stream=True) as response:
+            with self._client._session.get(url, headers={"Accept-Encoding": encodings}, stream=True) as response:
                 return response.status_code, response.headers, response.raw.read(decode_content=False)
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
@@ -176,33 +202,62 @@ class ArchivedStudies(Studies):
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Store a label file; one of tag `final` goes to the archive too, if that is possible.
 
-        The info of a `final` label says so: `dicom_seg`, and in a `sentence` where it is or why it is not there.
+        The info of a `final` label says so: `dicom_seg`, and in a `sentence` where it is or why it is not there;
+        `dicom_seg_series` is the last series that was sent.
         """
-        super().save_label(image_id, label_filename, label_tag, label_info)
-        if label_tag == FINAL:
-            info = {**label_info, **self._export(image_id, Path(label_filename), label_info)}
-            super().save_label(image_id, label_filename, label_tag, info)
-        return image_id
+        if label_tag != FINAL:
+            return super().save_label(image_id, label_filename, label_tag, label_info)
+        labels, before = Path(label_filename), self.get_label_info(image_id, FINAL)
+        sent = before.get("dicom_seg_series") or {}
+        unchanged = bool(before.get("dicom_seg")) and self._holds(image_id, labels, label_info)
+        super().save_label(image_id, label_filename, FINAL, {**label_info, "dicom_seg_series": sent})
+        told = self._export(image_id, labels, label_info, sent, unchanged=unchanged)
+        return super().save_label(image_id, label_filename, FINAL, {**label_info, **told})
 
-    def _export(self, image_id: str, labels: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+    def _holds(self, image_id: str, labels: Path, info: Mapping[str, Any]) -> bool:
+        """Whether the final label has these voxels, names and colours already."""
+        kept, before = self.label_file(image_id, FINAL), self.get_label_info(image_id, FINAL)
+        same_names = before.get("label_info") == info.get("label_info")
+        return bool(kept and same_names and np.array_equal(io.read_image(kept).array, io.read_image(labels).array))
+
+    def _export(
+        self, image_id: str, labels: Path, info: Mapping[str, Any], sent: Mapping[str, Any], *, unchanged: bool
+    ) -> dict[str, Any]:
+        """What the info of a final label says about the archive, after sending it there if it is not there yet.
+
+        Args:
+            image_id: of the scan.
+            labels: label file.
+            info: of the label.
+            sent: the series that was sent last, empty before the first one.
+            unchanged: whether that series holds just this label.
+        """
         try:
-            self._send(image_id, labels, info)
+            if unchanged and self._search(filtered=False, SeriesInstanceUID=str(sent["uid"])):
+                told = f"Nothing has changed since it was saved: {_named(sent)} in the archive {self.name()}."
+                return {"dicom_seg": True, "dicom_seg_series": sent, "sentence": told}
+            sent = self._send(image_id, labels, info, int(sent.get("number", FIRST_SERIES_NUMBER - 1)) + 1)
         except SlicePropError as error:
             logger.exception("the final label of %s is not in the archive", image_id)
             kept = f"Saved on this server as NIfTI, but not in the archive: {error}."
-            return {"dicom_seg": False, "sentence": kept}
-        return {"dicom_seg": True, "sentence": f"Saved, and in the archive {self.name()} as DICOM SEG."}
+            return {"dicom_seg": False, "dicom_seg_series": sent, "sentence": kept}
+        told = f"Saved, and in the archive {self.name()} as DICOM SEG: {_named(sent)}."
+        return {"dicom_seg": True, "dicom_seg_series": sent, "sentence": told}
 
-    def _send(self, image_id: str, labels: Path, info: Mapping[str, Any]) -> None:
+    def _send(self, image_id: str, labels: Path, info: Mapping[str, Any], number: int) -> dict[str, Any]:
+        """Send a label as a series with this number; its `uid`, `number` and `description`."""
         from pydicom import dcmread
 
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "label.dcm"
-            write_dicom_seg(labels, self._series(image_id), info.get("label_info", ()), file)
+            write_dicom_seg(labels, self._series(image_id), info.get("label_info", ()), file, series_number=number)
+            segmentation = dcmread(file)
             with self._asking():
-                answer = self._client.store_instances([dcmread(file)])
+                answer = self._client.store_instances([segmentation])
         if answer.get("FailedSOPSequence"):
             raise ArchiveError("the archive refuses the DICOM SEG")
+        about = {"uid": segmentation.SeriesInstanceUID, "description": segmentation.SeriesDescription}
+        return {"number": number, **{key: str(value) for key, value in about.items()}}
 
     def _fetch(self, image_id: str, scan: Path) -> None:
         series = self._series(image_id)
@@ -240,17 +295,33 @@ class ArchivedStudies(Studies):
             files.replace(target)
         return target
 
-    def _search(self, **more: str) -> dict[str, str]:
+    def _count(self, image_id: str) -> int:
+        """How many files of a series the archive has; 0 if it does not say."""
+        try:
+            with self._asking():
+                wanted = {"SeriesInstanceUID": image_id}
+                found = self._client.search_for_series(search_filters=wanted, fields=[_NUMBER_OF_INSTANCES])
+                return max((int(_value(one, _NUMBER_OF_INSTANCES)) for one in found), default=0)
+        except ArchiveError:
+            logger.info("whether %s has grown is not known", image_id)
+            return 0
+
+    def _search(self, *, filtered: bool = True, **more: str) -> dict[str, str]:
         """`{SeriesInstanceUID: StudyInstanceUID}` of the series that pass the filter.
+
+        Args:
+            filtered: whether the operator's filter counts.
+            more: attributes that the series must have.
 
         Raises:
             ArchiveError: if the archive does not answer.
         """
-        choices = [value if isinstance(value, list) else [value] for value in self._filter.values()]
+        search = self._filter if filtered else {}
+        choices = [value if isinstance(value, list) else [value] for value in search.values()]
         found = dict[str, str]()
         with self._asking():
             for values in product(*choices):
-                wanted = {**dict(zip(self._filter, values, strict=True)), **more}
+                wanted = {**dict(zip(search, values, strict=True)), **more}
                 answer = self._client.search_for_series(search_filters=wanted, get_remaining=True)
                 found |= {_value(series, "0020000E"): _value(series, "0020000D") for series in answer}
         return found
@@ -269,6 +340,10 @@ class ArchivedStudies(Studies):
 
 def _value(entry: Mapping[str, Any], tag: str) -> str:
     return str(entry[tag]["Value"][0])
+
+
+def _named(series: Mapping[str, Any]) -> str:
+    return f"series {series['number']}, {series['description']}"
 
 
 def _remove(folder: Path) -> None:

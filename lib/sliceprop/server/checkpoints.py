@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sliceprop.checkpoint import load_checkpoint, save_checkpoint
 from sliceprop.engine.registration import Model
+from sliceprop.errors import FileError
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import plain_name
 
 SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The model for a request.
+
+    Attributes:
+        model: None to do without.
+        file: its checkpoint, under a name that no training takes away; None where that is not kept.
+        note: why the study's own checkpoint is not used, for the user; empty if nothing is wrong with it.
+    """
+
+    model: Model | None = None
+    file: Path | None = None
+    note: str = ""
 
 
 class Checkpoints:
@@ -51,8 +68,19 @@ class Checkpoints:
             NotFoundError: if there is none.
             CheckpointError: if it is damaged or of another version.
         """
-        file = self.existing(checkpoint_id)
-        return _load(file, file.stat().st_mtime_ns)
+        return self.read(self.existing(checkpoint_id))
+
+    def read(self, file: Path) -> Model:
+        """The model in a file, which need not lie in this folder; read anew only when the file has changed.
+
+        Raises:
+            FileError: if it cannot be read.
+            CheckpointError: if it is damaged or of another version.
+        """
+        try:
+            return _load(file, file.stat().st_mtime_ns)
+        except OSError as error:
+            raise FileError(f"{file}: cannot be read ({error.strerror})") from error
 
     def save(self, checkpoint_id: str, model: Model) -> None:
         """Write or replace a checkpoint.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sliceprop.errors import InputError
 from sliceprop.segments import default_color
-from sliceprop.server.files import read_json, write_json
+from sliceprop.server.files import read_table, write_table
 
 _COLOR = re.compile(r"#[0-9a-f]{6}")
 
@@ -37,8 +37,14 @@ class LabelColors:
 
     def of(self, indices: Mapping[str, int]) -> dict[str, str]:
         """`{name: "#rrggbb"}` for `{name: index}`."""
-        chosen = read_json(self._file) or {}
+        chosen = read_table(self._file) or {}
         return {name: chosen.get(name) or default_color(index) for name, index in indices.items()}
+
+    def take(self, chosen: Mapping[str, str]) -> None:
+        """Set colours that come along with new labels; those chosen before stay."""
+        before = read_table(self._file) or {}
+        if chosen.keys() - before.keys():
+            write_table(self._file, {**chosen, **before})
 
     def change(self, chosen: Mapping[str, str], renamed: Mapping[str, str]) -> None:
         """Set colours, after moving those of renamed labels.
@@ -50,5 +56,5 @@ class LabelColors:
         Raises:
             FileError: if the file cannot be written.
         """
-        kept = {renamed.get(name, name): color for name, color in (read_json(self._file) or {}).items()}
-        write_json(self._file, {**kept, **chosen})
+        kept = {renamed.get(name, name): color for name, color in (read_table(self._file) or {}).items()}
+        write_table(self._file, {**kept, **chosen})

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any
 
 from filelock import FileLock
 from monailabel.config import settings
-from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException
 
+from sliceprop.errors import FileError
 from sliceprop.io import SUFFIXES
 from sliceprop.server.files import copy_file, write_file
+from sliceprop.server.guard import inside
+from sliceprop.versions import CHANGES_LOCK
+
+logger = logging.getLogger(__name__)
 
 
 class Studies(LocalDatastore):  # type: ignore[misc]
@@ -29,6 +35,9 @@ class Studies(LocalDatastore):  # type: ignore[misc]
 
     def __init__(self, folder: str, *, watch: bool | None = None) -> None:
         self._changing = RLock()
+        self.before_removal: Callable[[str, str], None] = lambda image_id, tag: None
+        """Called with image id and tag before a client removes a label."""
+        self._set_damaged_list_aside(Path(folder))
         super().__init__(
             folder,
             extensions=[f"*{suffix}" for suffix in SUFFIXES],
@@ -36,11 +45,59 @@ class Studies(LocalDatastore):  # type: ignore[misc]
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
 
+    def _set_damaged_list_aside(self, folder: Path) -> None:
+        """Without it the list is made anew from the files in the folder; with it the server could not start."""
+        file = folder / "datastore_v2.json"
+        try:
+            LocalDatastoreModel.model_validate_json(file.read_bytes())
+        except FileNotFoundError:
+            return
+        except ValueError:
+            logger.exception("%s is damaged; it is made anew", file)
+            with suppress(OSError):
+                file.replace(file.with_suffix(".damaged"))
+
     def has_image(self, image_id: str) -> bool:
         """Whether there is such an image."""
         if image_id not in self.list_images():
             self.refresh()
         return image_id in self.list_images()
+
+    def get_image_uri(self, image_id: str) -> str:
+        """The file of an image; empty if there is none.
+
+        Raises:
+            InputError: if it is a link to a place outside of the folder.
+        """
+        return self._inside(super().get_image_uri(image_id))
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """The file of a label; empty if there is none.
+
+        Raises:
+            InputError: if it is a link to a place outside of the folder.
+        """
+        return self._inside(super().get_label_uri(label_id, label_tag))
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Store an image.
+
+        Raises:
+            InputError: if a link to a place outside of the folder is in its way.
+        """
+        _, suffix = self._to_id(Path(image_filename).name)
+        image_id = image_id or self._to_id(Path(image_filename).name)[0]
+        name = self._filename(image_id, suffix)
+        target = Path(self._inside(str(Path(self._datastore.image_path()) / name)))
+        with self._entries() as entries:
+            copy_file(Path(image_filename), target)
+            info = {**(image_info or {}), "ts": int(time.time()), "name": name}
+            labels = entries[image_id].labels if image_id in entries else {}
+            entries[image_id] = ImageLabelModel(image=DataModel(info=info, ext=suffix), labels=labels)
+        return image_id
+
+    def _inside(self, uri: str) -> str:
+        return str(inside(Path(self._datastore_path), Path(uri))) if uri else ""
 
     def label_file(self, image_id: str, tag: str) -> Path | None:
         """The label file of an image under a tag; None if there is none."""
@@ -54,10 +111,15 @@ class Studies(LocalDatastore):  # type: ignore[misc]
                 raise ImageNotFoundException(f"Image {image_id} not found")
             _, suffix = self._to_id(Path(label_filename).name)
             name = self._filename(image_id, suffix)
-            copy_file(Path(label_filename), Path(self._datastore.label_path(label_tag)) / name)
+            copy_file(Path(label_filename), Path(self._inside(f"{self._datastore.label_path(label_tag)}/{name}")))
             info = {**label_info, "ts": int(time.time()), "name": name}
             entries[image_id].labels[label_tag] = DataModel(info=info, ext=suffix)
         return image_id
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Remove a label as a client asks."""
+        self.before_removal(label_id, label_tag)
+        super().remove_label(label_id, label_tag)
 
     def drop_label(self, image_id: str, tag: str) -> None:
         """Take a label file away; none is fine."""
@@ -82,11 +144,26 @@ class Studies(LocalDatastore):  # type: ignore[misc]
 
     @contextmanager
     def _entries(self) -> Iterator[dict[str, ImageLabelModel]]:
-        """What is known of every image, to change: read anew first and written afterwards, one thread at a time."""
+        """What is known of every image, to change: read anew first and written afterwards, by one process at a time.
+
+        Raises:
+            FileError: if the folder is read-only or full.
+        """
         with self._changing:
-            self._init_from_datastore_file()
-            yield self._datastore.objects
-            self._update_datastore_file()
+            try:
+                with FileLock(Path(self._datastore_path) / CHANGES_LOCK):
+                    self._init_from_datastore_file()
+                    yield self._datastore.objects
+                    self._update_datastore_file()
+            except OSError as error:
+                raise FileError(f"{self._datastore_path}: cannot be changed ({error.strerror or error})") from error
+
+    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
+        """Read what is known of every image; in a folder that has become read-only what was read before stays."""
+        try:
+            super()._init_from_datastore_file(throw_exception)
+        except OSError:
+            logger.exception("the list of images in %s cannot be read", self._datastore_path)
 
     def _reconcile_datastore(self) -> None:
         """Compare entries and files; the base's thread that watches the folder does it too, at any moment."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,17 +22,61 @@ class ConflictError(InputError):
     """What is asked for does not fit what the server holds by now."""
 
 
+class UnauthorizedError(InputError):
+    """The request comes without a token, or with one that is not known."""
+
+
+class ForbiddenError(InputError):
+    """Whoever sends the request, or the page that makes a browser send it, may not do that."""
+
+
+class TooSlowError(InputError):
+    """The request took longer than the server allows."""
+
+
+class BusyError(InputError):
+    """The server does as much as it can; the same request may be served later.
+
+    Args:
+        message: for the user.
+        retry_after_s: when to try again.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class ArchiveError(SlicePropError):
     """The DICOMweb server that holds the scans does not answer, or refuses."""
 
 
-_STATUS = {NotFoundError: 404, ConflictError: 409, TooLargeError: 413, ArchiveError: 502}
+_STATUS = {
+    UnauthorizedError: 401,
+    ForbiddenError: 403,
+    NotFoundError: 404,
+    TooSlowError: 408,
+    ConflictError: 409,
+    TooLargeError: 413,
+    BusyError: 429,
+    ArchiveError: 502,
+}
 
 
 def refusal(error: Exception) -> JSONResponse:
-    """The answer to a request that cannot be served: 404, 409, 413, 502 or 400, and the reason as `detail`."""
+    """The answer to a request that cannot be served: its kind's status, else 400, and the reason as `detail`."""
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 400)
-    return JSONResponse({"detail": str(error)}, status_code=status)
+    headers = {}
+    if isinstance(error, UnauthorizedError):
+        headers = {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, BusyError):
+        headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
+    return JSONResponse({"detail": _encodable(str(error))}, status_code=status, headers=headers)
+
+
+def _encodable(text: str) -> str:
+    """Text without the half characters that JSON can bring in and UTF-8 cannot take out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def install_error_handlers(api: FastAPI) -> None:

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from sliceprop import io
+from sliceprop.errors import FileError
+from sliceprop.hashing import checksum
 
 logger = logging.getLogger(__name__)
+
+TABLE_FORMAT = 1
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -52,3 +56,38 @@ def read_json(path: Path) -> Any:
     except (OSError, ValueError):
         logger.exception("%s is damaged and is ignored", path)
         return None
+
+
+def write_table(path: Path, value: Any) -> None:
+    """Write plain values with their checksum, twice, since much depends on them: what each label value means.
+
+    Raises:
+        FileError: if the folder cannot be made, is read-only or full.
+    """
+    content = {"format": TABLE_FORMAT, "value": value}
+    content["sha256"] = checksum(content)
+    write_json(path, content)
+    write_json(_second(path), content)
+
+
+def read_table(path: Path) -> Any:
+    """What `write_table`, or a release before it, wrote; None if both files are missing or damaged.
+
+    Raises:
+        FileError: if it is of a later release, whose meaning must not be guessed.
+    """
+    for file in (path, _second(path)):
+        content = read_json(file)
+        if isinstance(content, list) or (isinstance(content, dict) and not {"value", "sha256"} & content.keys()):
+            return content
+        if isinstance(content, dict) and content.get("sha256") == checksum(content):
+            if content.get("format") != TABLE_FORMAT:
+                raise FileError(f"{file}: has format {content.get('format')}, this program reads {TABLE_FORMAT}")
+            return content["value"]
+        if content is not None:
+            logger.error("%s does not match its checksum and is ignored", file)
+    return None
+
+
+def _second(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.copy{path.suffix}")

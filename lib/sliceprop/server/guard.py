@@ -1,31 +1,73 @@
-"""What a client may call things: ids, tags and file names never reach the file system unless they are plain names."""
+"""What a client may call things: ids, tags and file names never reach the file system unless they are plain names.
+
+New names are allow-listed: letters, digits and marks of any script, space, and `._-`. Files that the operator put into
+the folder may be called otherwise and stay readable, as long as their names cannot mean a place elsewhere.
+"""
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath, PureWindowsPath
+import json
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 from urllib.parse import parse_qsl
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sliceprop.errors import InputError
+from sliceprop.errors import InputError, SlicePropError, TooLargeError
 from sliceprop.server.errors import refusal
 
 MAX_NAME = 200
-NAME_KEYS = frozenset({"image", "id", "label", "tag", "session_id"})
+MAX_JSON_BYTES = 1 << 20
+"""Of a JSON body: lists of options and slices, never voxels."""
+
+NAME_KEYS = frozenset({"image", "id", "label", "tag", "label_tag", "session_id", "init", "model", "strategy", "method"})
+"""Parameters of a query, and entries of a JSON body, that name something."""
+
 FOREIGN = ("/proxy/", "/ohif/", "/static/")
 """Routes that do not use our names: the DICOMweb proxy and the viewer's files."""
 
+CREATING = frozenset({("PUT", "/datastore/image"), ("PUT", "/datastore/")})
+"""Requests whose `image` is new."""
+
+_MARKS = " ._-"
+_WINDOWS_DEVICES = frozenset(
+    {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+)
+
 
 def plain_name(name: str, what: str) -> str:
-    """`name` itself if it can safely be one component of a path.
+    """`name` itself if it can safely be one component of a path, such as the id of a file that is there already.
 
     Raises:
         InputError: for separators, `..`, control characters or an endless name.
     """
-    if name in (".", "..") or any(c in "/\\" or not c.isprintable() for c in name):
+    if not isinstance(name, str):
+        raise InputError(f"{what} must be text, not {name!r}")
+    if name in (".", "..") or any(c in "/\\" or not (c == " " or c.isprintable()) for c in name):
         raise InputError(f"{what} {name!r} must be a plain name, without path separators or '..'")
-    if len(name) > MAX_NAME:
-        raise InputError(f"{what} has {len(name)} characters, at most {MAX_NAME} are allowed")
+    if len(name) > MAX_NAME or len(name.encode("utf-8")) > MAX_NAME:
+        raise InputError(f"{what} is {len(name)} characters long, at most {MAX_NAME} bytes are allowed")
+    return name
+
+
+def new_name(name: str, what: str) -> str:
+    """`name` itself if something new may be called that: letters and digits of any script, space, `._-`.
+
+    Raises:
+        InputError: for anything else, and for names that some file system would take for another.
+    """
+    plain_name(name, what)
+    strange = sorted({c for c in name if not (unicodedata.category(c)[0] in "LMN" or c in _MARKS)})
+    if strange:
+        raise InputError(f"{what} {name!r} holds {' '.join(strange)}; use letters, digits, space and . _ -")
+    if name != name.strip() or name.startswith(".") or name.endswith("."):
+        raise InputError(f"{what} {name!r} must not begin with a dot or end with one, nor with a space")
+    if name.partition(".")[0].lower() in _WINDOWS_DEVICES:
+        raise InputError(f"{what} {name!r} is a device on Windows; choose another name")
     return name
 
 
@@ -45,37 +87,128 @@ def plain_filename(name: str | None) -> str:
     return plain_name(text, "file name")
 
 
-def check_names(path: str, query: str) -> None:
+def inside(folder: Path, file: Path) -> Path:
+    """`file` itself if it lies in `folder` once all links are followed.
+
+    Raises:
+        InputError: if it lies elsewhere.
+    """
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{file.name!r} is a link to a place outside of the studies folder; put the file itself there")
+    return file
+
+
+def route_path(scope: Scope) -> str:
+    """The path of a request as routes see it: decoded, without the prefix of a reverse proxy."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
+def check_names(path: str, query: str) -> dict[str, str]:
     """Refuse a request whose path or query would leave the folders of the app.
 
     Args:
         path: of the URL, decoded.
         query: of the URL, still encoded.
 
+    Returns:
+        what the query names.
+
     Raises:
         InputError: naming the offender.
     """
     if path.startswith(FOREIGN):
-        return
-    if ".." in path.split("/"):
-        raise InputError(f"the path {path!r} contains '..'")
-    for key, value in parse_qsl(query):
+        return {}
+    for part in path.split("/"):
+        plain_name(part, "path")
+    names = dict[str, str]()
+    for key, value in parse_qsl(query, keep_blank_values=True):
         if key in NAME_KEYS:
-            plain_name(value, key)
+            if names.get(key, value) != value:
+                raise InputError(f"{key} is given twice, as {names[key]!r} and as {value!r}")
+            names[key] = plain_name(value, key)
+    return names
+
+
+def check_body(body: bytes) -> None:
+    """Refuse a JSON body that names something by what is no plain name.
+
+    Raises:
+        InputError: for no JSON, one that is nested endlessly, or a name that is not plain.
+    """
+    try:
+        content = json.loads(body) if body.strip() else {}
+        for key, name in _named(content):
+            plain_name(name, key)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON: {error}") from error
+
+
+def _named(content: Any) -> Iterator[tuple[str, str]]:
+    """Names in an object, or in one that lies in it, as OHIF sends options under the name of a trainer."""
+    if not isinstance(content, dict):
+        return
+    for key, value in content.items():
+        if key in NAME_KEYS:
+            yield from ((key, one) for one in (value if isinstance(value, list) else [value]) if isinstance(one, str))
+        elif isinstance(value, dict):
+            yield from _named(value)
 
 
 class NameGuard:
-    """ASGI middleware: applies `check_names` before any route acts, those of MONAI Label included."""
+    """ASGI middleware: checks names before any route acts, those of MONAI Label included.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    Args:
+        app: what lies behind.
+        check_known: called in a thread with method, path and the names of the query; raises if one of them is unknown.
+    """
+
+    def __init__(self, app: ASGIApp, check_known: Callable[[str, str, dict[str, str]], None]) -> None:
+        self.app, self._check_known = app, check_known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 400."""
-        if scope["type"] == "http":
-            try:
-                check_names(scope["path"], scope["query_string"].decode("latin-1"))
-            except InputError as error:
-                await refusal(error)(scope, receive, send)
-                return
+        """Pass the request on, or answer 4xx."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = route_path(scope)
+        try:
+            names = check_names(path, scope["query_string"].decode("latin-1"))
+            if names:
+                await run_in_threadpool(self._check_known, scope["method"], path, names)
+            if Headers(scope=scope).get("Content-Type", "").partition(";")[0].strip().lower() == "application/json":
+                body = await _whole_body(receive)
+                check_body(body)
+                receive = _again(body, receive)
+        except SlicePropError as error:
+            await refusal(error)(scope, receive, send)
+            return
         await self.app(scope, receive, send)
+
+
+async def _whole_body(receive: Receive) -> bytes:
+    """The body of a request.
+
+    Raises:
+        TooLargeError: if it is longer than `MAX_JSON_BYTES`.
+    """
+    body = b""
+    while True:
+        message = await receive()
+        body += bytes(message.get("body", b""))
+        if len(body) > MAX_JSON_BYTES:
+            raise TooLargeError(f"a JSON body may have {MAX_JSON_BYTES} bytes, not more")
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return body
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Hands a body that was read out a second time."""
+    waiting = [body]
+
+    async def replay() -> Message:
+        return {"type": "http.request", "body": waiting.pop()} if waiting else await receive()
+
+    return replay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,19 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from sliceprop.config import FUSIONS, METHODS, SuggestConfig
 from sliceprop.errors import InputError
 from sliceprop.labels import LabelArray
+from sliceprop.manifest import Making, Recipe, making
+from sliceprop.server.checkpoints import Chosen
+from sliceprop.server.manifests import Manifests
 from sliceprop.server.provenance import Sent
 from sliceprop.server.records import StudyRecord
 from sliceprop.server.requests import Options, first_choices, label_options, number, propagate_config
 from sliceprop.server.results import named, named_suggestion, write_result
 from sliceprop.server.workspace import Case, Opened, Workspace
-from sliceprop.study import propagate, suggest
+from sliceprop.study import Propagation, propagate, suggest
+
+NO_NAMES = {"background": 0}
+"""Names of a result without any label. 3D Slicer empties the segments that are named; what the user drew and has not
+submitted yet would go."""
 
 
 class Answer(NamedTuple):
@@ -88,7 +96,8 @@ class PropagateTask(InferTask):  # type: ignore[misc]
             if upload is None and report["method"] == "auto":
                 self._workspace.keep_estimate(case, report["suggestion"], advice.target)
             version = case.record.version() if case.record else ""
-        return str(file), {**report, "label_names": answer.names, "version": version}
+        names = answer.names if opened.study.annotation.values else NO_NAMES
+        return str(file), {**report, "label_names": names, "version": version}
 
     def _answer(self, opened: Opened, labels: LabelArray, options: Options) -> Answer:
         return Answer(labels, self._workspace.names.indices, in_client=labels)
@@ -105,12 +114,18 @@ class PropagateTask(InferTask):  # type: ignore[misc]
     ) -> tuple[LabelArray, dict[str, Any]]:
         """Labels and report; an empty mask for a study without annotation."""
         study, config = opened.study, propagate_config(options)
-        model, names = self._workspace.model(case, study, options.get("init")), self._workspace.names.by_index
+        chosen = self._workspace.choose_model(case, study, options.get("init"), keep=True)
+        model, names = chosen.model, self._workspace.names.by_index
+        noted: dict[str, Any] = {"note": chosen.note} if chosen.note else {}
         if study.annotation.values:
-            result = propagate(study, model, config, target=advice.target, names=names)
+            with making() as made:
+                result = propagate(study, model, config, target=advice.target, names=names)
+            recipe = Recipe({}, opened.drawing.options, config, target=advice.target)
+            noted["manifest"] = self._write_manifest(case, opened, chosen, recipe, made, result)
+            result = replace(result, report={**result.report, **noted})
             if case.record is not None:
                 source = opened.annotation.source if opened.annotation else ""
-                case.record.save_result(result, source, self._workspace.scribbles_version(case))
+                case.record.save_result(result, source, self._workspace.scribbles_version(case), study.drawn)
             return result.labels, named(result.report, names)
         report = {
             "slice_axis": study.volume.slice_axis,
@@ -121,8 +136,21 @@ class PropagateTask(InferTask):  # type: ignore[misc]
             "trained": False,
             "quality": {},
             "suggestion": named_suggestion(suggest(study, model, advice)[0], names),
+            **noted,
         }
         return np.zeros(self._workspace.scan(case).array.shape, np.int32), report
+
+    def _write_manifest(
+        self, case: Case, opened: Opened, chosen: Chosen, recipe: Recipe, made: Making, result: Propagation
+    ) -> int | None:
+        """Number of the manifest of a result; None for a scan that is not the server's."""
+        if case.record is None or not case.image_id:
+            return None
+        files = {"image": case.image, **({"model": chosen.file} if chosen.file else {})}
+        if chosen.model is not None and chosen.file is None:
+            return None  # without its model the result cannot be made again
+        scan, manifests = self._workspace.scan(case), Manifests(case.record.folder)
+        return manifests.add(scan, replace(recipe, files=files), made, result, opened.drawing.arrays)
 
     def _remember(self, case: Case, opened: Opened, answer: Answer, report: dict[str, Any]) -> None:
         self._workspace.remember(case)

@@ -70,7 +70,7 @@ def edit_labels(workspace: Workspace, edits: LabelEdits) -> None:
         if table.fixed and names != before:
             raise InputError(f"this server's labels are given by its operator: {', '.join(before)}")
         if names != before:
-            table.replace(names)
+            table.replace(names, edits.renamed)
         if edits.colors or edits.renamed:
             workspace.colors.change(edits.colors, edits.renamed)
 

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any
 
 from sliceprop.errors import InputError
-from sliceprop.server.files import read_json, write_json
+from sliceprop.server.files import read_table, write_table
 
 BACKGROUND = "background"
 FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBLES = "foreground_scribbles", "background_scribbles"
@@ -17,6 +17,9 @@ FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBLES = "foreground_scribbles", "background
 
 NOT_STRUCTURES = frozenset({BACKGROUND, FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBLES})
 """Names that mean something else than a structure."""
+
+MAX_LABELS, MAX_LABEL_NAME = 1000, 200
+"""Labels of one server, and characters of a label's name."""
 
 _NUMBERED_UP_TO = 255
 """Values without a name keep their value as index up to here; above, filling the gaps would invent too many names."""
@@ -63,14 +66,15 @@ def names_by_value(present: Iterable[int], label_info: Sequence[Mapping[str, Any
 
     `idx` (or `id`) is the value in the file for clients that write their segment numbers, but 3D Slicer counts skipped
     segments in it and numbers the file's values by position. So `idx` counts if it explains every value present, else
-    the position in the list does.
+    the position in the list does. Values of one name are one label: 3D Slicer puts a result into segments of its own
+    beside those that the user made.
 
     Raises:
-        InputError: if a value has no name, or names are doubled, empty or not text.
+        InputError: if a value has no name, or a name is empty or not text.
     """
     values = set(present)
     names = [entry.get("name") for entry in label_info]
-    check_names(names)
+    check_names([name for number, name in enumerate(names) if name not in names[:number]])
     by_idx = {
         _whole_number(entry.get("idx", entry.get("id"))): name for entry, name in zip(label_info, names, strict=True)
     }
@@ -92,9 +96,13 @@ def check_names(names: Sequence[Any]) -> None:
     Raises:
         InputError: if one is empty, doubled or not text.
     """
+    if len(names) > MAX_LABELS:
+        raise InputError(f"{len(names)} labels are too many, at most {MAX_LABELS} are allowed")
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"a label's name must be text, not {name!r}")
+        if len(name) > MAX_LABEL_NAME or not name.isprintable():
+            raise InputError(f"a label's name has at most {MAX_LABEL_NAME} printable characters, not {name[:40]!r}...")
         if names.count(name) > 1:
             raise InputError(f"the label {name!r} is named twice; rename one of them")
 
@@ -103,12 +111,14 @@ class LabelNames:
     """The table of names of one server.
 
     Args:
-        file: keeps the names that clients submitted; its folder is made when the first name arrives.
+        file: keeps the names that clients submitted, and one beside it those that were renamed; its folder is made
+            when the first name arrives.
         configured: names that the operator chose; clients cannot add any.
     """
 
     def __init__(self, file: Path, configured: Sequence[str] | None = None) -> None:
         self._file, self._configured = file, configured
+        self._renamed_file = file.with_name("renamed.json")
         self.lock = Lock()
         """Held from `mapping` to `register`, so that two clients cannot be given the same index."""
 
@@ -122,7 +132,7 @@ class LabelNames:
         """Names in the order of their indices; the first one has index 1."""
         if self._configured is not None:
             return list(self._configured)
-        return list(read_json(self._file) or [])
+        return list(read_table(self._file) or [])
 
     @property
     def indices(self) -> dict[str, int]:
@@ -139,6 +149,8 @@ class LabelNames:
     ) -> tuple[dict[int, int], list[str]]:
         """How the values of a client's file become indices; nothing is stored yet.
 
+        A client that has not seen that a label was renamed means the label by its former name.
+
         Args:
             present: the file's values other than 0.
             label_info: the client's names; None if the values are the app's indices.
@@ -154,15 +166,18 @@ class LabelNames:
             named = dict(zip(values, self._numbered(values), strict=True))
             submitted = self._fillers(values)
         else:
+            label_info = self._by_present_names(label_info)
             named = {v: name for v, name in names_by_value(values, label_info).items() if name not in NOT_STRUCTURES}
-            submitted = [entry["name"] for entry in label_info if entry["name"] not in NOT_STRUCTURES]
+            submitted = [name for entry in label_info if (name := entry["name"]) not in NOT_STRUCTURES]
         known = self.names
-        new = [name for name in submitted if name not in known]
+        new = list(dict.fromkeys(name for name in submitted if name not in known))
         if self._configured is not None:
             unknown = [name for name in named.values() if name not in known]
             if unknown:
                 raise InputError(f"unknown labels {unknown}; this server's labels are {known}")
             new = []
+        if len(known) + len(new) > max(MAX_LABELS, len(known)):
+            raise InputError(f"{len(known) + len(new)} labels would be too many, at most {MAX_LABELS} are allowed")
         indices = {name: index for index, name in enumerate(known + new, start=1)}
         return {value: indices[name] for value, name in named.items()}, new
 
@@ -173,15 +188,39 @@ class LabelNames:
             FileError: if the table cannot be written.
         """
         if new:
-            write_json(self._file, [*self.names, *new])
+            write_table(self._file, [*self.names, *new])
 
-    def replace(self, names: Sequence[str]) -> None:
+    def replace(self, names: Sequence[str], renamed: Mapping[str, str]) -> None:
         """Change the whole table; the caller takes care that every index keeps its meaning.
+
+        Args:
+            names: in the order of their indices.
+            renamed: `{old name: new name}` of those that are renamed by that.
 
         Raises:
             FileError: if the table cannot be written.
         """
-        write_json(self._file, list(names))
+        if renamed:
+            before = {old: renamed.get(name, name) for old, name in self._renamed.items()}
+            write_table(self._renamed_file, {**before, **renamed})
+        write_table(self._file, list(names))
+
+    @property
+    def _renamed(self) -> dict[str, str]:
+        """`{former name: name}`."""
+        return dict(read_table(self._renamed_file) or {})
+
+    def _by_present_names(self, label_info: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """A client's names, renamed ones by their present name unless the client has a label of that name as well."""
+        given = {name for entry in label_info if isinstance(name := entry.get("name"), str)}
+        known, meant = self.names, dict[str, str]()
+        for old, new in self._renamed.items():
+            if old in given and old not in known and new in known and new not in {*given, *meant.values()}:
+                meant[old] = new
+        return [
+            {**entry, "name": meant[name]} if (name := str(entry.get("name"))) in meant else entry
+            for entry in label_info
+        ]
 
     def _numbered(self, values: Sequence[int]) -> list[str]:
         known = self.names

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sliceprop.labels import LabelArray
 from sliceprop.server.errors import ConflictError
-from sliceprop.server.provenance import Annotation, Sent, lay_over
-from sliceprop.server.workspace import FINAL, Case, Workspace
+from sliceprop.server.provenance import Annotation, Sent, drawn_by_hand, lay_over
+from sliceprop.server.workspace import Case, Workspace
+from sliceprop.versions import FINAL
 
 
 def current_labels(workspace: Workspace, case: Case) -> LabelArray:
@@ -23,6 +24,23 @@ def current_labels(workspace: Workspace, case: Case) -> LabelArray:
     shape, annotation = workspace.scan(case).array.shape, workspace.annotation(case)
     labels = np.zeros(shape, np.int32) if result is None or result.shape != shape else result
     return labels if annotation is None else lay_over(labels, annotation)
+
+
+def current_drawn(workspace: Workspace, case: Case) -> NDArray[np.bool_] | None:
+    """Which voxels of `current_labels` the user decided about, `(i, j, k)`; None if that was not kept.
+
+    Raises:
+        InputError: or a subclass, for a scan or annotation that cannot be used.
+    """
+    shape, annotation = workspace.scan(case).array.shape, workspace.annotation(case)
+    labels = case.record.result("labels") if case.record else None
+    drawn = np.zeros(shape, bool)
+    if case.record is not None and labels is not None and labels.shape == shape:
+        known = case.record.result("drawn")
+        if known is None or known.shape != shape:
+            return None
+        drawn = known > 0
+    return drawn if annotation is None else drawn | drawn_by_hand(annotation)
 
 
 def undo(workspace: Workspace, case: Case) -> None:
@@ -54,9 +72,7 @@ def finalise(workspace: Workspace, case: Case) -> dict[str, Any]:
         if case.record is None or (annotation is None and not labels.any()):
             raise ConflictError("there is nothing to save yet; paint a slice and propagate first")
         drawn, estimate = workspace.label_versions(case.image_id), case.record.estimate()
-        workspace.store_labels(case, FINAL, labels, annotation)
-        if annotation is not None and annotation.source.startswith(f"{FINAL}:"):
-            case.record.save_annotation(replace(annotation, source=workspace.version(case.image_id, FINAL)))
+        workspace.keep(case, FINAL, labels, annotation, "final", drawn=current_drawn(workspace, case))
         if estimate.get("labels") == drawn:  # nothing was drawn, so what was estimated still holds
             case.record.save_estimate({**estimate, "labels": workspace.label_versions(case.image_id)})
         return {"dicom_seg": False, "sentence": "Saved on this server as NIfTI.", **workspace.export(case, FINAL)}

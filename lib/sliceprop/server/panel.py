@@ -11,12 +11,12 @@ from sliceprop import io
 from sliceprop.labels import LabelArray
 from sliceprop.server.archive import ArchivedStudies
 from sliceprop.server.errors import NotFoundError
-from sliceprop.server.outcome import current_labels
+from sliceprop.server.outcome import current_drawn, current_labels
 from sliceprop.server.results import named
 from sliceprop.server.workspace import Case, Workspace
 from sliceprop.volume import resolve_slice_axis
 
-VOXEL_KINDS = ("labels", "annotation", "scribbles", "uncertainty")
+VOXEL_KINDS = ("labels", "annotation", "scribbles", "uncertainty", "drawn")
 
 
 def study_state(workspace: Workspace, case: Case, training: dict[str, Any]) -> dict[str, Any]:
@@ -42,6 +42,7 @@ def study_state(workspace: Workspace, case: Case, training: dict[str, Any]) -> d
             "n_slices": shape[axis],
             "annotated_slices": list(annotation.annotated_slices) if annotation else [],
             "annotation_version": annotation.source if annotation else "",
+            "scribbles_version": workspace.scribbles_version(case),
             "partial": bool(annotation and annotation.partial),
             "scribbles": workspace.scribbles(case) is not None,
             "label_names": names,
@@ -103,10 +104,15 @@ def voxels(workspace: Workspace, case: Case, kind: str) -> tuple[NDArray[Any], d
 def _voxels(workspace: Workspace, case: Case, kind: str) -> NDArray[Any]:
     if kind == "uncertainty":
         doubt = case.record.result("uncertainty") if case.record else None
-        if doubt is None:
+        if doubt is None or doubt.shape != workspace.scan(case).array.shape:
             raise NotFoundError("nothing was propagated yet, so there is no uncertainty")
         scaled: NDArray[np.uint8] = np.round(np.clip(doubt, 0, 1) * 255).astype(np.uint8)
         return scaled
+    if kind == "drawn":
+        drawn = current_drawn(workspace, case)
+        if drawn is None:
+            raise NotFoundError("it was not kept which voxels of this result were drawn; propagate once more")
+        return drawn.astype(np.uint8)
     if kind == "labels":
         labels: LabelArray | None = current_labels(workspace, case)
     elif kind == "annotation":

@@ -13,12 +13,15 @@ from monailabel.config import settings
 from monailabel.endpoints import ohif
 
 import sliceprop
+from sliceprop.server.archive import ArchivedStudies
+from sliceprop.server.errors import NotFoundError
 from sliceprop.server.label_edits import edit_labels, parse_edits
 from sliceprop.server.outcome import finalise, undo
 from sliceprop.server.panel import study_state, voxels
 from sliceprop.server.requests import label_options, parse_params
+from sliceprop.server.version_routes import sender
 from sliceprop.server.web import Annotator, Params, Reader, running_app, saved
-from sliceprop.server.workspace import SCRIBBLES
+from sliceprop.versions import SCRIBBLES
 
 router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
 
@@ -45,6 +48,8 @@ def ohif_file(path: str, user: Reader) -> Response:
     """A file of OHIF; page and styles ask no other host for anything."""
     stock: FileResponse = ohif.get_ohif(path)
     file = Path(stock.path)
+    if not file.is_file():
+        raise NotFoundError(f"OHIF has no file {path!r}")
     if file.suffix not in (".html", ".css"):
         return stock
     text = _ELSEWHERE.sub("", file.read_text(encoding="utf-8"))
@@ -55,6 +60,9 @@ def ohif_file(path: str, user: Reader) -> Response:
 def get_study(image: str, user: Reader) -> dict[str, Any]:
     """All that the panel shows of a study but its voxels."""
     app = running_app()
+    store = app.datastore()
+    if isinstance(store, ArchivedStudies):
+        store.renew(image)
     return study_state(app.workspace, app.workspace.case(image), app.training())
 
 
@@ -80,21 +88,23 @@ def put_labels(body: dict[str, Any], user: Annotator) -> dict[str, Any]:
 
 
 @router.put("/labelprop/scribbles")
-def put_scribbles(image: str, label: UploadFile, user: Annotator, params: Params = "{}") -> dict[str, Any]:
+def put_scribbles(
+    request: Request, image: str, label: UploadFile, user: Annotator, params: Params = "{}"
+) -> dict[str, Any]:
     """Store marks in any plane, 255 for background; marks that were there before go, with an empty volume all."""
     options = label_options(parse_params(params))
     with saved(label) as file:
         assert file is not None
-        return running_app().workspace.submit(image, SCRIBBLES, file, options)
+        return running_app().workspace.submit(image, SCRIBBLES, file, options, sender(request, user))
 
 
 @router.get("/labelprop/progress")
 def get_progress(user: Reader, image: str = "") -> dict[str, Any]:
     """How far the training is, also that of another study; reads one small file."""
     state = running_app().training()
-    known = {key: state.get(key) for key in ("status", "epoch", "total_epochs", "seconds_left", "best_metric")}
-    told = {**known, "seconds": state.get("total_time"), "image": state.get("image")}
-    return {**told, "error": state["error"]} if "error" in state else told
+    keys = ("status", "epoch", "total_epochs", "seconds", "seconds_left", "best_metric", "image")
+    told = {key: state.get(key) for key in keys}
+    return {**told, **{key: state[key] for key in ("error", "note") if key in state}}
 
 
 @router.post("/labelprop/undo")

@@ -31,7 +31,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Sent:
-    """The last result that a client got for a study.
+    """The last result that a client got for a study; without any label, if the client shows the scan alone.
 
     Attributes:
         labels: `(i, j, k)` label indices as the client has them now.
@@ -60,7 +60,8 @@ def hand_made(
 
     If the file is our own result come back (`is_our_result`), hand-made are the slices that differ from it, those that
     were hand-made already, and those the client lists. Any other file is the user's own: the listed slices are
-    hand-made, without a list every slice that holds a label.
+    hand-made, without a list every slice that holds a label. Slices that were annotated before the client was given the
+    scan alone (`given_bare`) stay where the file holds nothing.
 
     Args:
         labels: `(i, j, k)` label indices as submitted.
@@ -73,6 +74,10 @@ def hand_made(
     """
     if sent is None or not is_our_result(labels, slice_axis, sent):
         slices = marked_slices(labels != 0, slice_axis) if listed is None else set(listed)
+        if known is not None and listed is None and not partial:
+            unseen = _unseen(sent, known, slice_axis) - slices
+            labels = labels + only_slices(known.labels, slice_axis, unseen)
+            slices |= unseen
     elif partial:
         labels = _hand_made_labels(labels, slice_axis, sent, known)
         slices = marked_slices(labels != 0, slice_axis)
@@ -81,7 +86,20 @@ def hand_made(
         if known is not None and known.slice_axis == slice_axis:
             slices |= set(known.annotated_slices) - marked_slices(labels != known.labels, slice_axis)
     slices |= set(reviewed)
-    return Annotation(_only(labels, slice_axis, slices), slice_axis, tuple(sorted(slices)), partial)
+    return Annotation(only_slices(labels, slice_axis, slices), slice_axis, tuple(sorted(slices)), partial)
+
+
+def given_bare(annotation: Annotation) -> Sent:
+    """What a client has that is given a study without its annotation, as 3D Slicer is by *Next Sample*."""
+    nothing = np.zeros_like(annotation.labels)
+    return Sent(nothing, nothing, annotation.slice_axis, annotation.annotated_slices)
+
+
+def _unseen(sent: Sent | None, known: Annotation, slice_axis: int) -> set[int]:
+    """Annotated slices that the client was never shown."""
+    if sent is None or known.partial or sent.labels.any() or {sent.slice_axis, known.slice_axis} != {slice_axis}:
+        return set()
+    return set(sent.annotated_slices) & set(known.annotated_slices)
 
 
 def is_our_result(labels: LabelArray, slice_axis: int, sent: Sent | None) -> bool:
@@ -98,6 +116,16 @@ def is_our_result(labels: LabelArray, slice_axis: int, sent: Sent | None) -> boo
     return bool(unchanged) and 2 * len(still_filled) > len(filled)
 
 
+def drawn_by_hand(annotation: Annotation) -> NDArray[np.bool_]:
+    """Which voxels the user decided about, `(i, j, k)`: whole slices, or with `partial` what was painted on them."""
+    if annotation.partial:
+        return annotation.labels > 0
+    drawn = np.zeros(annotation.labels.shape, bool)
+    inside = [index for index in annotation.annotated_slices if index < drawn.shape[annotation.slice_axis]]
+    np.moveaxis(drawn, annotation.slice_axis, 0)[inside] = True
+    return drawn
+
+
 def lay_over(labels: LabelArray, annotation: Annotation) -> LabelArray:
     """`labels` with the annotated slices as the user drew them; with `partial` only the labels drawn on each slice."""
     result, drawn, axis = labels.copy(), annotation.labels, annotation.slice_axis
@@ -107,7 +135,7 @@ def lay_over(labels: LabelArray, annotation: Annotation) -> LabelArray:
         return result
     for value in np.unique(drawn[drawn > 0]):
         slices = marked_slices(drawn == value, axis)
-        result[_only(result, axis, slices) == value] = 0
+        result[only_slices(result, axis, slices) == value] = 0
     return np.where(drawn > 0, drawn, result)
 
 
@@ -122,7 +150,7 @@ def _hand_made_labels(labels: LabelArray, slice_axis: int, sent: Sent, known: An
         if known is not None and known.slice_axis == slice_axis:
             drawn = known.labels == value
             slices |= marked_slices(drawn, slice_axis) - marked_slices(drawn != mask, slice_axis)
-        kept += _only(labels * mask, slice_axis, slices)
+        kept += only_slices(labels * mask, slice_axis, slices)
     return kept
 
 
@@ -132,7 +160,7 @@ def marked_slices(marked: NDArray[np.bool_], slice_axis: int) -> set[int]:
     return {int(index) for index in np.flatnonzero(marked.any(axis=others))}
 
 
-def _only(labels: LabelArray, slice_axis: int, slices: set[int]) -> LabelArray:
+def only_slices(labels: LabelArray, slice_axis: int, slices: set[int]) -> LabelArray:
     """The labels on `slices`, 0 elsewhere."""
     inside = [index for index in slices if 0 <= index < labels.shape[slice_axis]]
     kept = np.zeros_like(labels)

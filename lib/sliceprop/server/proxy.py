@@ -6,16 +6,21 @@ search finds everything.
 
 from __future__ import annotations
 
+import re
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from monailabel.config import settings
 
 from sliceprop.errors import InputError
 from sliceprop.server.archive import ArchivedStudies
-from sliceprop.server.errors import NotFoundError
+from sliceprop.server.errors import ForbiddenError, NotFoundError
 from sliceprop.server.web import Reader, running_app
 
 router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
+
+_SEGMENT = re.compile(r"[A-Za-z0-9._,-]+")
+"""Words, UIDs and lists of frames: nothing that the archive, or a proxy before it, could take for another place."""
 
 _PASSED_ON = ("Content-Type", "Content-Encoding", "Content-Range", "Warning")
 
@@ -26,11 +31,18 @@ def read_archive(request: Request, path: str, user: Reader) -> Response:
     store = running_app().datastore()
     if not isinstance(store, ArchivedStudies):
         raise NotFoundError("the studies of this server are a folder, OHIF needs a DICOMweb archive; see `make ohif`")
-    if ".." in path.split("/"):
-        raise InputError(f"the path {path!r} contains '..'")
-    status, headers, content = store.read(archive_path(path), request.url.query)
+    if not all(_SEGMENT.fullmatch(part) and part.strip(".") for part in path.split("/")):
+        raise InputError(f"{path!r} is no path of DICOMweb")
+    encodings = request.headers.get("Accept-Encoding", "identity")
+    status, headers, content = store.read(archive_path(path), request.url.query, encodings)
     known = {key: headers[key] for key in _PASSED_ON if key in headers}
     return Response(content, status_code=status, headers=known)
+
+
+@router.post("/proxy/dicom/{path:path}", include_in_schema=False)
+def write_archive(path: str, user: Reader) -> Response:
+    """Refuse: MONAI Label's own passes everything on with the server's credentials, the client's cookies with it."""
+    raise ForbiddenError("viewers read from the archive here; labels get there as DICOM SEG by POST /labelprop/final")
 
 
 def archive_path(path: str) -> str:

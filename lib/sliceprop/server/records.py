@@ -1,35 +1,32 @@
-"""What the server remembers of a study: the annotation in force and what it answered last, as atomic files."""
+"""What the server remembers of a study: every version of what was drawn, and what it answered last.
+
+Arrays lie in files that carry their format and the checksum of each array; a file that does not match counts as absent.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sliceprop import io
-from sliceprop.server.files import copy_file, read_json, write_file, write_json
+from sliceprop.arrays import load_arrays, save_arrays
+from sliceprop.server.files import read_table, write_table
 from sliceprop.server.provenance import Annotation, Sent
 from sliceprop.study import Propagation
-
-logger = logging.getLogger(__name__)
+from sliceprop.versions import RESULT, Versions, packed_mask, result_mask, study_versions
 
 Estimate = dict[str, Any]
 """`expected_dice`, `stop`, the `target` it goes by, and the versions of the `labels` it was made from."""
 
-KINDS = ("labels", "from_lower", "from_upper", "uncertainty")
-RESULT, BEFORE = "result", "result_before"
+KINDS = ("labels", "from_lower", "from_upper", "uncertainty", "drawn")
+BEFORE = "result_before"
 """The last propagation, and the one before it; more would fill the disk with large scans."""
-
-MAX_HISTORY = 50
-"""Replaced label files kept per study; sparse labels compress to a few kilobytes each."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,11 @@ class StudyRecord:
     """
 
     folder: Path
+
+    @property
+    def versions(self) -> Versions:
+        """Every version of what was drawn; those that an earlier release kept are taken over first."""
+        return study_versions(self.folder)
 
     def annotation(self) -> Annotation | None:
         """The annotation in force, if one was stored."""
@@ -80,7 +82,13 @@ class StudyRecord:
         )
 
     def result(self, kind: str) -> NDArray[Any] | None:
-        """One array of the last propagation, `(i, j, k)`; None if there was none."""
+        """One array of the last propagation, `(i, j, k)`; None if there was none, or it was not kept.
+
+        `drawn` is 1 where the user decided about the label and 0 where it was propagated.
+        """
+        if kind == "drawn":
+            drawn = result_mask(self.folder)
+            return None if drawn is None else drawn.astype(np.int32)
         data = self._load(RESULT, kind)
         return None if data is None else data[kind].astype(np.float32 if kind == "uncertainty" else np.int32)
 
@@ -94,13 +102,16 @@ class StudyRecord:
         file = self._file(RESULT)
         return str(file.stat().st_mtime_ns) if file.is_file() else ""
 
-    def save_result(self, result: Propagation, source: str, scribbles: str = "") -> None:
+    def save_result(
+        self, result: Propagation, source: str, scribbles: str = "", drawn: NDArray[np.bool_] | None = None
+    ) -> None:
         """Remember a propagation and what it was made from, and the one before.
 
         Args:
             result: the propagation.
             source: version of the annotation.
             scribbles: version of the scribbles.
+            drawn: `(i, j, k)`, voxels that the user decided about; None if unknown.
         """
         first = not self._file(RESULT).is_file()
         with suppress(OSError):  # then there is nothing to go back to; what matters is the new one
@@ -112,6 +123,7 @@ class StudyRecord:
             from_upper=io.compact_labels(result.from_upper),
             uncertainty=result.uncertainty.astype(np.float16),
             first=np.array(first),
+            **({} if drawn is None else packed_mask(drawn)),
             report=np.array(json.dumps({**result.report, "source": source, "scribbles": scribbles})),
         )
 
@@ -132,42 +144,25 @@ class StudyRecord:
 
     def estimate(self) -> Estimate:
         """How good the study was last estimated to be; empty before the first time."""
-        return dict(read_json(self.folder / "estimate.json") or {})
+        return dict(read_table(self.folder / "estimate.json") or {})
 
     def save_estimate(self, estimate: Estimate) -> None:
         """Remember how good the study is estimated to be."""
-        write_json(self.folder / "estimate.json", estimate)
+        write_table(self.folder / "estimate.json", estimate)
 
     def holds(self, index: int) -> bool:
         """Whether a voxel has this label index in anything that is remembered."""
         loaded = (self._load(name, "labels") for name in ("annotation", "sent", RESULT, BEFORE))
         return any(data is not None and (data["labels"] == index).any() for data in loaded)
 
-    def keep(self, file: Path, tag: str) -> None:
-        """Copy a label file that is about to be replaced into the history."""
-        history = self.folder / "history"
-        name = f"{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 10**9:09d}-{tag}{''.join(file.suffixes[-2:])}"
-        copy_file(file, history / name)
-        for old in sorted(history.iterdir())[:-MAX_HISTORY]:
-            old.unlink(missing_ok=True)
-
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.npz"
 
     def _load(self, name: str, *keys: str) -> dict[str, NDArray[Any]] | None:
-        """The arrays of a file, or those asked for; None if it is missing or damaged."""
-        file = self._file(name)
-        try:
-            with np.load(file, allow_pickle=False) as data:
-                return {key: data[key] for key in keys or data.files}
-        except FileNotFoundError:
-            return None
-        except (OSError, KeyError, ValueError, BadZipFile):
-            logger.exception("%s is damaged and is ignored", file)
-            return None
+        return load_arrays(self._file(name), *keys)
 
     def _save(self, name: str, **arrays: NDArray[Any]) -> None:
-        write_file(self._file(name), lambda file: np.savez(file, **arrays))
+        save_arrays(self._file(name), **arrays)
 
 
 def _integers(array: NDArray[Any]) -> tuple[int, ...]:

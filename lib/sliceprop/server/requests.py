@@ -19,11 +19,16 @@ from sliceprop.config import (
     parse_extrapolate,
 )
 from sliceprop.errors import InputError
+from sliceprop.server.names import MAX_LABELS
+from sliceprop.volume import MAX_SIDE
 
 Options = Mapping[str, Any]
 
 PREDICTOR_BUDGET_S, MAX_PREDICTOR_BUDGET_S = 60.0, 600.0
 """Seconds that a network may be overfitted during an infer request: where it does not say, and at most."""
+
+MAX_TRAINING_S = 24 * 3600.0
+"""Seconds that a training may learn."""
 
 _SINGLE_VALUED = frozenset(
     {"method", "fusion", "extrapolate", "slice_axis", "budget_s", "init", "seed", "partial", "background_scribble"}
@@ -40,7 +45,7 @@ def parse_params(text: str | None) -> dict[str, Any]:
     """
     try:
         params = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also for endless numbers, and for endless nesting
         raise InputError(f"params is not valid JSON: {error}") from error
     return first_choices(params)
 
@@ -91,6 +96,8 @@ def train_config(options: Options, default_budget_s: float) -> TrainConfig:
         InputError: if they are not numbers or out of range.
     """
     budget_s = number(options, "budget_s", default_budget_s)
+    if budget_s > MAX_TRAINING_S:
+        raise InputError(f"budget_s of a training must be at most {MAX_TRAINING_S:g}, not {budget_s:g}")
     return TrainConfig(budget_s=budget_s, seed=int(number(options, "seed", TrainConfig.seed)))
 
 
@@ -175,7 +182,7 @@ def slice_list(options: Options, key: str) -> tuple[int, ...] | None:
     value = options.get(key)
     if value is None:
         return None
-    if not isinstance(value, list) or not all(type(index) is int for index in value):
+    if not isinstance(value, list) or not all(type(index) is int and 0 <= index < MAX_SIDE for index in value):
         raise InputError(f"{key} must be a list of 0-based slice indices, not {value!r}")
     return tuple(sorted(set(value)))
 
@@ -216,6 +223,8 @@ def label_options(options: Options) -> LabelOptions:
     info = options.get("label_info")
     if info is not None and not (isinstance(info, list) and all(isinstance(entry, Mapping) for entry in info)):
         raise InputError('label_info must be a list like [{"name": "liver", "idx": 1}]')
+    if info is not None and len(info) > MAX_LABELS:
+        raise InputError(f"label_info names {len(info)} labels, at most {MAX_LABELS} are allowed")
     background = int(number(options, "background_scribble", BACKGROUND_SCRIBBLE))
     if not 0 < background <= MAX_LABEL:
         raise InputError(f"background_scribble must lie in 1..{MAX_LABEL}, not {background}")

@@ -15,41 +15,87 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import activelearning, batch_infer, datastore, infer, scoring, session, train
+from monailabel.endpoints.user.auth import User, get_current_user
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
+from monailabel.utils.async_tasks.utils import tasks
 from starlette.datastructures import UploadFile as Upload
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from sliceprop import io
 from sliceprop.checkpoint import load_checkpoint
 from sliceprop.errors import CheckpointError, InputError
-from sliceprop.server import export_routes, panel_routes, proxy
-from sliceprop.server.app import NAME
+from sliceprop.server import export_routes, operator_routes, panel_routes, proxy, version_routes
+from sliceprop.server.access import Access, current_user
+from sliceprop.server.app import NAME, LabelPropApp
+from sliceprop.server.audit import Auditor, note
 from sliceprop.server.checkpoints import SUFFIX
-from sliceprop.server.errors import NotFoundError, install_error_handlers
-from sliceprop.server.guard import NameGuard, plain_filename, plain_name
+from sliceprop.server.errors import BusyError, NotFoundError, install_error_handlers
+from sliceprop.server.guard import NameGuard, new_name, plain_name
+from sliceprop.server.health import Counters
+from sliceprop.server.limits import LimitGuard, Queue, Slot
 from sliceprop.server.records import KINDS
 from sliceprop.server.requests import LabelOptions, first_choices, label_options, parse_params
 from sliceprop.server.results import write_result
 from sliceprop.server.strategy import NO_STUDY
-from sliceprop.server.web import Admin, Annotator, Params, Reader, running_app, saved
-from sliceprop.server.workspace import FINAL
+from sliceprop.server.web import (
+    Admin,
+    Annotator,
+    Params,
+    Reader,
+    check_known,
+    check_upload,
+    image_id,
+    running_app,
+    saved,
+)
+from sliceprop.versions import FINAL
 from sliceprop.volume import check_image
 
 router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
+
+MAX_TRAININGS, SCORING = 8, "quality"
 
 _RESERVED = frozenset({"model", "image", "image_id", "session", "label", "description"})
 """Entries of an infer request that MONAI Label would let a client's `params` replace, paths of files among them."""
 
 
-def install() -> None:
-    """Put the routes, the guard and the translation of errors into MONAI Label's running FastAPI application."""
+_SERVERS_INFO = frozenset(
+    {"path", "name", "ts", "user", "quality", "suggestion", "strategy", "label_info", "slice_axis", "annotated_slices"}
+    | {"partial", "background_scribble", "reviewed_slices", "annotation_version", "dicom_seg", "dicom_seg_series"}
+    | {"sentence", "Modality", "InstanceNumbers", "SeriesInstanceUID", "StudyInstanceUID", "params"}
+)
+"""Entries of an image's or label's info that routes rely on."""
+
+_SERVERS_OWN = frozenset({"bundle_path", "gpus", "multi_gpu", "max_workers", "device", "logging", "images", "labels"})
+"""Entries of a batch request that say how MONAI Label runs it, a folder to load programs from among them."""
+
+
+def install(app: LabelPropApp) -> None:
+    """Put routes, guards and the translation of errors into MONAI Label's running FastAPI application."""
     from monailabel.app import app as api
 
-    routers = (router, panel_routes.router, export_routes.router, proxy.router)
-    api.router.routes[:0] = [route for one in routers for route in one.routes]
+    parts = (operator_routes, panel_routes, version_routes, export_routes, proxy)
+    api.router.routes[:0] = [*router.routes, *(route for part in parts for route in part.router.routes)]
     install_error_handlers(api)
-    api.user_middleware.append(Middleware(NameGuard))
-    api.middleware_stack = None  # built anew, with guard and handlers, at the next request
+    api.dependency_overrides[get_current_user] = current_user
+    api.state.queue, api.state.counters = Queue(app.limits), Counters()
+    api.user_middleware[:] = [
+        Middleware(Auditor, log=lambda: app.audit, counters=api.state.counters),
+        *_cross_origin(app.policy.origins),
+        Middleware(Access, policy=app.policy),
+        Middleware(LimitGuard, limits=app.limits),
+        Middleware(NameGuard, check_known=check_known),
+    ]
+    api.middleware_stack = None  # built anew, with guards and handlers, at the next request
+
+
+def _cross_origin(origins: frozenset[str]) -> list[Middleware]:
+    """In place of MONAI Label's, which lets pages of every site in, with their visitors' cookies."""
+    if not origins:
+        return []
+    allowed: dict[str, Any] = {"allow_methods": ["*"], "allow_headers": ["*"], "allow_credentials": True}
+    return [Middleware(CORSMiddleware, allow_origins=sorted(origins), **allowed)]
 
 
 @router.post("/infer/{model}")
@@ -63,6 +109,8 @@ def run_inference(
     file: UploadFile | None = None,
     label: UploadFile | None = None,
     output: infer.ResultType | None = None,
+    *,
+    slot: Slot,
 ) -> Any:
     """Run a model on a study of the datastore, of a session, or of the request."""
     app, options = running_app(), parse_params(params)
@@ -76,22 +124,29 @@ def run_inference(
     elif file is None:
         app.workspace.case(image)
     else:
-        plain_filename(file.filename)
+        check_upload(file)
     options["image_id"] = "" if session_id or file else image
     with saved(label) as label_file:
         options["label"] = str(label_file) if label_file else None
         return infer.run_inference(background_tasks, model, image, session_id, json.dumps(options), file, None, output)
 
 
+@router.post("/infer/wsi/{model}", include_in_schema=False)
+@router.post("/infer/wsi_v2/{model}", include_in_schema=False)
+def run_wsi_inference(model: str, user: Reader) -> Any:
+    """Refuse: this app has no model for whole-slide images."""
+    raise InputError("this app does not work on whole-slide images")
+
+
 @router.put("/datastore/label")
 def save_label(
-    image: str, label: UploadFile, user: Annotator, params: Params = "{}", tag: str = FINAL
+    request: Request, image: str, label: UploadFile, user: Annotator, params: Params = "{}", tag: str = FINAL
 ) -> dict[str, Any]:
     """Store a label file; what was there before stays if anything is wrong with the new one."""
     app, options = running_app(), label_options(parse_params(params))
     with saved(label) as file:
         assert file is not None
-        answer = app.workspace.submit(image, tag or FINAL, file, options)
+        answer = app.workspace.submit(image, tag or FINAL, file, options, version_routes.sender(request, user))
     app.on_save_label(image, image)
     return {**answer, "image": image, "label": image}
 
@@ -107,12 +162,46 @@ def save_image(
 ) -> dict[str, str]:
     """Add an image after checking that it can be worked on."""
     parse_params(params)
+    check_upload(file)
+    image = image or image_id(file.filename)
+    if not running_app().datastore().has_image(image):
+        new_name(image, "image")
     with saved(file) as upload:
         assert upload is not None
         check_image(io.read_image(upload).array)
     file.file.seek(0)
     answer: dict[str, str] = datastore.add_image(background_tasks, image, params, file, user.username)
     return answer
+
+
+@router.put("/datastore/image/info")
+def update_image_info(image: str, user: Annotator, info: Params = "{}") -> None:
+    """Add to what is known of an image."""
+    running_app().datastore().update_image_info(image, _clients_info(info, user))
+
+
+@router.put("/datastore/label/info")
+def update_label_info(label: str, tag: str, user: Annotator, info: Params = "{}") -> None:
+    """Add to what is known of a label."""
+    running_app().datastore().update_label_info(label, tag, _clients_info(info, user))
+
+
+@router.put("/datastore/updatelabelinfo", include_in_schema=False)
+def update_label_info_by_params(label: str, tag: str, user: Annotator, params: Params = "{}") -> None:
+    """The same by its former name."""
+    update_label_info(label, tag, user, params)
+
+
+def _clients_info(text: str, user: User) -> dict[str, Any]:
+    """What a client wants to be kept beside an image or a label.
+
+    Raises:
+        InputError: for no JSON object, or entries that are the server's own.
+    """
+    info = parse_params(text)
+    if taken := sorted(_SERVERS_INFO & info.keys()):
+        raise InputError(f"info must not hold {taken}, which the server keeps itself")
+    return {**info, "user": user.username}
 
 
 @router.put("/session/")
@@ -125,18 +214,29 @@ def create_session(
 ) -> Any:
     """Take the image of a session; no archives, whose members could be written anywhere."""
     for file in files:
-        plain_filename(file.filename)
+        check_upload(file)
     if uncompress:
         raise InputError("archives are not accepted; send the image, or the files of one DICOM series")
     return session.create_session(background_tasks, False, expiry, files)
 
 
+@router.get("/session/{session_id}")
+def get_session(session_id: str, user: Reader, update_ts: bool = False, image: bool = False) -> Any:
+    """What is known of a session, or its image if that is one file."""
+    answer = session.get_session(session_id, update_ts, image)
+    if isinstance(answer, FileResponse) and not Path(answer.path).is_file():
+        raise InputError("the image of this session is a series of several files")
+    return answer
+
+
 @router.post("/activelearning/{strategy}")
-def next_sample(strategy: str, user: Reader, params: dict[str, Any] | None = None) -> Any:
+def next_sample(strategy: str, user: Reader, slot: Slot, params: dict[str, Any] | None = None) -> Any:
     """Ask a strategy; without any study the answer says so."""
     app = running_app()
     app.known("strategy", strategy, app._strategies)
-    return activelearning.sample(strategy, params, user.username) or NO_STUDY
+    found = activelearning.sample(strategy, params, user.username) or NO_STUDY
+    note(study=found.get("id", ""))
+    return found
 
 
 @router.post("/train/{model}")
@@ -147,11 +247,15 @@ def start_training(
     app = running_app()
     trainer = app.known("model", model, app._trainers)
     request = trainer.prepare(params or {})
+    note(study=request["image"])
+    waiting = [task for task in tasks("train") if task["status"] in ("SUBMITTED", "RUNNING")]
+    if enqueue and len(waiting) >= MAX_TRAININGS:
+        raise BusyError(f"{MAX_TRAININGS} trainings wait already; try again later", retry_after_s=60)
     try:
         answer = train.run_model(model, dict(request), run_sync, enqueue)
     except HTTPException as error:
         busy = f"a training is running already, of {app.training().get('image')}; wait for its end or stop it"
-        raise HTTPException(error.status_code, busy) from error
+        raise BusyError(busy, retry_after_s=10) from error
     if not run_sync:
         trainer.submitted(request)
     return answer
@@ -170,9 +274,20 @@ def start_scoring(method: str, user: Annotator, params: dict[str, Any] | None = 
     """Start a scoring after checking its request."""
     app = running_app()
     app.known("scoring method", method, app._scoring_methods)
+    known = {}
     if params and params.get("image"):
-        app.workspace.case(params["image"])
-    return scoring.run_method(method, params, run_sync)
+        known = {"image": app.workspace.case(params["image"]).image_id}
+        note(study=known["image"])
+    try:
+        return scoring.run_method(method, known, run_sync)
+    except HTTPException as error:
+        raise BusyError("a scoring is running already; wait for its end", retry_after_s=10) from error
+
+
+@router.post("/scoring/", include_in_schema=False)
+def start_all_scorings(user: Annotator, params: dict[str, Any] | None = None, run_sync: bool = False) -> Any:
+    """The same for the only method."""
+    return {SCORING: {"result": start_scoring(SCORING, user, params, run_sync), "detail": None}}
 
 
 @router.post("/batch/infer/{model}")
@@ -187,7 +302,12 @@ def start_batch(
     app, options = running_app(), first_choices(params or {})
     app.known("model", model, app._infers)
     plain_name(str(options.get("label_tag") or ""), "label_tag")
-    return batch_infer.run(model, images, options, run_sync)
+    if strange := sorted((_RESERVED | _SERVERS_OWN) & options.keys()):
+        raise InputError(f"params must not hold {strange}; they are the server's to choose")
+    try:
+        return batch_infer.run(model, images, options, run_sync)
+    except HTTPException as error:
+        raise BusyError("a batch is running already; wait for its end", retry_after_s=60) from error
 
 
 @router.get("/labelprop/result")
@@ -228,7 +348,8 @@ async def put_checkpoint(checkpoint_id: str, request: Request, user: Annotator) 
 
 def _store_checkpoint(checkpoint_id: str, content: bytes) -> dict[str, Any]:
     workspace = running_app().workspace
-    plain_name(checkpoint_id, "checkpoint id")
+    if checkpoint_id not in workspace.store.list_images():
+        new_name(checkpoint_id, "checkpoint id")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{checkpoint_id}{SUFFIX}"
         file.write_bytes(content)

@@ -11,6 +11,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from sliceprop.config import PLANS, SuggestConfig
 from sliceprop.errors import SlicePropError
+from sliceprop.server.provenance import given_bare
 from sliceprop.server.requests import Options, first_choices, label_options, number, suggest_config
 from sliceprop.server.results import named_suggestion
 from sliceprop.server.workspace import Case, Workspace
@@ -71,7 +72,9 @@ class NextSlice(Strategy):  # type: ignore[misc]
         """
         options = first_choices(request)
         config, case = suggest_config(options, self._target), self._workspace.requested_case(options)
-        return {} if case is None else _suggest(self._workspace, case, options, config)
+        answer = {} if case is None else _suggest(self._workspace, case, options, config)
+        _note_emptied_scene(self._workspace, answer, options)
+        return answer
 
 
 class NextStudy(Strategy):  # type: ignore[misc]
@@ -105,7 +108,12 @@ class NextStudy(Strategy):  # type: ignore[misc]
         Raises:
             InputError: if the target cannot be used.
         """
-        config = SuggestConfig(target=number(first_choices(request), "target", self._target))
+        options = first_choices(request)
+        answer = self._choose(SuggestConfig(target=number(options, "target", self._target)))
+        _note_emptied_scene(self._workspace, answer, options)
+        return answer
+
+    def _choose(self, config: SuggestConfig) -> dict[str, Any]:
         waiting, done = self._workspace.studies_by_need(config.target)
         finished: dict[str, Any] = {}
         for image_id in waiting:
@@ -125,6 +133,17 @@ class NextStudy(Strategy):  # type: ignore[misc]
         except SlicePropError:
             logger.exception("%s cannot be used", image_id)
             return {}
+
+
+def _note_emptied_scene(workspace: Workspace, answer: Mapping[str, Any], options: Options) -> None:
+    """Remember that 3D Slicer has closed its scene to load the study; only MONAI Label's module sends `client_id`."""
+    if not (options.get("client_id") and answer):
+        return
+    case = workspace.case(answer["id"])
+    with workspace.lock(case):
+        annotation = workspace.annotation(case)
+        if annotation is not None and case.record is not None:
+            case.record.save_sent(given_bare(annotation))
 
 
 def _suggest(workspace: Workspace, case: Case, options: Options, config: SuggestConfig) -> LastingAnswer:

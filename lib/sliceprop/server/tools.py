@@ -14,6 +14,7 @@ from sliceprop import io
 from sliceprop.config import BACKGROUND_SCRIBBLE
 from sliceprop.errors import InputError
 from sliceprop.labels import LabelArray, present_values, sparse_labels
+from sliceprop.server.file_names import named_by_file, segments_in
 from sliceprop.server.infer import PropagateTask
 from sliceprop.server.label_files import read_labels, replace_values
 from sliceprop.server.names import BACKGROUND as BACKGROUND_NAME
@@ -29,7 +30,7 @@ from sliceprop.tools.grow_from_seeds import GrowConfig, grow_from_seeds
 from sliceprop.tools.presets import KEEPS, PRESETS
 from sliceprop.tools.seeds import BACKGROUND, Range
 from sliceprop.tools.threshold_islands import threshold_islands
-from sliceprop.volume import check_image, resolve_slice_axis
+from sliceprop.volume import check_image, resolve_slice_axis, voxel_spacing
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ class ToolTask(PropagateTask):
         name = options.get("selected_label_name") or None
         selected = None if name is None else self._index(str(name))
         if upload is not None:
+            described = named_by_file(described, segments_in(upload))
             drawn, before = self._uploaded(read_labels(upload, scan), described, selected)
             return Scene(scan, drawn, None, before, selected, self._index)
         marks = self._workspace.scribbles(case) if case.image_id else None
@@ -201,8 +203,8 @@ def _slice_axis(scan: io.Image) -> int:
 
 
 def _grow(scene: Scene, options: Options) -> LabelArray:
-    margin = number(options, "margin", GrowConfig.margin)
-    config = GrowConfig(_range(options), margin, number(options, "locality_per_mm", GrowConfig.locality_per_mm))
+    keys = ("margin", "locality_per_mm", "smoothing_mm")
+    config = GrowConfig(_range(options), **{key: number(options, key, getattr(GrowConfig, key)) for key in keys})
     return grow_from_seeds(scene.scan.array, scene.seeds, affine=scene.scan.affine, config=config)
 
 
@@ -219,7 +221,8 @@ def _march(scene: Scene, options: Options) -> LabelArray:
 
 def _threshold(scene: Scene, options: Options) -> LabelArray:
     keep, seeds = _choice(options, "keep", KEEPS), None if not scene.seeds.any() else scene.seeds
-    return threshold_islands(scene.scan.array, _ranges(scene, options), keep=keep, seeds=seeds)
+    spacing = voxel_spacing(scene.scan.affine)
+    return threshold_islands(scene.scan.array, _ranges(scene, options), keep=keep, seeds=seeds, spacing=spacing)
 
 
 def _ranges(scene: Scene, options: Options) -> dict[int, Range]:
@@ -300,7 +303,7 @@ MODELS: Mapping[str, Model] = {
         _grow,
         InferType.SCRIBBLES,
         "Divides the surroundings of marks of every structure and of background",
-        {**_ENDS, "margin": GrowConfig.margin, "locality_per_mm": GrowConfig.locality_per_mm},
+        {**_ENDS, **{key: getattr(GrowConfig, key) for key in ("margin", "locality_per_mm", "smoothing_mm")}},
     ),
     "fast_marching": Model(
         _march,

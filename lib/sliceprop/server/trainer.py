@@ -74,7 +74,7 @@ class Report:
     def __init__(self, state: TrainingState, image_id: str, config: TrainConfig) -> None:
         self._state, self._image_id = state, image_id
         self._last = Progress(0, config.max_epochs + config.refine_steps, 0.0, config.budget_s, 0.0)
-        self._written, self.saved = 0.0, False
+        self._written, self.saved, self.note = 0.0, False, ""
 
     def __enter__(self) -> Self:
         self.write("RUNNING")
@@ -90,7 +90,8 @@ class Report:
 
     def write(self, status: str, **more: Any) -> None:
         """Write the last event under a status."""
-        self._state.write(self._image_id, status, self._last, **more)
+        noted = {"note": self.note} if self.note else {}
+        self._state.write(self._image_id, status, self._last, **noted, **more)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._last = replace(self._last, seconds_left=0.0)
@@ -120,8 +121,14 @@ class PropagateTrainer(TrainTask):  # type: ignore[misc]
         return {"budget_s": self._budget_s, "slice_axis": ["auto", "0", "1", "2"], "init": ["auto", "none"]}
 
     def stats(self) -> dict[str, Any]:
-        """The fields of `study.Progress` with `image` and `status` of the last training; zeros before the first."""
-        return self._state.read()
+        """The fields of `study.Progress` with `image` and `status` of the last training; zeros before the first.
+
+        `seconds` is the time since it began, `total_time` the same once it is over: MONAI Label's clients take that for
+        the sign of the end.
+        """
+        state = self._state.read()
+        over = state["status"] not in ("SUBMITTED", "RUNNING")
+        return {**state, "seconds": state["total_time"], "total_time": state["total_time"] if over else 0.0}
 
     def prepare(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The request for the training process, after checking everything that can be wrong with it.
@@ -150,6 +157,8 @@ class PropagateTrainer(TrainTask):  # type: ignore[misc]
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
         """Train; called by MONAI Label in the training process.
 
+        While it runs, and if the server ends, an earlier checkpoint of the study stays unless this one is better.
+
         Args:
             request: from `prepare`.
             datastore: the workspace's.
@@ -160,20 +169,27 @@ class PropagateTrainer(TrainTask):  # type: ignore[misc]
         options, checkpoints, server = first_choices(request), self._workspace.checkpoints, os.getppid()
         case, config = self._workspace.case(options["image"]), train_config(options, self._budget_s)
 
-        def save(model: Model) -> None:
-            checkpoints.save(case.image_id, model)
-            report.saved = True
-
         with Report(self._state, case.image_id, config) as report:
             checkpoints.remove_leftovers()
             study = self._workspace.open(case, label_options(options)).study
-            best = train(
-                study,
-                config,
-                init=self._workspace.model(case, study, options.get("init")),
-                progress=report,
-                cancelled=lambda: os.getppid() != server,
-                save=save,
-            )
-            save(best)
+            chosen = self._workspace.choose_model(case, study, options.get("init"))
+            before, report.note = self._workspace.model(case, study), chosen.note
+
+            def left_alone() -> bool:
+                return os.getppid() != server
+
+            def save(model: Model, *, done: bool = False) -> None:
+                if done or not _is_better(before, model):
+                    checkpoints.save(case.image_id, model)
+                report.saved = True
+
+            best = train(study, config, init=chosen.model, progress=report, cancelled=left_alone, save=save)
+            save(best, done=not left_alone())
         return self.stats()
+
+
+def _is_better(before: Model | None, model: Model) -> bool:
+    """Whether an earlier training came further on the same part of the same study, which a stop must not lose."""
+    if before is None or (before.study_hash, before.roi) != (model.study_hash, model.roi):
+        return False
+    return before.config.similarity == model.config.similarity and before.metric > model.metric

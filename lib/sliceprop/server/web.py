@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +15,20 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
+from sliceprop.errors import InputError
+from sliceprop.io import SUFFIXES
 from sliceprop.server.app import LabelPropApp
-from sliceprop.server.guard import plain_filename
+from sliceprop.server.errors import NotFoundError
+from sliceprop.server.guard import CREATING, inside, new_name, plain_filename
 
 Reader = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
 Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
 Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
 Params = Annotated[str, Form()]
+
+_HEADER_BYTES = 1 << 20
+_NRRD_ELSEWHERE = re.compile(rb"^\s*data\s*file\s*:", re.IGNORECASE | re.MULTILINE)
+_META_HERE = re.compile(rb"\A[^\0]*?^ElementDataFile\s*=\s*LOCAL\s*$", re.MULTILINE)
 
 
 def running_app() -> LabelPropApp:
@@ -29,13 +37,67 @@ def running_app() -> LabelPropApp:
     return app
 
 
+def check_known(method: str, path: str, names: Mapping[str, str]) -> None:
+    """Refuse what MONAI Label's routes would take: unknown images and tags, strange new ones, links to elsewhere.
+
+    Args:
+        method: of the request.
+        path: of the request.
+        names: plain names in its query.
+
+    Raises:
+        NotFoundError: if there is no such image, or no label of it under that tag.
+        InputError: if something new is to be called by a name that is not allowed, or a file lies elsewhere.
+    """
+    if not path.startswith(f"{settings.MONAI_LABEL_API_STR}/datastore/"):
+        return
+    store, tag = running_app().datastore(), names.get("tag")
+    for image in (names[key] for key in ("image", "id", "label") if key in names):
+        known = store.has_image(image)
+        if (method, path) in CREATING and not known:
+            new_name(image, "image")
+            continue
+        if not known:
+            raise NotFoundError(f"unknown image {image!r}")
+        store.get_image_uri(image)
+        if tag is None or store.get_label_uri(image, tag):
+            continue
+        if method != "PUT":
+            raise NotFoundError(f"there is no label {tag!r} of {image!r}")
+        folder = Path(store._datastore_path)
+        inside(folder, folder / "labels" / new_name(tag, "tag"))
+
+
+def check_upload(file: UploadFile) -> str:
+    """The name of an uploaded file, without the folder that stock clients put in front of it.
+
+    Raises:
+        InputError: if it is no plain name, or the header says that the voxels are in another file, of the server's.
+    """
+    name = plain_filename(file.filename)
+    head = file.file.read(_HEADER_BYTES)
+    file.file.seek(0)
+    nrrd, text = re.split(rb"\r?\n\r?\n", head, maxsplit=1), name.lower()
+    elsewhere = text.endswith((".nrrd", ".nhdr")) and (len(nrrd) == 1 or _NRRD_ELSEWHERE.search(nrrd[0]))
+    if elsewhere or (text.endswith((".mha", ".mhd")) and not _META_HERE.search(head)):
+        raise InputError(f"{name}: the header does not end, or says that the voxels are in another file; send one file")
+    return name
+
+
+def image_id(filename: str | None) -> str:
+    """The id of an image that is uploaded without one: its file's name without the ending."""
+    name = plain_filename(filename)
+    ending = next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), "")
+    return name.removesuffix(ending) or "image"
+
+
 @contextmanager
 def saved(upload: UploadFile | None) -> Iterator[Path | None]:
     """The uploaded file on disk, under its own name, for the length of a request."""
     if upload is None:
         yield None
         return
-    name = plain_filename(upload.filename) or "upload"
+    name = check_upload(upload) or "upload"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / name
         with file.open("wb") as target:

@@ -8,33 +8,38 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sliceprop import io
 from sliceprop.config import BACKGROUND_SCRIBBLE, MAX_LABEL
 from sliceprop.engine.registration import Model
 from sliceprop.errors import CheckpointError, FileError, InputError, NoAnnotationError
+from sliceprop.hashing import known_digest
 from sliceprop.labels import LabelArray, present_values
-from sliceprop.server.checkpoints import Checkpoints
+from sliceprop.server.checkpoints import Checkpoints, Chosen
 from sliceprop.server.colors import LabelColors
 from sliceprop.server.datastore import Studies
 from sliceprop.server.errors import ConflictError, NotFoundError
+from sliceprop.server.file_names import named_by_file, segments_in
 from sliceprop.server.files import read_json, write_json
 from sliceprop.server.guard import plain_name
 from sliceprop.server.label_files import read_labels, replace_values
+from sliceprop.server.manifests import Manifests
 from sliceprop.server.names import BACKGROUND_SCRIBBLES, FOREGROUND_SCRIBBLES, LabelNames, names_by_value
-from sliceprop.server.provenance import Annotation, hand_made, is_our_result, marked_slices
+from sliceprop.server.provenance import Annotation, drawn_by_hand, hand_made, is_our_result, marked_slices, only_slices
 from sliceprop.server.records import StudyRecord
 from sliceprop.server.requests import LabelOptions, Options, label_options
+from sliceprop.server.shown import look, publish
 from sliceprop.study import Study, open_study
+from sliceprop.versions import FINAL, FOLDER, SCRIBBLES, SPARSE, Entry, Event, Version
 from sliceprop.volume import resolve_slice_axis
 
 logger = logging.getLogger(__name__)
-
-SPARSE, FINAL, SCRIBBLES = "sparse", "final", "scribbles"
 
 _BACKGROUND = MAX_LABEL
 """Background scribbles in memory, out of the way of label indices; stored files have `BACKGROUND_SCRIBBLE`."""
@@ -56,6 +61,27 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """What `open_study` takes beside a scan.
+
+    Attributes:
+        labels: `(i, j, k)` hand-made label indices; None without any.
+        scribbles: `(i, j, k)`, the same and background scribbles; None without any.
+        options: the other arguments.
+    """
+
+    labels: LabelArray | None
+    scribbles: LabelArray | None
+    options: Mapping[str, Any]
+
+    @property
+    def arrays(self) -> dict[str, LabelArray]:
+        """Those that there are, by name."""
+        named = {"labels": self.labels, "scribbles": self.scribbles}
+        return {name: array for name, array in named.items() if array is not None}
+
+
+@dataclass(frozen=True)
 class Opened:
     """A study ready for use.
 
@@ -63,11 +89,13 @@ class Opened:
         study: scan and annotation.
         annotation: the hand-made labels, None without any.
         labels: `(i, j, k)` label indices as the client has them, None without any.
+        drawing: what the study was made from beside the scan.
     """
 
     study: Study
     annotation: Annotation | None
     labels: LabelArray | None
+    drawing: Drawing
 
 
 class Workspace:
@@ -80,15 +108,19 @@ class Workspace:
 
     def __init__(self, store: Studies, names: list[str] | None = None) -> None:
         self.store = store
-        self.folder = Path(store._datastore_path) / ".labelprop"
+        self.folder = Path(store._datastore_path) / FOLDER
         self.names = LabelNames(self.folder / "names.json", names)
         self.colors = LabelColors(self.folder / "colors.json")
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
-        self._locks: dict[str, RLock] = {}
+        self._locks: WeakValueDictionary[str, Any] = WeakValueDictionary()  # of studies that are worked on
+        self._choosing = Lock()
+        store.before_removal = self._keep_before_removal
 
     def lock(self, case: Case) -> RLock:
         """Serialises the work on one study; different studies do not wait for each other."""
-        return self._locks.setdefault(str(case.image), RLock())
+        with self._choosing:
+            chosen: RLock = self._locks.setdefault(str(case.image), RLock())
+            return chosen
 
     def case(self, image_id: Any) -> Case:
         """The study with this id.
@@ -126,9 +158,10 @@ class Workspace:
         return [image for image in sorted(self.store.list_images()) if self.label_versions(image)]
 
     def label_versions(self, image_id: str) -> list[str]:
-        """What tells whether anything was drawn since: tag and time of each label file."""
-        versions = (self.version(image_id, tag) for tag in (SPARSE, FINAL, SCRIBBLES))
-        return [version for version in versions if version]
+        """What tells whether anything was drawn since: the name of each label's version."""
+        versions = self.record(image_id).versions
+        names = (look(self.store, image_id, versions, tag).name for tag in (SPARSE, FINAL, SCRIBBLES))
+        return [name for name in names if name]
 
     def keep_estimate(self, case: Case, suggestion: Mapping[str, Any], target: float) -> None:
         """Remember how good a study of the datastore is estimated to be, for the choice between studies."""
@@ -155,7 +188,10 @@ class Workspace:
     def remember(self, case: Case) -> None:
         """Make this study the one that requests without `image` mean."""
         if case.image_id and read_json(self._last_used) != case.image_id:
-            write_json(self._last_used, case.image_id)
+            try:
+                write_json(self._last_used, case.image_id)
+            except FileError:
+                logger.exception("the study used last is not remembered")
 
     @property
     def _last_used(self) -> Path:
@@ -169,50 +205,151 @@ class Workspace:
         """
         return _read_scan(case.image, case.image.stat().st_mtime_ns if case.image.exists() else 0)
 
-    def submit(self, image_id: str, tag: str, file: Path, options: LabelOptions) -> dict[str, Any]:
-        """Check a client's label file and store it under its tag; nothing is replaced if anything is wrong with it.
+    def submit(
+        self, image_id: str, tag: str, file: Path, options: LabelOptions, by: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Check a client's label file and keep it as a version; nothing is kept if anything is wrong with it.
+
+        Args:
+            image_id: of the study.
+            tag: `sparse`, `final`, `scribbles`, or another one, which is stored and counts for nothing.
+            file: what the client sent.
+            options: what the client says about it.
+            by: `user` and `client`, as far as they are known.
 
         Returns:
-            `label_names`, `annotation_version`, and for labels `slice_axis` and the `annotated_slices` that count as
-            the user's.
+            `label_names`, `version`, `annotation_version`, `scribbles_version`, and for labels `slice_axis` and the
+            `annotated_slices` that count as the user's.
 
         Raises:
-            ConflictError: if the client started from another annotation than the one in force.
+            ConflictError: if the client started from another annotation than the one in force; what it sent is kept as
+                a version that does not count.
             NoAnnotationError: for an empty label, unless the annotated slices are listed (none, to clear them).
             InputError: or a subclass, for anything else that cannot be used.
         """
         plain_name(tag, "tag")
-        case = self.case(image_id)
+        case, segments = self.case(image_id), segments_in(file)
+        options = named_by_file(options, segments)
         with self.lock(case):
-            if options.annotation_version not in (None, self.annotation_version(case)):
-                raise ConflictError("this study was annotated elsewhere meanwhile; load that first, then submit again")
             with self.names.lock:
                 background = options.background_scribble if tag == SCRIBBLES else None
                 labels, new = self._renumbered(read_labels(file, self.scan(case)), options, background)
                 annotation = None if tag == SCRIBBLES else self._annotate(case, labels, options)
                 _check_not_empty(labels, tag, options)
-                _open(self.scan(case), annotation, labels if tag == SCRIBBLES else None)
+                _open(self.scan(case), _drawing(annotation, labels if tag == SCRIBBLES else None))
                 self.names.register(new)
-            if tag == SCRIBBLES and not labels.any():
-                self._drop(case, tag)
-            else:
-                self._keep(case, tag, labels, annotation)
+                self.colors.take({one.name: one.color for one in segments if one.name in new})
+            self._check_base(case, tag, labels, annotation, options, by or {})
+            event: Event = "removed" if tag == SCRIBBLES and not labels.any() else "submitted"
+            self.keep(case, tag, labels, annotation, event, based_on=options.annotation_version or "", by=by)
             self.remember(case)
             return {**self._receipt(case, labels, annotation), **self.export(case, tag)}
 
-    def _keep(self, case: Case, tag: str, labels: LabelArray, annotation: Annotation | None) -> None:
-        """Store a label file that was checked; as the annotation in force if its tag makes it that."""
+    def _check_base(
+        self,
+        case: Case,
+        tag: str,
+        labels: LabelArray,
+        annotation: Annotation | None,
+        options: LabelOptions,
+        by: Mapping[str, str],
+    ) -> None:
+        """Refuse, but keep, what was drawn on an older version than the one that counts.
+
+        Raises:
+            ConflictError: naming both versions.
+        """
+        known = self.scribbles_version(case) if tag == SCRIBBLES else self.annotation_version(case)
+        if options.annotation_version in (None, known):
+            return
+        kept = self.keep(case, tag, labels, annotation, "conflict", based_on=str(options.annotation_version), by=by)
+        raise ConflictError(
+            f"this study was annotated elsewhere meanwhile (version {known.rpartition(':')[2] or 0}); "
+            f"load that first, then submit again. What you sent is kept as version {kept.number}"
+        )
+
+    def keep(
+        self,
+        case: Case,
+        tag: str,
+        labels: LabelArray,
+        annotation: Annotation | None,
+        event: Event,
+        *,
+        drawn: NDArray[np.bool_] | None = None,
+        based_on: str = "",
+        by: Mapping[str, str] | None = None,
+    ) -> Version:
+        """Keep labels as a new version, and let MONAI Label's clients see it unless it is in conflict.
+
+        Args:
+            case: a study of the datastore.
+            tag: of the labels.
+            labels: `(i, j, k)` label indices.
+            annotation: the hand-made ones among them; None for scribbles.
+            event: how they came about.
+            drawn: voxels that were drawn, `(i, j, k)`; by default those of `annotation`, or all scribbles.
+            based_on: the version that was changed.
+            by: `user` and `client`, as far as they are known.
+
+        Raises:
+            FileError: if the folder is read-only or full.
+        """
         assert case.record is not None
-        ours = annotation is not None and is_our_result(labels, annotation.slice_axis, case.record.sent())
-        in_force = tag == SPARSE or (tag == FINAL and (ours or self.store.label_file(case.image_id, SPARSE) is None))
-        self.store_labels(case, tag, labels, annotation)
-        if annotation is not None and in_force:
-            case.record.save_annotation(replace(annotation, source=self.version(case.image_id, tag)))
+        entry = self._entry(labels, annotation, tag, event)
+        if event == "submitted" and annotation is not None:
+            entry = replace(entry, in_force=self._counts(case, tag, labels, annotation))
+        entry = replace(entry, based_on=based_on, by=dict(by or {}))
+        if drawn is None:
+            drawn = labels > 0 if annotation is None else drawn_by_hand(annotation)
+        version = self._append(case, entry, labels, drawn)
+        if event != "conflict":
+            publish(self.store, case.image_id, version)
+        if entry.in_force and annotation is not None:
+            self._cache(case, annotation, version)
+        return version
+
+    def _append(self, case: Case, entry: Entry, labels: LabelArray, drawn: NDArray[np.bool_]) -> Version:
+        assert case.record is not None
+        if entry.event == "removed":
+            return case.record.versions.append(entry)
+        stored = replace_values(labels, {_BACKGROUND: BACKGROUND_SCRIBBLE}, keep=True)
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "labels.nii.gz"
+            io.write_image(file, stored, self.scan(case))
+            return case.record.versions.append(entry, file, drawn)
+
+    def _counts(self, case: Case, tag: str, labels: LabelArray, annotation: Annotation) -> bool:
+        """Whether a new label becomes the annotation: `sparse` does, `final` unless a `sparse` one was drawn apart."""
+        if tag != FINAL or case.record is None:
+            return tag == SPARSE
+        ours = is_our_result(labels, annotation.slice_axis, case.record.sent())
+        return ours or not look(self.store, case.image_id, case.record.versions, SPARSE).name
+
+    def _entry(self, labels: LabelArray, annotation: Annotation | None, tag: str, event: Event) -> Entry:
+        info = tuple(self._label_info(labels))
+        if annotation is None:
+            return Entry(tag, event, label_info=info)
+        slices, axis = annotation.annotated_slices, annotation.slice_axis
+        return Entry(tag, event, slice_axis=axis, annotated_slices=slices, partial=annotation.partial, label_info=info)
+
+    def _cache(self, case: Case, annotation: Annotation, version: Version) -> Annotation:
+        """The annotation with the name of its version; kept where it is read more quickly than from the version."""
+        named = replace(annotation, source=version.name)
+        try:
+            assert case.record is not None
+            case.record.save_annotation(named)
+        except FileError:
+            logger.exception("the annotation of %s is read from its version each time", case.image_id)
+        return named
 
     def _receipt(self, case: Case, labels: LabelArray, annotation: Annotation | None) -> dict[str, Any]:
-        slices = {} if annotation is None else {"annotated_slices": list(annotation.annotated_slices)}
-        version = {"annotation_version": self.annotation_version(case)}
-        return {**self._label_info(labels, annotation), **slices, **version, "label_names": self.names.indices}
+        told: dict[str, Any] = {"label_info": self._label_info(labels), "label_names": self.names.indices}
+        told |= {"annotation_version": self.annotation_version(case), "scribbles_version": self.scribbles_version(case)}
+        if annotation is None:
+            return told
+        slices = {"annotated_slices": list(annotation.annotated_slices)}
+        return told | slices | {"slice_axis": annotation.slice_axis, "partial": annotation.partial}
 
     def export(self, case: Case, tag: str) -> dict[str, Any]:
         """What became of a label that the archive was to get: `dicom_seg`, and a `sentence`; empty for other labels."""
@@ -221,12 +358,13 @@ class Workspace:
 
     def annotation_version(self, case: Case) -> str:
         """What tells whether another annotation is in force since; empty without any."""
-        annotation = self.annotation(case)
-        return annotation.source if annotation else ""
+        version = self._in_force(case)
+        return version.name if version else ""
 
     def scribbles_version(self, case: Case) -> str:
         """What tells whether there are other scribbles since; empty without any."""
-        return self.version(case.image_id, SCRIBBLES) if case.image_id else ""
+        version = self.current(case, SCRIBBLES)
+        return version.name if version and version.labels_file else ""
 
     def open(
         self, case: Case, options: LabelOptions, upload: Path | None = None, selected: str | None = None
@@ -247,13 +385,14 @@ class Workspace:
             annotation = self.annotation(case)
             labels = None if annotation is None else annotation.labels
         else:
-            values = read_labels(upload, scan)
+            values, options = read_labels(upload, scan), named_by_file(options, segments_in(upload))
             with self.names.lock:
                 labels, new = self._renumbered(values, options)
                 annotation = self._annotate(case, labels, options)
                 self.names.register(new)
             marks = self._slicer_scribbles(values, options, selected, marks)
-        return Opened(_open(scan, annotation, marks, options.slice_axis), annotation, labels)
+        drawing = _drawing(annotation, marks, options.slice_axis)
+        return Opened(_open(scan, drawing), annotation, labels, drawing)
 
     def annotation(self, case: Case) -> Annotation | None:
         """The annotation in force: of tag `sparse`, else `final`; None if neither exists.
@@ -263,36 +402,124 @@ class Workspace:
         Raises:
             InputError: if a label file that was put there by hand does not fit.
         """
-        if case.record is None:
+        version = self._in_force(case)
+        if case.record is None or version is None:
             return None
         kept = case.record.annotation()
-        tags = [tag for tag in (SPARSE, FINAL) if self.store.label_file(case.image_id, tag)]
-        if kept is not None and kept.source in [self.version(case.image_id, tag) for tag in tags]:
+        if kept is not None and kept.source == version.name:
             return kept
-        return self._found(case, tags[0]) if tags else None
+        return self._cache(case, self._annotation_of(case, version), version)
+
+    def _in_force(self, case: Case) -> Version | None:
+        """The newest version that became the annotation and was not removed since, else the newest label."""
+        if case.record is None or not case.image_id:
+            return None
+        labels = [version for tag in (SPARSE, FINAL) if (version := self.current(case, tag)) and version.labels_file]
+        removed = set[str]()
+        for version in case.record.versions.newest_first(SPARSE, FINAL):
+            if version.entry.event == "removed":
+                removed.add(version.entry.tag)
+            elif version.entry.in_force and version.entry.tag not in removed:
+                return version
+        return labels[0] if labels else None
+
+    def current(self, case: Case, tag: str) -> Version | None:
+        """The version that counts under a tag; a label file that was put there by hand becomes one first.
+
+        Raises:
+            InputError: if such a file does not fit.
+        """
+        if case.record is None or not case.image_id:
+            return None
+        with self.lock(case):
+            shown = look(self.store, case.image_id, case.record.versions, tag)
+            if shown.foreign is not None:
+                try:
+                    return self._found(case, tag, shown.foreign)
+                except FileError:
+                    if shown.newest is None:
+                        raise
+                    logger.exception("%s is damaged; version %d takes its place", shown.foreign, shown.newest.number)
+            if shown.newest is not None and (shown.behind or shown.foreign is not None):
+                publish(self.store, case.image_id, shown.newest)
+            return shown.newest
+
+    def _annotation_of(self, case: Case, version: Version) -> Annotation:
+        """The annotation that a version holds; its values are label indices."""
+        entry = version.entry
+        assert version.labels_file is not None
+        with self.names.lock:
+            values = read_labels(version.labels_file, self.scan(case), cropped=True)
+            labels, new = self._renumbered(values, LabelOptions())
+            self.names.register(new)
+        drawn = version.drawn()
+        if drawn is None or entry.annotated_slices is None or entry.slice_axis is None or drawn.shape != labels.shape:
+            info = {"partial": entry.partial, "annotated_slices": entry.annotated_slices}
+            return self._annotate(case, labels, label_options({k: v for k, v in info.items() if v is not None}))
+        kept, slices = np.where(drawn, labels, 0).astype(np.int32), entry.annotated_slices
+        if not entry.partial:  # a result has drawn voxels elsewhere too, those of scribbles
+            kept = only_slices(kept, entry.slice_axis, set(slices))
+        return Annotation(kept, entry.slice_axis, slices, entry.partial)
+
+    def restore(self, case: Case, number: int, by: Mapping[str, str] | None = None) -> Version:
+        """Make an old version count again, as a new one.
+
+        Raises:
+            InputError: if there is no such version, it is damaged, or it does not fit the scan any more.
+            FileError: if the folder is read-only or full.
+        """
+        if case.record is None or not case.image_id:
+            raise NotFoundError("there are versions of the studies of the datastore only")
+        with self.lock(case):
+            for tag in (SPARSE, FINAL, SCRIBBLES):
+                self.current(case, tag)  # what was put there by hand is not lost by this
+            old = case.record.versions.get(number)
+            if old.labels_file is not None:
+                read_labels(old.labels_file, self.scan(case), cropped=True)
+            version = case.record.versions.restore(number, by)
+            publish(self.store, case.image_id, version)
+            return version
 
     def model(self, case: Case, study: Study, init: Any = None) -> Model | None:
-        """The model for a study: its own if it has one that fits, else None.
+        """The model of `choose_model`."""
+        return self.choose_model(case, study, init).model
+
+    def choose_model(self, case: Case, study: Study, init: Any = None, *, keep: bool = False) -> Chosen:
+        """The model for a study: its own if it has one that fits, else none.
 
         Args:
             case: which study.
             study: opened, to see whether its own model still fits.
             init: id of another checkpoint; `none` for no model; None or `auto` for the study's own.
+            keep: keep its file, for a result's manifest.
 
         Raises:
             NotFoundError: if there is no checkpoint `init`.
             CheckpointError: if the checkpoint `init` cannot be used.
         """
         if init not in (None, "auto", "none"):
-            return self.checkpoints.load(str(init))
+            return self._read_model(case, str(init), keep)
         if init == "none" or not case.image_id or case.image_id not in self.checkpoints:
-            return None
+            return Chosen()
         try:
-            model = self.checkpoints.load(case.image_id)
+            chosen = self._read_model(case, case.image_id, keep)
         except (CheckpointError, FileError):
             logger.exception("the checkpoint of %s is ignored", case.image_id)
-            return None
-        return model if model.study_hash in (None, study.study_hash) else None
+            return Chosen(note="The checkpoint of this study is damaged or of another release; learning starts afresh.")
+        assert chosen.model is not None
+        if chosen.model.study_hash in (None, study.study_hash):
+            return chosen
+        return Chosen(note="The checkpoint of this study was learned on another scan; learning starts afresh.")
+
+    def _read_model(self, case: Case, checkpoint_id: str, keep: bool) -> Chosen:
+        file = self.checkpoints.existing(checkpoint_id)
+        if keep and case.record is not None and case.image_id:
+            try:
+                kept = Manifests(case.record.folder).keep_model(file)
+                return Chosen(self.checkpoints.read(kept), kept)
+            except OSError:
+                logger.exception("the model of a result of %s cannot be kept", case.image_id)
+        return Chosen(self.checkpoints.load(checkpoint_id))
 
     def _renumbered(
         self, values: LabelArray, options: LabelOptions, background: int | None = None
@@ -322,17 +549,39 @@ class Workspace:
             partial=options.partial,
         )
 
-    def _found(self, case: Case, tag: str) -> Annotation:
-        """The annotation in a label file that did not come through `submit`; its values are label indices."""
-        file = self.store.label_file(case.image_id, tag)
-        assert file is not None
-        info = dict(self.store.get_label_info(case.image_id, tag))
-        options = replace(label_options(info), label_info=None)
+    def _found(self, case: Case, tag: str, file: Path) -> Version:
+        """Keep a label file that did not come through `submit` as a version; its values are label indices."""
+        assert case.record is not None
+        values, annotation = read_labels(file, self.scan(case), cropped=True), None
+        if tag == SCRIBBLES:
+            return case.record.versions.append(Entry(tag, "found"), file, values > 0)
+        info, kept = dict(self.store.get_label_info(case.image_id, tag)), case.record.annotation()
+        if info.get("sha256") not in (None, known_digest(file)):
+            info = {}  # of the file that was there before
+        options = replace(label_options(info), label_info=None, annotation_version=None)
         with self.names.lock:
-            labels, new = self._renumbered(read_labels(file, self.scan(case), cropped=True), options)
-            annotation = self._annotate(case, labels, options)
+            labels, new = self._renumbered(values, options)
+            if kept is not None and kept.source == f"{tag}:{file.stat().st_mtime_ns}":
+                annotation = kept  # submitted to a release that kept no versions
+            else:
+                annotation = self._annotate(case, labels, options)
             self.names.register(new)
-        return replace(annotation, source=self.version(case.image_id, tag))
+        entry = replace(self._entry(labels, annotation, tag, "found"), in_force=annotation is kept)
+        if not entry.in_force:
+            entry = replace(entry, in_force=self._counts(case, tag, labels, annotation))
+        version = case.record.versions.append(entry, file, drawn_by_hand(annotation))
+        if entry.in_force:
+            self._cache(case, annotation, version)
+        return version
+
+    def _keep_before_removal(self, image_id: str, tag: str) -> None:
+        """Keep a label that MONAI Label is about to remove, and that it was removed; called by the datastore."""
+        versions = self.record(image_id).versions
+        shown = look(self.store, image_id, versions, tag)
+        if shown.foreign is not None:
+            versions.append(Entry(tag, "found"), shown.foreign)
+        if shown.name:
+            versions.append(Entry(tag, "removed"))
 
     def scribbles(self, case: Case) -> LabelArray | None:
         """The marks of a study as they are stored, `(i, j, k)`, `BACKGROUND_SCRIBBLE` for background; None without any.
@@ -340,10 +589,10 @@ class Workspace:
         Raises:
             InputError: if a file that was put there by hand does not fit.
         """
-        file = self.store.label_file(case.image_id, SCRIBBLES)
-        if file is None:
+        version = self.current(case, SCRIBBLES)
+        if version is None or version.labels_file is None:
             return None
-        return read_labels(file, self.scan(case), cropped=True)
+        return read_labels(version.labels_file, self.scan(case), cropped=True)
 
     def _scribbles(self, case: Case) -> LabelArray | None:
         marks = self.scribbles(case)
@@ -362,70 +611,28 @@ class Workspace:
         new = replace_values(values, drawn)
         return new if marks is None else np.where(new > 0, new, marks)
 
-    def _label_info(self, labels: LabelArray, annotation: Annotation | None) -> dict[str, Any]:
-        """What is stored beside a label file; the names are listed in the order of the values in the file."""
+    def _label_info(self, labels: LabelArray) -> list[dict[str, Any]]:
+        """Names and colours of the labels in a file, in the order of their values."""
         present, names = present_values(labels), self.names.indices
         colors = self.colors.of(names)
-        listed = [{"name": n, "idx": i, "color": colors[n]} for n, i in names.items() if i in present]
-        info: dict[str, Any] = {"label_info": listed}
-        if annotation is not None:
-            info |= {"slice_axis": annotation.slice_axis, "partial": annotation.partial}
-        if annotation is not None and not annotation.partial:
-            info |= {"annotated_slices": list(annotation.annotated_slices)}
-        return info
-
-    def store_labels(self, case: Case, tag: str, labels: LabelArray, annotation: Annotation | None) -> None:
-        """Store a label file and what is known about it; the one that was there goes to the history.
-
-        Args:
-            case: a study of the datastore.
-            tag: of the label file.
-            labels: `(i, j, k)` label indices.
-            annotation: the hand-made ones among them; None for scribbles.
-
-        Raises:
-            FileError: if the folder is read-only or full.
-        """
-        assert case.record is not None
-        replaced = self.store.label_file(case.image_id, tag)
-        if replaced is not None:
-            case.record.keep(replaced, tag)
-        stored = replace_values(labels, {_BACKGROUND: BACKGROUND_SCRIBBLE}, keep=True)
-        with TemporaryDirectory() as folder:
-            file = Path(folder) / "label.nii.gz"
-            io.write_image(file, stored, self.scan(case))
-            self.store.save_label(case.image_id, str(file), tag, self._label_info(labels, annotation))
-
-    def _drop(self, case: Case, tag: str) -> None:
-        """Take a label file away; it goes to the history."""
-        file = self.store.label_file(case.image_id, tag)
-        if case.record is not None and file is not None:
-            case.record.keep(file, tag)
-            self.store.drop_label(case.image_id, tag)
-
-    def version(self, image_id: str, tag: str) -> str:
-        """What tells whether there is another label file since; empty without any."""
-        file = self.store.label_file(image_id, tag)
-        return f"{tag}:{file.stat().st_mtime_ns}" if file else ""
+        return [{"name": n, "idx": i, "color": colors[n]} for n, i in names.items() if i in present]
 
 
-def _open(
-    scan: io.Image, annotation: Annotation | None, scribbles: LabelArray | None, slice_axis: str | int = "auto"
-) -> Study:
-    marks = None if scribbles is None else replace(scan, array=scribbles)
+def _drawing(annotation: Annotation | None, scribbles: LabelArray | None, slice_axis: str | int = "auto") -> Drawing:
+    common = {"background_scribble": _BACKGROUND}
     if annotation is None:
-        return open_study(scan, scribbles=marks, slice_axis=slice_axis, background_scribble=_BACKGROUND)
+        return Drawing(None, scribbles, {**common, "slice_axis": slice_axis})
     axis = annotation.slice_axis if slice_axis == "auto" else slice_axis
     blank = set(annotation.annotated_slices) - marked_slices(annotation.labels != 0, annotation.slice_axis)
-    return open_study(
-        scan,
-        replace(scan, array=annotation.labels),
-        scribbles=marks,
-        slice_axis=axis,
-        annotated_slices=annotation.annotated_slices if blank and axis == annotation.slice_axis else None,
-        partial=annotation.partial,
-        background_scribble=_BACKGROUND,
-    )
+    listed = annotation.annotated_slices if blank and axis == annotation.slice_axis else None
+    options = {**common, "slice_axis": axis, "annotated_slices": listed, "partial": annotation.partial}
+    return Drawing(annotation.labels, scribbles, options)
+
+
+def _open(scan: io.Image, drawing: Drawing) -> Study:
+    arrays = drawing.arrays
+    labels, scribbles = (replace(scan, array=arrays[k]) if k in arrays else None for k in ("labels", "scribbles"))
+    return open_study(scan, labels, scribbles=scribbles, **drawing.options)
 
 
 def _check_not_empty(labels: LabelArray, tag: str, options: LabelOptions) -> None:

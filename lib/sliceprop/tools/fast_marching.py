@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from sliceprop.errors import InputError, NoAnnotationError
 from sliceprop.labels import LabelArray, present_values
-from sliceprop.tools.seeds import ANY, Range, check_right_angles, check_seeds, spread_of
+from sliceprop.tools.seeds import ANY, Range, box_around, check_right_angles, check_seeds, spread_of
 from sliceprop.volume import voxel_spacing
 
 SHARE_OF_SCAN = 0.1
@@ -29,6 +29,9 @@ SHARE_OF_SCAN = 0.1
 
 LEAST_SPREAD = 0.01
 """Smallest standard deviation under the seeds, as a share of the scan's range of intensities."""
+
+SURPLUS = 1.15
+"""By which a front runs longer than one whose volume grows with the square of the time would need."""
 
 _UNREACHED = 1e30
 
@@ -127,18 +130,19 @@ def _nearest_in_time(
 ) -> NDArray[np.float32]:
     """Arrival times of the `n_voxels` that are reached first, `_UNREACHED` elsewhere.
 
-    The front runs until the time in which at full speed a ball of that volume forms, then twice as long, and so on
-    until enough is reached or nothing more is.
+    The front runs until the time in which at full speed a ball of that volume forms, then longer and longer until
+    enough is reached, or nothing more is in twice the time.
     """
     mm = voxel_spacing(affine)
     stop = (3 * (n_voxels + int(own.sum())) * math.prod(mm) / (4 * math.pi)) ** (1 / 3)
-    reached_before = -1
+    longer, reached_before = 2.0, 0
     while True:
         arrival = _arrival(speed, own, stop, mm)
         reached = int(np.count_nonzero(arrival <= stop))
-        if reached >= n_voxels or reached == reached_before:
+        if reached >= n_voxels or (reached == reached_before and longer == 2):
             break
-        stop, reached_before = 2 * stop, reached
+        longer = 2 if reached == reached_before else min(2, SURPLUS * (n_voxels / reached) ** 0.5)
+        stop, reached_before = longer * stop, reached
     arrival[arrival > stop] = _UNREACHED
     if reached > n_voxels:
         arrival[arrival > np.partition(arrival, n_voxels - 1, axis=None)[n_voxels - 1]] = _UNREACHED
@@ -146,6 +150,17 @@ def _nearest_in_time(
 
 
 def _arrival(
+    speed: NDArray[np.float32], own: NDArray[np.bool_], stop: float, mm: tuple[float, float, float]
+) -> NDArray[np.float32]:
+    """Arrival times up to `stop` at least; at 1 mm per unit of time no front gets farther than `stop` mm."""
+    i, j, k = (math.ceil(stop / size) + 1 for size in mm)
+    box = box_around(own, (i, j, k))
+    arrival = np.full(own.shape, _UNREACHED, np.float32)
+    arrival[box] = _march(speed[box], own[box], stop, mm)
+    return arrival
+
+
+def _march(
     speed: NDArray[np.float32], own: NDArray[np.bool_], stop: float, mm: tuple[float, float, float]
 ) -> NDArray[np.float32]:
     picture = sitk.GetImageFromArray(speed)

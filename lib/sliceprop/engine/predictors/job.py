@@ -27,6 +27,7 @@ class Job:
         slices: `(N,)`, those of the images that have targets.
         targets: `(N, H, W)` int32 classes, `OPEN` where several are possible.
         unknown: `(N, K + 1)`, classes that `OPEN` may hide on each of these slices beside background.
+        steps: to repeat from an earlier run; None to go by the clock.
     """
 
     method: Predictor
@@ -36,6 +37,7 @@ class Job:
     slices: NDArray[np.intp]
     targets: NDArray[np.int32]
     unknown: NDArray[np.bool_]
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ class Answer:
         classes: `(S, H, W)` int32, the most probable class.
         doubt: `(S, H, W)` float32, 1 minus the lead of the largest probability over the second largest.
         network: what ran, for the report.
+        steps: how many were taken.
     """
 
     classes: NDArray[np.int32]
     doubt: NDArray[np.float32]
     network: str
+    steps: int = 0
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from sliceprop.engine.predictors.job import OPEN, Answer, Job
 from sliceprop.engine.predictors.networks import CHANNELS, SIDE_PX, make_network
+from sliceprop.engine.replay import Stage
 from sliceprop.engine.training import Progress
 
 EPOCH_STEPS = 20
@@ -53,7 +54,8 @@ def overfit(job: Job, *, progress: Callable[[Progress], None], cancelled: Callab
     learner.run()
     classes, doubt = label(network, learner.images, alive=learner.report)
     height, width = job.images.shape[1:]
-    return Answer(classes[:, :height, :width].numpy(), doubt[:, :height, :width].numpy(), name)
+    steps = learner.stage.steps
+    return Answer(classes[:, :height, :width].numpy(), doubt[:, :height, :width].numpy(), name, steps)
 
 
 def padded(slices: Tensor) -> Tensor:
@@ -146,6 +148,7 @@ class Learner:
         self._optimiser = torch.optim.Adam(network.parameters(), lr=job.config.learning_rate)
         self._losses: list[float] = []
         self._best: dict[str, Tensor] = {}
+        self.stage = Stage(job.steps)
         self._progress, self._cancelled = progress, cancelled
         self._began, self._epoch, self._lowest = time.monotonic(), 0, math.inf
 
@@ -178,7 +181,8 @@ class Learner:
     def _after_step(self, engine: Engine) -> None:
         self._losses.append(cast(float, engine.state.output))
         self.report()
-        if time.monotonic() - self._began >= self.config.budget_s or self._cancelled():
+        self.stage.steps += 1
+        if self.stage.over(time.monotonic() - self._began >= self.config.budget_s or self._cancelled()):
             engine.terminate()
 
     def _after_epoch(self, engine: Engine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +17,7 @@ from sliceprop.engine.filling import Filled
 from sliceprop.engine.interpolation import carry, sources
 from sliceprop.engine.predictors.job import make_job
 from sliceprop.engine.predictors.process import run
+from sliceprop.engine.replay import next_stage
 from sliceprop.engine.training import Progress
 from sliceprop.errors import FileError
 from sliceprop.labels import LabelArray, SparseLabels
@@ -53,7 +55,10 @@ def predict(
     """
     _check_weights_file(config.predictor)
     job = make_job(annotation, images[:, 0].cpu().numpy(), cast(Predictor, config.method), config.predictor, device)
+    stage = next_stage()
+    job = replace(job, steps=stage.limit)
     answer = run(job, progress=progress or (lambda _: None), cancelled=cancelled or (lambda: False))
+    stage.steps = answer.steps
     labels = np.array([0, *annotation.values], np.int32)[answer.classes]
     lower, upper = (carry(annotation, side) for side in sources(annotation.known))
     filled = Filled(labels, lower, upper, answer.doubt)

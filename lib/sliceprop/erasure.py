@@ -1,0 +1,151 @@
+"""Everything that a folder of studies keeps of one study, and how it is removed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from sliceprop import io
+from sliceprop.audit import AuditLog
+from sliceprop.errors import FileError, InputError
+from sliceprop.versions import CHANGES_LOCK, FOLDER, Versions
+
+_OF_MONAI_LABEL, _LOCK = "datastore_v2.json", ".lock"
+_UNFINISHED, _FRESH_S = ".writing-*", 60.0
+"""What killed writers left; what is younger may be written right now."""
+
+
+def study_folder(studies: Path, study: str) -> Path:
+    """Where the server keeps what belongs to one study.
+
+    Args:
+        studies: the folder of the scans, or the server's folder for an archive.
+        study: id of the image.
+
+    Raises:
+        InputError: if nothing is kept of it.
+    """
+    folder = studies / FOLDER / "studies"
+    known = [one.name for one in folder.iterdir()] if folder.is_dir() else []
+    if study not in known:
+        raise InputError(f"nothing is kept of a study {study!r} in {studies}; --studies names the folder of the scans")
+    return folder / study
+
+
+def erase_study(studies: Path, study: str, *, scan: bool = False) -> list[Path]:
+    """Remove all versions, results, manifests, checkpoints and label files of a study; the audit says so.
+
+    The scan of an archive is a copy and goes too; another one stays unless that is asked for.
+
+    Args:
+        studies: the folder of the scans, or the server's folder for an archive.
+        study: id of the image.
+        scan: remove the scan as well.
+
+    Returns:
+        files and folders that are gone.
+
+    Raises:
+        InputError: if nothing is kept of such a study.
+        FileError: if something cannot be removed.
+    """
+    known = _known_to_monai_label(studies, study)
+    found = sorted(set(_traces(studies, study, known, scan)))
+    if not found and not known:
+        raise InputError(f"nothing is kept of a study {study!r} in {studies}; --studies names the folder of the scans")
+    kept = Versions(studies / FOLDER / "studies" / study / "versions").numbers()
+    try:
+        for path in found:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _forget(studies, study, whole=not any(_scans(studies, study)))
+    except OSError as error:
+        raise FileError(f"{error.filename}: cannot be removed ({error.strerror}); erase again") from error
+    AuditLog(studies / FOLDER).record("erase", study=study, versions=len(kept), files=len(found), scan=scan)
+    return found
+
+
+def _traces(studies: Path, study: str, known: dict[str, Any], scan: bool) -> Iterator[Path]:
+    ours = studies / FOLDER
+    if study in {one.name for one in (ours / "studies").glob("*")}:
+        yield ours / "studies" / study
+    yield from _checkpoints(ours / "checkpoints", study)
+    for file in (studies / "labels").glob("*/*"):
+        if _id(file) == study:
+            yield file
+    for name in ("training.json", "last_used.json"):
+        if _mentions(ours / name, study):
+            yield ours / name
+    if scan or "SeriesInstanceUID" in known.get("image", {}).get("info", {}):
+        yield from _scans(studies, study)
+    for folder in (ours, ours / "checkpoints", studies, *(studies / "labels").glob("*")):
+        yield from (file for file in folder.glob(_UNFINISHED) if file.stat().st_mtime < time.time() - _FRESH_S)
+
+
+def _checkpoints(folder: Path, study: str) -> Iterator[Path]:
+    """Of the study, and those stored under another id that were learned on it."""
+    described = {file: _read(file) for file in folder.glob("*.json")}
+    learned_on = {str(content.get("study_hash")) for file, content in described.items() if file.stem == study}
+    learned_on -= {"None"}
+    for file, content in described.items():
+        if file.stem == study or content.get("study_hash") in learned_on:
+            yield file
+    for file in folder.glob("*.safetensors"):
+        beside = described.get(file.with_suffix(".json"), {})
+        if file.stem == study or beside.get("study_hash") in learned_on:
+            yield file
+
+
+def _scans(studies: Path, study: str) -> Iterator[Path]:
+    """The scan's file, and the folder with a series of an archive."""
+    for path in studies.glob("*"):
+        if _id(path) == study and (path.is_dir() or path.name != study):
+            yield path
+
+
+def _id(path: Path) -> str:
+    """Of the image that a file belongs to."""
+    ending = next((suffix for suffix in io.SUFFIXES if path.name.endswith(suffix)), "")
+    return path.name.removesuffix(ending)
+
+
+def _mentions(file: Path, study: str) -> bool:
+    content = _read(file)
+    return study in (content.get("image"), content.get("value"))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """An object in a JSON file, a plain value under the key `value`; empty if there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {"value": content}
+
+
+def _known_to_monai_label(studies: Path, study: str) -> dict[str, Any]:
+    entry: dict[str, Any] = _read(studies / _OF_MONAI_LABEL).get("objects", {}).get(study, {})
+    return entry
+
+
+def _forget(studies: Path, study: str, *, whole: bool) -> None:
+    """Take labels and scores of a study, or all of it, out of MONAI Label's list."""
+    file = studies / _OF_MONAI_LABEL
+    with FileLock(studies / CHANGES_LOCK), FileLock(studies / _LOCK):
+        content = _read(file)
+        objects = content.get("objects", {})
+        if study not in objects:
+            return
+        if whole:
+            del objects[study]
+        else:
+            info = objects[study].get("image", {}).get("info", {})
+            for key in ("quality", "suggestion"):
+                info.pop(key, None)
+            objects[study]["labels"] = {}
+        io.write_json(file, content)

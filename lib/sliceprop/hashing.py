@@ -1,0 +1,53 @@
+"""SHA-256 of files, folders, arrays and plain values: what tells whether anything is still as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def digest(path: Path) -> str:
+    """Of a file, or of the names and contents of the files in a folder.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    if path.is_dir():
+        return checksum({file.name: digest(file) for file in sorted(path.iterdir()) if file.is_file()})
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def known_digest(file: Path) -> str:
+    """`digest` of a file, read anew only when its time or size has changed.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    state = file.stat()
+    return digest(file) if file.is_dir() else _known_digest(file, state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _known_digest(file: Path, mtime_ns: int, size: int, inode: int) -> str:
+    return digest(file)
+
+
+def array_digest(array: NDArray[Any]) -> str:
+    """Of type, shape and values; the order in memory makes no difference."""
+    described = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode())
+    described.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return described.hexdigest()
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """Of plain values; those under the key `sha256` are left out."""
+    rest = {key: value for key, value in values.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

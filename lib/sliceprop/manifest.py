@@ -1,0 +1,256 @@
+"""What it takes to make a result again: inputs by hash, settings, versions, device, and how far learning got.
+
+A manifest is JSON beside a result. Its paths are relative to it, so that a folder can be moved or copied as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sliceprop import io
+from sliceprop.checkpoint import load_checkpoint
+from sliceprop.config import PredictorConfig, PropagateConfig, SuggestConfig, TrainConfig
+from sliceprop.engine.replay import Steps, counted_steps
+from sliceprop.errors import FileError, InputError, SlicePropError
+from sliceprop.hashing import array_digest, known_digest
+from sliceprop.study import Progress, Propagation, Study, open_study, propagate, resolve_device, train
+from sliceprop.versions import now
+
+FORMAT = 1
+
+PACKAGES = ("sliceprop", "torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "scikit-learn")
+KINDS = ("labels", "from_lower", "from_upper", "uncertainty")
+
+
+class NotReproducedError(SlicePropError):
+    """What came out is not what the manifest tells of."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a result is made.
+
+    Attributes:
+        files: `image`, and as far as there are any `labels`, `scribbles`, `model` (a checkpoint), `init` (one to start
+            learning from), `encoder_weights`.
+        options: further arguments of `study.open_study`.
+        config: of the propagation.
+        training: what is learned first; None if nothing is.
+        target: estimated Dice above which a slice needs no annotation.
+        device: to learn on.
+    """
+
+    files: Mapping[str, Path]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    config: PropagateConfig = field(default_factory=PropagateConfig)
+    training: TrainConfig | None = None
+    target: float = SuggestConfig.target
+    device: str = "auto"
+
+
+@dataclass
+class Making:
+    """What is noted while a result is made."""
+
+    steps: Steps
+    threads: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A result that was made again.
+
+    Attributes:
+        scan: gives the grid.
+        study: scan and annotation.
+        result: what came out.
+        same: whether each of `KINDS` has the same bytes.
+        manifest: that of the first time.
+    """
+
+    scan: io.Image
+    study: Study
+    result: Propagation
+    same: Mapping[str, bool]
+    manifest: Mapping[str, Any]
+
+
+@contextmanager
+def making() -> Iterator[Making]:
+    """Note what a manifest needs to know of all that is learned and propagated inside the context."""
+    began = time.monotonic()
+    with counted_steps() as steps:
+        noted = Making(steps, torch.get_num_threads())
+        yield noted
+    noted.seconds = time.monotonic() - began
+
+
+def make_manifest(
+    folder: Path, recipe: Recipe, noted: Making, result: Propagation, outputs: Mapping[str, Path] | None = None
+) -> dict[str, Any]:
+    """Describe a result.
+
+    Args:
+        folder: in which the manifest is going to lie.
+        recipe: how the result was made.
+        noted: from `making`.
+        result: what came out.
+        outputs: files of the result, by kind.
+
+    Raises:
+        FileError: if an input or output cannot be read any more.
+    """
+    return {
+        "format": FORMAT,
+        "made": now(),
+        "seconds": round(noted.seconds, 3),
+        "inputs": {name: _described(folder, file) for name, file in recipe.files.items()},
+        "options": dict(recipe.options),
+        "config": asdict(recipe.config),
+        "training": None if recipe.training is None else asdict(recipe.training),
+        "target": recipe.target,
+        "steps": noted.steps.taken,
+        "device": {"asked": recipe.device, **_device(recipe.device), "threads": noted.threads},
+        "versions": _versions(),
+        "results": {kind: array_digest(getattr(result, kind)) for kind in KINDS},
+        "outputs": {kind: _described(folder, file) for kind, file in (outputs or {}).items()},
+    }
+
+
+def read_manifest(file: Path) -> dict[str, Any]:
+    """A manifest.
+
+    Raises:
+        FileError: if it cannot be read.
+        InputError: if it is none, or of a later release.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"{file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{file}: is not a manifest, or damaged ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise InputError(f"{file}: has manifest format {found}, this program reads {FORMAT}")
+    return content
+
+
+def reproduce(file: Path, *, progress: Callable[[Progress], None] | None = None) -> Reproduction:
+    """Make a result again, with the inputs, settings and steps of the first time.
+
+    Args:
+        file: the manifest.
+        progress: called while something is learned.
+
+    Raises:
+        InputError: or a subclass, if an input is missing or has changed.
+    """
+    manifest = read_manifest(file)
+    try:
+        recipe = _recipe(manifest, file.absolute().parent)
+        wanted, steps = dict(manifest["results"]), [int(count) for count in manifest["steps"]]
+        threads = int(manifest["device"]["threads"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: is not a manifest, or damaged ({error})") from error
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with counted_steps(steps):
+            scan, study, result = _make(recipe, progress)
+    finally:
+        torch.set_num_threads(before)
+    same = {kind: array_digest(getattr(result, kind)) == wanted.get(kind) for kind in KINDS}
+    return Reproduction(scan, study, result, same, manifest)
+
+
+def check_same(file: Path, again: Reproduction) -> None:
+    """Refuse a result that differs.
+
+    Raises:
+        NotReproducedError: saying what differs, in the result and in what it was made with.
+    """
+    kinds = [kind for kind, same in again.same.items() if not same]
+    if not kinds:
+        return
+    then, here = again.manifest, {**_versions(), **_device(again.manifest["device"]["asked"])}
+    known = {**then["versions"], **{key: then["device"].get(key) for key in ("type", "name")}}
+    others = [
+        f"{name} {known.get(name)} then, {value} here" for name, value in here.items() if known.get(name) != value
+    ]
+    why = f"; {', '.join(others)}" if others else ""
+    raise NotReproducedError(f"{file}: {', '.join(kinds)} came out differently{why}")
+
+
+def _make(recipe: Recipe, progress: Callable[[Progress], None] | None) -> tuple[io.Image, Study, Propagation]:
+    files, device = recipe.files, recipe.device
+    scan = io.read_image(files["image"])
+    study = open_study(scan, files.get("labels"), scribbles=files.get("scribbles"), **recipe.options)
+    model = load_checkpoint(files["model"]) if "model" in files else None
+    if recipe.training is not None:
+        init = load_checkpoint(files["init"]) if "init" in files else None
+        model = train(study, recipe.training, init=init, device=device, progress=progress)
+    result = propagate(study, model, recipe.config, target=recipe.target, device=device, progress=progress)
+    return scan, study, result
+
+
+def _recipe(manifest: Mapping[str, Any], folder: Path) -> Recipe:
+    files = {name: _checked(folder, one) for name, one in manifest["inputs"].items()}
+    given = dict(manifest["config"])
+    predictor = PredictorConfig(**given.pop("predictor"))
+    if "encoder_weights" in files:
+        predictor = PredictorConfig(**{**asdict(predictor), "encoder_weights": str(files["encoder_weights"])})
+    training, options = manifest["training"], dict(manifest["options"])
+    return Recipe(
+        files,
+        options,
+        PropagateConfig(**given, predictor=predictor),
+        None if training is None else TrainConfig(**training),
+        float(manifest["target"]),
+        str(manifest["device"]["asked"]),
+    )
+
+
+def _described(folder: Path, file: Path) -> dict[str, str]:
+    try:
+        path = os.path.relpath(file.resolve(), folder.resolve())
+        return {"path": Path(path).as_posix(), "sha256": known_digest(file)}
+    except OSError as error:
+        raise FileError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def _checked(folder: Path, described: Mapping[str, str]) -> Path:
+    file = Path(os.path.normpath(folder / described["path"]))
+    if not file.exists():
+        raise FileError(f"{file}: is gone; bring it back, the manifest names it")
+    if known_digest(file) != described["sha256"]:
+        raise InputError(f"{file}: has changed since the manifest was written; bring the old file back")
+    return file
+
+
+def _device(asked: str) -> dict[str, str]:
+    device = resolve_device(asked)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"type": device.type, "name": name}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

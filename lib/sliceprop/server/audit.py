@@ -1,0 +1,126 @@
+"""Who read, drew, trained and exported what: notes of the request at hand, and one line of the audit when it ends."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sliceprop.audit import AuditLog
+from sliceprop.server.guard import route_path
+from sliceprop.server.health import Counters
+from sliceprop.server.logs import used_names
+
+_notes: ContextVar[dict[str, Any]] = ContextVar("notes")
+
+QUIET = ("/info/", "/healthz", "/metrics", "/static/", "/ohif/", "/labelprop/progress", "/docs", "/openapi.json")
+"""Routes that tell nothing of a study."""
+
+AGAIN_S, MAX_REMEMBERED = 60.0, 4096
+"""A viewer reads a series frame by frame: one line a minute says that it does."""
+
+
+def note(**fields: Any) -> None:
+    """Add to the line of the request at hand, such as `study=ID` where the id is not in the query; else do nothing."""
+    _notes.get({}).update(fields)
+    if study := fields.get("study"):
+        used_names.add(str(study))
+
+
+def event_of(method: str, path: str) -> str:
+    """What a request is called in the audit."""
+    if method in ("GET", "HEAD"):
+        exports = path.startswith(("/labelprop/export", "/datastore/dataset", "/labelprop/checkpoints/"))
+        return "export" if exports else "read"
+    if path.startswith("/train"):
+        return "train"
+    if path.startswith(("/infer", "/batch", "/activelearning", "/scoring")):
+        return "compute"
+    if path.startswith("/sign-"):
+        return path[1:]
+    return "delete" if method == "DELETE" else "write"
+
+
+def study_of(path: str, query: str) -> str:
+    """The study that an address names: `image`, `id` or `label` of the query, or the series of a DICOMweb path."""
+    named = dict(parse_qsl(query))
+    parts = path.split("/")
+    series = parts[parts.index("series") + 1 :][:1] if "series" in parts and path.startswith("/proxy/") else []
+    return str(named.get("image") or named.get("id") or named.get("label") or "".join(series))
+
+
+def _named_in(path: str) -> list[str]:
+    """What may be an id in a path: the UIDs of a DICOMweb address, or a checkpoint, which is called as its study."""
+    if path.startswith("/proxy/"):
+        return [part for part in path.split("/") if "." in part]
+    _, found, name = path.partition("/labelprop/checkpoints/")
+    return [name] if found else []
+
+
+class Auditor:
+    """ASGI middleware, the outermost one: writes the audit and counts requests.
+
+    Args:
+        app: what lies behind.
+        log: the audit, once there is one.
+        counters: of the requests.
+    """
+
+    def __init__(self, app: ASGIApp, log: Callable[[], AuditLog], counters: Counters) -> None:
+        self.app, self._log, self._counters = app, log, counters
+        self._seen: OrderedDict[tuple[Any, ...], float] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and write down what became of it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        method, path = scope["method"], route_path(scope)
+        study = study_of(path, scope["query_string"].decode("latin-1"))
+        notes: dict[str, Any] = {"study": study, "status": 500}
+        _notes.set(notes)
+        used_names.add(study, *_named_in(path))
+        started = time.perf_counter()
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                notes["status"] = message["status"]
+            await send(message)
+
+        self._counters.begin()
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            self._counters.end(method, notes["status"], time.perf_counter() - started)
+            self._write(scope, method, path, notes)
+
+    def _write(self, scope: Scope, method: str, path: str, notes: dict[str, Any]) -> None:
+        holder, client = scope.get("state", {}).get("holder"), scope.get("client")
+        about = {"user": holder.name if holder else None, "client": client[0] if client else None}
+        event, route = event_of(method, path), _route(path, scope)
+        refused = notes["status"] in (401, 403, 429)
+        if method == "OPTIONS" or ((path == "/" or path.startswith(QUIET)) and not refused):
+            return
+        if path.startswith("/proxy/") and not self._first_in_a_while((*about.values(), event, notes["study"])):
+            return
+        self._log().record("refused" if refused else event, **about, method=method, route=route, **notes)
+
+    def _first_in_a_while(self, key: tuple[Any, ...]) -> bool:
+        now = time.monotonic()
+        last = self._seen.pop(key, -AGAIN_S)
+        first = now - last >= AGAIN_S
+        self._seen[key] = now if first else last
+        while len(self._seen) > MAX_REMEMBERED:
+            self._seen.popitem(last=False)
+        return first
+
+
+def _route(path: str, scope: Scope) -> str:
+    """The path as it was declared, so that no id in it gets into the log."""
+    declared = getattr(scope.get("route"), "path", None)
+    return str(declared) if declared else "/".join(path.split("/")[:2])

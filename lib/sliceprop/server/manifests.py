@@ -1,0 +1,137 @@
+"""What it takes to make a study's results again: a folder per result, which appears as a whole, and the models used."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sliceprop import io
+from sliceprop.errors import SlicePropError
+from sliceprop.hashing import digest
+from sliceprop.labels import LabelArray
+from sliceprop.manifest import Making, Recipe, make_manifest, read_manifest
+from sliceprop.study import Propagation
+
+logger = logging.getLogger(__name__)
+
+MAX_MANIFESTS = 20
+"""Kept per study, with the models that they name; sparse labels compress to kilobytes, a model takes megabytes."""
+
+_FILE, _UNFINISHED, _FRESH_S = "manifest.json", ".writing-*", 3600.0
+
+
+@dataclass(frozen=True)
+class Manifests:
+    """The manifests of one study.
+
+    Attributes:
+        folder: of the study.
+    """
+
+    folder: Path
+
+    def keep_model(self, checkpoint: Path) -> Path:
+        """A second name for a checkpoint as it is now; the file stays when a training replaces the first one.
+
+        Raises:
+            OSError: if the folder is read-only or full, or there is no such checkpoint.
+        """
+        models = self.folder / "models"
+        models.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=models, prefix=".writing-") as folder:
+            copy = Path(folder) / checkpoint.name
+            try:
+                os.link(checkpoint, copy)
+            except FileNotFoundError:
+                raise
+            except OSError:  # a file system without links
+                shutil.copyfile(checkpoint, copy)
+            kept = models / f"{digest(copy)}{checkpoint.suffix}"
+            if not kept.is_file():
+                copy.replace(kept)
+        return kept
+
+    def add(
+        self,
+        scan: io.Image,
+        recipe: Recipe,
+        noted: Making,
+        result: Propagation,
+        drawn: Mapping[str, LabelArray],
+    ) -> int | None:
+        """Write the manifest of a result.
+
+        Args:
+            scan: gives the grid.
+            recipe: how the result was made; its files without what was drawn.
+            noted: while it was made.
+            result: what came out.
+            drawn: `labels` and `scribbles` as they were when it was made.
+
+        Returns:
+            its number; None if it could not be written, which is logged: the result is good without it.
+        """
+        folder = self.folder / "manifests"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            number = max(self.numbers(), default=0) + 1
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as unfinished:
+                whole = Path(unfinished) / f"{number:06d}"
+                whole.mkdir()
+                files = dict(recipe.files)
+                for name, array in drawn.items():
+                    files[name] = whole / f"{name}.nii.gz"
+                    io.write_image(files[name], array, scan)
+                content = make_manifest(whole, replace(recipe, files=files), noted, result)
+                io.write_json(whole / _FILE, _seen_from(content, whole, folder / whole.name))
+                whole.rename(folder / whole.name)
+            self._remove_old()
+        except (OSError, SlicePropError):
+            logger.exception("the manifest of a result in %s cannot be written", self.folder)
+            return None
+        return number
+
+    def numbers(self) -> list[int]:
+        """Of the manifests that are kept, ascending."""
+        return sorted(int(one.name) for one in (self.folder / "manifests").glob("*") if one.name.isdecimal())
+
+    def read(self, number: int) -> dict[str, Any]:
+        """A manifest.
+
+        Raises:
+            InputError: or a subclass, if there is none or it is damaged.
+        """
+        return read_manifest(self.folder / "manifests" / f"{number:06d}" / _FILE)
+
+    def _remove_old(self) -> None:
+        """Remove all but the newest manifests, models that none of them names, and what killed writers left."""
+        for number in self.numbers()[:-MAX_MANIFESTS]:
+            shutil.rmtree(self.folder / "manifests" / f"{number:06d}")
+        used = set[str]()
+        for number in self.numbers():
+            inputs = self.read(number)["inputs"]
+            used |= {Path(inputs["model"]["path"]).name} if "model" in inputs else set()
+        for file in (self.folder / "models").glob("*.safetensors"):
+            if file.name not in used:
+                file.unlink()
+        for unfinished in [*(self.folder / "models").glob(_UNFINISHED), *(self.folder / "manifests").glob(_UNFINISHED)]:
+            if unfinished.stat().st_mtime < time.time() - _FRESH_S:
+                shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _seen_from(content: dict[str, Any], then: Path, now: Path) -> dict[str, Any]:
+    """The manifest with the paths as they are from the folder that it is moved to."""
+    inputs = {}
+    for name, one in content["inputs"].items():
+        file = Path(os.path.normpath(then.resolve() / one["path"]))
+        inside = file.is_relative_to(then.resolve())
+        path = file.relative_to(then.resolve()) if inside else Path(os.path.relpath(file, now.resolve()))
+        inputs[name] = {**one, "path": path.as_posix()}
+    return {**content, "inputs": inputs}

@@ -1,0 +1,85 @@
+"""Routes for operators, and those of MONAI Label for them that fail, block or ask the internet for scripts."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, BackgroundTasks, Query, Request
+from fastapi.responses import FileResponse, PlainTextResponse, Response
+from monailabel.config import settings
+from monailabel.endpoints import datastore, logs
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.utils.async_tasks.utils import processes
+
+from sliceprop.server.errors import ForbiddenError, NotFoundError
+from sliceprop.server.health import Counters, problem
+from sliceprop.server.limits import Queue, Slot
+from sliceprop.server.web import Admin, Annotator, Reader, running_app
+
+router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
+
+MAX_LOG_LINES = 10_000
+
+
+@router.get("/healthz")
+def healthz() -> Response:
+    """200 and `ok` if studies can be read and stored, else 503 and why not; needs no token and names no study."""
+    wrong = problem(running_app().workspace.folder.parent)
+    return PlainTextResponse(wrong or "ok", status_code=503 if wrong else 200)
+
+
+@router.get("/metrics")
+def metrics(request: Request, user: Reader) -> Response:
+    """Figures for Prometheus."""
+    counters: Counters = request.app.state.counters
+    queue: Queue = request.app.state.queue
+    now = {
+        "jobs_running": queue.running,
+        "jobs_waiting": queue.waiting,
+        "trainings_running": len(processes("train")),
+        "studies": len(running_app().datastore().list_images()),
+    }
+    return PlainTextResponse(counters.text(now), media_type="text/plain; version=0.0.4")
+
+
+@router.get("/logs/")
+def read_logs(user: Admin, lines: Annotated[int, Query(ge=1, le=MAX_LOG_LINES)] = 300) -> Response:
+    """The last lines of the server's log; MONAI Label's page would load scripts from the internet."""
+    file = Path(settings.MONAI_LABEL_APP_DIR) / "logs" / "app.log"
+    if not file.is_file():
+        raise NotFoundError("there is no log file yet")
+    with file.open(encoding="utf-8", errors="replace") as log:
+        return PlainTextResponse("".join(deque(log, lines)))
+
+
+@router.get("/logs/gpu")
+async def read_gpu(user: Admin) -> Response:
+    """What `nvidia-smi` prints."""
+    try:
+        answer: Response = await logs.gpu_info(user)
+    except FileNotFoundError as error:
+        raise NotFoundError("this server has no GPU of NVIDIA, or no nvidia-smi") from error
+    return answer
+
+
+@router.post("/reload", include_in_schema=False)
+def reload(user: Admin) -> Response:
+    """Refuse: a second app in this process would not know what the first one is writing."""
+    raise ForbiddenError("start the server anew instead")
+
+
+@router.get("/datastore/dataset")
+def download_dataset(
+    background_tasks: BackgroundTasks,
+    user: Annotator,
+    slot: Slot,
+    limit_cases: Annotated[int | None, Query(ge=1)] = None,
+) -> Response:
+    """All scans that have a final label, with these, as a ZIP archive."""
+    if not running_app().datastore().get_labeled_images(DefaultLabelTag.FINAL.value):
+        raise NotFoundError("no study has a final label yet")
+    answer: FileResponse = datastore.download_dataset(limit_cases)
+    background_tasks.add_task(Path(answer.path).unlink, missing_ok=True)
+    return answer

@@ -1,0 +1,173 @@
+"""OME-Zarr (NGFF 0.4) in and out, a slice at a time: volumes that do not fit into memory.
+
+An axis-aligned grid is all that this format knows: `(z, y, x)` with spacings and a translation in mm, no directions.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sliceprop.errors import FileError, InputError, ShapeError
+
+VERSION = "0.4"
+SUFFIX = ".zarr"
+
+MM_PER_UNIT = {
+    "millimeter": 1.0,
+    "micrometer": 1e-3,
+    "nanometer": 1e-6,
+    "centimeter": 10.0,
+    "meter": 1000.0,
+    None: 1.0,
+}
+
+CHUNK_PIXELS = 1024
+"""Side of a chunk at most; a chunk is one slice deep."""
+
+
+@dataclass(frozen=True)
+class ZarrVolume:
+    """A volume on disk, slices along its first axis.
+
+    Attributes:
+        array: `(S, H, W)`, read where it is indexed.
+        spacing: mm along the same axes.
+        origin: mm of the first voxel's centre along the same axes.
+    """
+
+    array: Any
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(S, H, W)`."""
+        s, h, w = self.array.shape
+        return int(s), int(h), int(w)
+
+    def slice(self, index: int) -> NDArray[Any]:
+        """One slice, `(H, W)`."""
+        return np.asarray(self.array[index])
+
+
+def open_zarr(path: Path) -> ZarrVolume:
+    """Open the finest level of an OME-Zarr image or label image.
+
+    Raises:
+        FileError: missing, or not OME-Zarr.
+        ShapeError: more than three axes longer than 1.
+        InputError: the package zarr is not installed.
+    """
+    zarr = _zarr()
+    if not path.is_dir():
+        raise FileError(f"{path}: no such OME-Zarr folder")
+    try:
+        group = zarr.open_group(str(path), mode="r")
+        attributes = dict(group.attrs)
+        (scales, *_) = attributes.get("multiscales") or attributes["ome"]["multiscales"]
+        level = scales["datasets"][0]
+        array = group[level["path"]]
+        steps = _steps(level["coordinateTransformations"], array.ndim)
+        units = [axis.get("unit") for axis in scales["axes"]]
+    except (KeyError, ValueError, TypeError, OSError, zarr.errors.BaseZarrError) as error:
+        raise FileError(f"{path}: cannot be read as OME-Zarr ({error})") from error
+    if (array.ndim > 3 and any(n > 1 for n in array.shape[:-3])) or array.ndim < 3:
+        raise ShapeError(f"{path}: needs axes z, y, x, and found shape {array.shape}; give one 3D volume")
+    mm = [MM_PER_UNIT.get(unit, 1.0) for unit in units[-3:]]
+    spacing, origin = ([value * scale for value, scale in zip(each[-3:], mm, strict=True)] for each in steps)
+    volume = _Last3(array) if array.ndim > 3 else array
+    return ZarrVolume(volume, (spacing[0], spacing[1], spacing[2]), (origin[0], origin[1], origin[2]))
+
+
+@contextmanager
+def new_zarr(path: Path, like: ZarrVolume, dtype: str, *, name: str, label: bool = False) -> Iterator[Any]:
+    """An array `(S, H, W)` to assign slices to; the folder appears whole at the end, or not at all.
+
+    Args:
+        path: `.zarr` folder that is not there yet.
+        like: gives shape, spacing and origin.
+        dtype: of the voxels on disk.
+        name: of the image.
+        label: mark it as label image.
+
+    Raises:
+        FileError: it is there already, or its folder is missing, read-only or full.
+    """
+    zarr = _zarr()
+    if path.exists() or not path.name.endswith(SUFFIX):
+        raise FileError(
+            f"{path}: {'is there already' if path.exists() else f'must end with {SUFFIX}'}; choose another name"
+        )
+    try:
+        made = Path(tempfile.mkdtemp(dir=path.absolute().parent, prefix=".writing-", suffix=SUFFIX))
+    except OSError as error:
+        raise FileError(f"{path}: cannot write ({error.strerror})") from error
+    try:
+        group = zarr.open_group(str(made), mode="w", zarr_format=2)
+        group.attrs.update(_attributes(like, name, label))
+        chunks = (1, min(CHUNK_PIXELS, like.shape[1]), min(CHUNK_PIXELS, like.shape[2]))
+        nested = {"name": "v2", "separator": "/"}
+        yield group.create_array("0", shape=like.shape, chunks=chunks, dtype=dtype, chunk_key_encoding=nested)
+        made.chmod(0o755)
+        made.rename(path)
+    except OSError as error:
+        raise FileError(f"{path}: cannot write ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def write_zarr(path: Path, array: NDArray[Any], like: ZarrVolume, *, name: str = "image", label: bool = False) -> None:
+    """Write an array `(S, H, W)` that is in memory; see `new_zarr`."""
+    with new_zarr(path, like, array.dtype.str, name=name, label=label) as made:
+        for index, plane in enumerate(array):
+            made[index] = plane
+
+
+class _Last3:
+    """The last three axes of an array whose other axes have one entry."""
+
+    def __init__(self, array: Any) -> None:
+        self._array, self.shape, self.dtype = array, array.shape[-3:], array.dtype
+
+    def __getitem__(self, index: int) -> Any:
+        return self._array[(*[0] * (self._array.ndim - 3), index)]
+
+
+def _zarr() -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise InputError("OME-Zarr needs the package zarr: pip install 'sliceprop[zarr]'") from error
+    return zarr
+
+
+def _steps(transformations: Iterable[dict[str, Any]], ndim: int) -> tuple[list[float], list[float]]:
+    """Scale and translation along every axis."""
+    scale, translation = [1.0] * ndim, [0.0] * ndim
+    for each in transformations:
+        with suppress(KeyError):
+            scale = [float(value) for value in each["scale"]]
+        with suppress(KeyError):
+            translation = [float(value) for value in each["translation"]]
+    if len(scale) != ndim or len(translation) != ndim or min(scale) <= 0:
+        raise ValueError("scale and translation need a positive number per axis")
+    return scale, translation
+
+
+def _attributes(like: ZarrVolume, name: str, label: bool) -> dict[str, Any]:
+    axes = [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "zyx"]
+    steps = [{"type": "scale", "scale": list(like.spacing)}, {"type": "translation", "translation": list(like.origin)}]
+    scales = {"version": VERSION, "name": name, "axes": axes}
+    found: dict[str, Any] = {
+        "multiscales": [{**scales, "datasets": [{"path": "0", "coordinateTransformations": steps}]}]
+    }
+    return found | ({"image-label": {"version": VERSION}} if label else {})

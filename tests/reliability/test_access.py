@@ -1,0 +1,256 @@
+"""Who gets in: tokens, roles, addresses, pages of other sites."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("monailabel")
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from sliceprop.errors import FileError, InputError
+from sliceprop.server import access
+from sliceprop.server.access import Access, Policy, current_user, needed_role
+from sliceprop.server.sign_in import local_address
+from sliceprop.tokens import ROLES, TokenFile, add_token, digest_of
+
+METHODS = ["GET", "POST", "PUT", "DELETE"]
+
+
+async def answer(request: Request) -> JSONResponse:
+    return JSONResponse({"user": current_user(request).username})
+
+
+Opener = Callable[..., TestClient]
+
+
+@pytest.fixture
+def behind() -> Opener:
+    """A client of a small application behind `Access`."""
+
+    def opened(policy: Policy, address: str = "127.0.0.1", url: str = "http://127.0.0.1:8000") -> TestClient:
+        api = Starlette(routes=[Route("/{path:path}", answer, methods=METHODS)])
+        return TestClient(Access(api, policy), base_url=url, client=(address, 5), follow_redirects=False)
+
+    return opened
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "tokens"
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1"])
+def test_without_tokens_this_machine_gets_in(behind: Opener, address: str) -> None:
+    assert behind(Policy(), address).get("/info/").json() == {"user": "local"}
+
+
+@pytest.mark.parametrize("address", ["192.0.2.7", "10.0.0.1", "::ffff:192.0.2.7", "2001:db8::1", "nonsense"])
+def test_without_tokens_others_are_told_why_they_do_not(behind: Opener, address: str) -> None:
+    refused = behind(Policy(), address).get("/info/")
+    assert refused.status_code == 403 and "--token-file" in refused.json()["detail"]
+    assert behind(Policy(insecure=True), address).get("/info/").status_code == 200
+
+
+def test_a_name_that_only_points_here_is_refused(behind: Opener) -> None:
+    assert behind(Policy(), url="http://evil.example:8000").get("/info/").status_code == 403
+    for url in ("http://localhost:8000", "http://[::1]:8000", "http://192.0.2.7"):
+        assert behind(Policy(), url=url).get("/info/").status_code == 200
+    named = Policy.configured({"hosts": "scans.example, Other.example"}, frozenset())
+    assert behind(named, url="http://other.example").get("/info/").status_code == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:9", "http://127.0.0.1:8000.evil.example"]
+)
+def test_pages_of_other_sites_cannot_make_a_browser_write(behind: Opener, method: str, origin: str) -> None:
+    client = behind(Policy(origins=frozenset({"https://viewer.example"})))
+    assert client.request(method, "/train/labelprop", headers={"Origin": origin}).status_code == 403
+    for own in ("http://127.0.0.1:8000", "https://viewer.example"):
+        assert client.request(method, "/session/1", headers={"Origin": own}).status_code == 200
+
+
+def test_pages_of_other_sites_cannot_load_anything_but_be_followed(behind: Opener) -> None:
+    fetched = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+    assert behind(Policy()).get("/datastore/image", headers=fetched).status_code == 403
+    assert behind(Policy()).get("/ohif/", headers={**fetched, "Sec-Fetch-Mode": "navigate"}).status_code == 200
+
+
+def test_a_token_is_asked_for_and_names_its_holder(behind: Opener, file: Path) -> None:
+    token = add_token(file, "alice", "annotate")
+    client = behind(Policy(TokenFile(file)), "192.0.2.7", "https://scans.example")
+    missing = client.get("/info/")
+    assert missing.status_code == 401 and missing.headers["WWW-Authenticate"] == "Bearer"
+    for wrong in ("", "x", token[:-1], token + "x", "é", digest_of(token)):
+        headers = {"Authorization": f"Bearer {wrong}".encode()}
+        assert client.get("/info/", headers=headers).status_code == 401
+    assert client.get("/info/", headers=bearer(token)).json() == {"user": "alice"}
+    assert client.get("/healthz").status_code == 200
+
+
+def test_what_is_stored_lets_nobody_in(behind: Opener, file: Path) -> None:
+    token = add_token(file, "alice", "train")
+    assert token not in file.read_text() and digest_of(token) in file.read_text()
+    assert file.stat().st_mode & 0o077 == 0
+
+
+def test_tokens_that_are_taken_away_or_added_count_at_once(behind: Opener, file: Path) -> None:
+    first = add_token(file, "alice", "annotate")
+    client = behind(Policy(TokenFile(file)))
+    second = add_token(file, "bob", "annotate")
+    assert client.get("/info/", headers=bearer(second)).json() == {"user": "bob"}
+    file.write_text("\n".join(file.read_text().splitlines()[1:]) + "\n# alice left\n")
+    assert client.get("/info/", headers=bearer(first)).status_code == 401
+    file.write_text("damaged")
+    assert client.get("/info/", headers=bearer(second)).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# nothing\n", "alice annotate secret", "alice king sha256:" + "0" * 64, "alice sha256:" + "0" * 64]
+)
+def test_a_file_without_usable_tokens_is_refused_at_the_start(file: Path, text: str) -> None:
+    file.write_text(text)
+    file.chmod(0o600)
+    with pytest.raises(FileError, match="sliceprop token"):
+        TokenFile(file)
+
+
+def test_a_file_that_others_may_write_or_that_is_missing_is_refused(file: Path) -> None:
+    with pytest.raises(FileError):
+        TokenFile(file)
+    add_token(file, "alice", "annotate")
+    file.chmod(0o622)
+    with pytest.raises(FileError, match="chmod"):
+        TokenFile(file)
+
+
+@pytest.mark.parametrize(("name", "role"), [("a b", "train"), ("", "train"), ("a\n", "train"), ("alice", "king")])
+def test_holders_have_a_word_as_name_and_a_known_role(file: Path, name: str, role: str) -> None:
+    with pytest.raises(InputError):
+        add_token(file, name, role)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "role"),
+    [
+        ("GET", "/info/", "annotate"),
+        ("PUT", "/datastore/label", "annotate"),
+        ("POST", "/infer/labelprop", "annotate"),
+        ("DELETE", "/session/1", "annotate"),
+        ("GET", "/train/", "annotate"),
+        ("POST", "/train/labelprop", "train"),
+        ("DELETE", "/train/", "train"),
+        ("POST", "/batch/infer/labelprop", "train"),
+        ("PUT", "/labelprop/checkpoints/x", "train"),
+        ("GET", "/labelprop/checkpoints/x", "annotate"),
+        ("DELETE", "/datastore/", "administer"),
+        ("DELETE", "/datastore/label", "administer"),
+        ("DELETE", "/anything/new", "administer"),
+        ("GET", "/logs/", "administer"),
+        ("PUT", "/model/x", "administer"),
+        ("POST", "/reload", "administer"),
+    ],
+)
+def test_each_role_may_do_what_those_below_may(behind: Opener, file: Path, method: str, path: str, role: str) -> None:
+    assert needed_role(method, path) == role
+    tokens = {name: add_token(file, name, name) for name in ROLES}
+    client = behind(Policy(TokenFile(file)))
+    for name, token in tokens.items():
+        status = client.request(method, path, headers=bearer(token)).status_code
+        assert status == (200 if ROLES.index(name) >= ROLES.index(role) else 403)
+
+
+def test_a_prefix_of_a_proxy_does_not_hide_the_role(file: Path) -> None:
+    token = add_token(file, "alice", "annotate")
+    api = Starlette(routes=[Route("/{path:path}", answer, methods=METHODS)])
+    client = TestClient(Access(api, Policy(TokenFile(file))), root_path="/scans")
+    assert client.post("/scans/train/labelprop", headers=bearer(token)).status_code == 403
+
+
+def test_wrong_tokens_are_counted_per_address(behind: Opener, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    token = add_token(file, "alice", "annotate")
+    client = behind(Policy(TokenFile(file)), "192.0.2.7")
+    with caplog.at_level(logging.WARNING):
+        wrong = [client.get("/info/", headers=bearer("guess")).status_code for _ in range(12)]
+    assert wrong == [401] * access.MAX_FAILURES + [429] * (12 - access.MAX_FAILURES)
+    assert "192.0.2.7" in caplog.text and "guess" not in caplog.text
+    waiting = client.get("/info/", headers=bearer(token))
+    assert waiting.status_code == 429 and int(waiting.headers["Retry-After"]) > 0
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "MAX_ADDRESSES", 3)
+    monkeypatch.setattr(access, "MAX_SIGNED_IN", 3)
+    failures, signed_in = access.Failures(), access.SignedIn()
+    for number in range(10):
+        failures.add(str(number), 0.0)
+        signed_in.add(str(number), 0.0)
+    assert len(failures._times) == len(signed_in._known) == 3
+
+
+def test_a_browser_signs_in_once(behind: Opener, file: Path) -> None:
+    token = add_token(file, "alice", "annotate")
+    client = behind(Policy(TokenFile(file)), "192.0.2.7", "https://scans.example")
+    sent = client.get("/ohif/viewer?StudyInstanceUIDs=1.2", headers={"Accept": "text/html"})
+    assert sent.status_code == 303
+    page = client.get(sent.headers["Location"])
+    assert page.status_code == 200 and "<form" in page.text and "<script" not in page.text
+    again = client.post(sent.headers["Location"], data={"token": "wrong"})
+    assert again.status_code == 401 and "not known" in again.text and "Set-Cookie" not in again.headers
+
+    done = client.post(sent.headers["Location"], data={"token": f" {token} "})
+    assert (done.status_code, done.headers["Location"]) == (303, "/ohif/viewer?StudyInstanceUIDs=1.2")
+    cookie = done.headers["Set-Cookie"].lower()
+    assert {"httponly", "samesite=strict", "secure"} <= {part.strip() for part in cookie.split(";")}
+    assert token not in done.headers["Set-Cookie"]
+    assert client.get("/info/").json() == {"user": "alice"}
+
+    file.write_text(file.read_text().replace("alice", "bob"))
+    assert client.get("/info/").json() == {"user": "bob"}
+    assert client.post("/sign-out", headers={"Origin": "https://evil.example"}).status_code == 403
+    stolen = dict(client.cookies)
+    assert client.post("/sign-out").status_code == 303
+    assert client.get("/info/", cookies=stolen).status_code == 401
+
+
+def test_a_cookie_grows_old() -> None:
+    signed_in = access.SignedIn()
+    cookie = signed_in.add("digest", now=0.0)
+    assert signed_in.digest(cookie, now=access.SIGNED_IN_S - 1) == "digest"
+    assert signed_in.digest(cookie, now=access.SIGNED_IN_S) is None
+    assert signed_in.digest("other", now=0.0) is None
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["https://evil.example/", "//evil.example", "/\\evil.example", "\\\\evil", "evil", "", "/a\r\nSet-Cookie: x"],
+)
+def test_signing_in_leads_nowhere_else(target: str) -> None:
+    assert local_address(target) == "/ohif/"
+
+
+def test_every_answer_forbids_frames_of_others_and_guessing_types(behind: Opener) -> None:
+    for answer in (behind(Policy()).get("/info/"), behind(Policy(), "192.0.2.7").get("/info/")):
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "frame-ancestors 'self'" in answer.headers["Content-Security-Policy"]
+
+
+def test_the_whole_server_lets_no_page_of_another_site_in(client: TestClient) -> None:
+    preflight = {"Origin": "http://evil.example", "Access-Control-Request-Method": "PUT"}
+    for answer in (client.options("/info/", headers=preflight), client.get("/info/", headers=preflight)):
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+    assert client.put("/labelprop/labels", json={}, headers={"Origin": "http://evil.example"}).status_code == 403

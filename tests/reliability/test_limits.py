@@ -1,0 +1,212 @@
+"""How much the server takes on: size, number at once, time."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+pytest.importorskip("monailabel")
+
+import nibabel as nib
+import numpy as np
+from fastapi import FastAPI, Request, UploadFile
+from starlette.middleware import Middleware
+from starlette.testclient import TestClient
+from starlette.types import Message, Scope
+
+from serving import nifti, scan
+from sliceprop.errors import InputError
+from sliceprop.server.limits import LimitGuard, Limits, Queue, Slot
+
+
+def test_the_operator_chooses_the_limits() -> None:
+    limits = Limits.configured({"jobs": "3", "queue": "0", "upload_mib": "0.5", "labels": "a,b"})
+    assert (limits.jobs, limits.queue, limits.upload_mib) == (3, 0, 0.5)
+    for wrong in ({"jobs": "0"}, {"jobs": "many"}, {"upload_mib": "-1"}, {"jobs": "1.5"}, {"request_s": "nan"}):
+        with pytest.raises(InputError):
+            Limits.configured(wrong)
+
+
+@contextmanager
+def working(**limits: Any) -> Iterator[tuple[TestClient, threading.Event, threading.Event]]:
+    """A server whose `/work` begins, says so, and goes on until it is let go."""
+    begun, go = threading.Event(), threading.Event()
+    chosen = Limits(**limits)
+    api = FastAPI(middleware=[Middleware(LimitGuard, limits=chosen)])
+    api.state.queue = Queue(chosen)
+
+    @api.post("/work")
+    def work(slot: Slot) -> str:
+        begun.set()
+        assert go.wait(30)
+        return "done"
+
+    @api.get("/quick")
+    def quick(request: Request) -> dict[str, int]:
+        queue = request.app.state.queue
+        return {"running": queue.running, "waiting": queue.waiting}
+
+    @api.put("/upload")
+    def upload(file: UploadFile) -> int:
+        return len(file.file.read())
+
+    @api.put("/raw")
+    async def raw(request: Request) -> int:
+        return len(await request.body())
+
+    with TestClient(api) as client:
+        try:
+            yield client, begun, go
+        finally:
+            go.set()
+
+
+def in_thread(call: Callable[[], Any]) -> Callable[[], Any]:
+    """Start a call; the answer is what the returned function gives."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(call()))
+    thread.start()
+
+    def answer() -> Any:
+        thread.join(30)
+        return found[0]
+
+    return answer
+
+
+def until(client: TestClient, **state: int) -> None:
+    """Wait for a state of the queue; the time limit of the test run bounds it."""
+    while not state.items() <= client.get("/quick").json().items():
+        threading.Event().wait(0.005)
+
+
+def test_one_works_one_waits_and_the_third_is_told_to_come_back() -> None:
+    with working(jobs=1, queue=1) as (client, begun, go):
+        first = in_thread(lambda: client.post("/work"))
+        assert begun.wait(30)
+        second = in_thread(lambda: client.post("/work"))
+        until(client, running=1, waiting=1)
+        third = client.post("/work")
+        assert third.status_code == 429 and int(third.headers["Retry-After"]) > 0 and third.json()["detail"]
+        go.set()
+        assert first().json() == second().json() == "done"
+        assert client.get("/quick").json() == {"running": 0, "waiting": 0}
+        assert client.post("/work").status_code == 200
+
+
+def test_whoever_waits_too_long_is_told_so() -> None:
+    with working(jobs=1, wait_s=0.05) as (client, begun, go):
+        first = in_thread(lambda: client.post("/work"))
+        assert begun.wait(30)
+        assert client.post("/work").status_code == 429
+        go.set()
+        assert first().status_code == 200
+
+
+def test_a_request_that_takes_too_long_is_answered_and_keeps_its_slot_until_it_ends() -> None:
+    with working(jobs=1, queue=0, request_s=0.2) as (client, _, go):
+        late = client.post("/work")
+        assert late.status_code == 408 and "0.2 s" in late.json()["detail"]
+        assert client.get("/quick").json() == {"running": 1, "waiting": 0}
+        assert client.post("/work").status_code == 429
+        go.set()
+        until(client, running=0)
+
+
+@pytest.mark.parametrize("path", ["/upload", "/raw"])
+def test_too_large_a_body_is_refused_announced_or_not(path: str) -> None:
+    with working(upload_mib=0.01) as (client, _, _):
+        body = {"files": {"file": ("f", b"x" * 20_000)}} if path == "/upload" else {"content": b"x" * 20_000}
+        told = client.put(path, **body)
+        assert told.status_code == 413 and "0.01 MiB" in told.json()["detail"]
+        assert client.put(path, **({"files": {"file": ("f", b"x")}} if path == "/upload" else {})).status_code == 200
+
+        boundary = {"Content-Type": "multipart/form-data; boundary=b"}
+        head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+        parts = iter([head, *[b"x" * 1000] * 20, b"\r\n--b--\r\n"])
+        assert client.put(path, content=parts, headers=boundary).status_code == 413
+
+
+def test_a_body_that_does_not_arrive_is_given_up() -> None:
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Any, send: Any) -> None:
+        await receive()
+
+    async def never() -> Message:
+        return await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "PUT", "path": "/", "headers": []}
+    asyncio.run(LimitGuard(app, Limits(upload_s=0.05))(scope, never, send))
+    assert sent[0]["status"] == 408
+
+
+def header_of(*shape: int) -> bytes:
+    """The beginning of a file that claims to be an image of this shape."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    return bytes(header.binaryblock) + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["upload", "infer", "label", "session"])
+@pytest.mark.parametrize("shape", [(30_000, 30_000, 30_000), (20_000, 3, 3), (2, 2, 9_000)])
+def test_images_of_absurd_sizes_are_refused_before_they_are_read(
+    client: TestClient, kind: str, shape: tuple[int, ...]
+) -> None:
+    bomb = gzip.compress(header_of(*shape) + bytes(1 << 20))
+    where, part = {
+        "upload": ("/datastore/image?image=bomb", "file"),
+        "infer": ("/infer/labelprop", "file"),
+        "label": ("/datastore/label?image=case&tag=sparse", "label"),
+        "session": ("/session/", "files"),
+    }[kind]
+    method = "POST" if kind == "infer" else "PUT"
+    answer = client.request(method, where, files={part: ("b.nii.gz", bomb)})
+    if kind == "session":
+        answer = client.post(f"/infer/labelprop?session_id={answer.json()['session_id']}")
+    assert answer.status_code in (400, 413), answer.text
+
+
+def test_a_bomb_of_zeros_is_not_unpacked(client: TestClient) -> None:
+    """A few kilobytes that unpack to much more than the header says, or than there is memory."""
+    image = nifti(scan())
+    bomb = gzip.compress(image + bytes(200 << 20), 1)
+    assert client.put("/datastore/image?image=bomb", files={"file": ("b.nii.gz", bomb)}).status_code in (200, 400, 413)
+    client.delete("/datastore/image?id=bomb")
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tgz"])
+def test_archives_are_not_unpacked(client: TestClient, name: str) -> None:
+    answer = client.put("/session/?uncompress=true", files={"files": (name, b"PK\5\6" + bytes(18))})
+    assert answer.status_code == 400 and "archives" in answer.json()["detail"]
+
+
+def test_labels_are_not_invented_without_end(client: TestClient) -> None:
+    before = client.get("/info/").json()["labels"]
+    names = [{"name": f"label {n}", "idx": n} for n in range(1, 3000)]
+    labels = {"label": ("l.nii", nifti(np.ones(scan().shape, np.uint8)))}
+    answer = client.put(
+        "/datastore/label?image=case&tag=sparse", files=labels, data={"params": json.dumps({"label_info": names})}
+    )
+    assert answer.status_code in (400, 413), answer.text
+    assert client.get("/info/").json()["labels"] == before
+    long = [{"name": "x" * 1000, "idx": 1}]
+    answer = client.put(
+        "/datastore/label?image=case&tag=sparse", files=labels, data={"params": json.dumps({"label_info": long})}
+    )
+    assert answer.status_code == 400
+
+
+def test_a_training_of_years_is_refused(client: TestClient) -> None:
+    answer = client.post("/train/labelprop", json={"image": "case", "budget_s": 1e9})
+    assert answer.status_code == 400 and "budget_s" in answer.json()["detail"]

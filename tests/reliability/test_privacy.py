@@ -1,0 +1,238 @@
+"""No name of a patient in any log, one line of the audit for what was done, nothing unpickled or evaluated."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("monailabel")
+
+from starlette.testclient import TestClient
+
+from serving import nifti, only, scan, truth
+from sliceprop import audit as audit_log
+from sliceprop.audit import AuditLog
+from sliceprop.server.audit import event_of, study_of
+from sliceprop.server.logs import Redaction
+
+PACKAGE = Path(audit_log.__file__).parent
+
+PATIENTS = [
+    "DOE^JOHN^^DR^",
+    "Müller^Jürgen",
+    "山田^太郎=ヤマダ^タロウ",
+    "O'NEIL^SEAN 1970-01-01",
+    "1.2.840.113619.2.55.3.604688.12.1",
+    "PAT 00123456",
+]
+
+
+def add_study(client: TestClient, image: str) -> None:
+    files = {"file": ("f.nii", nifti(scan()))}
+    assert client.put("/datastore/image", params={"image": image}, files=files).status_code == 200
+    label = {"label": ("l.nii", nifti(only(truth())))}
+    assert client.put("/datastore/label", params={"image": image, "tag": "sparse"}, files=label).status_code == 200
+
+
+@pytest.fixture
+def logged(client: TestClient) -> Iterator[io.StringIO]:
+    """Everything that any logger of the process writes, formatted."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # the client, not the server
+    watched = [logging.getLogger(name) for name in ("", "uvicorn", "uvicorn.access", "task_train")]
+    levels = [one.level for one in watched]
+    for one in watched:
+        one.addHandler(handler)
+        one.setLevel(logging.DEBUG)
+    yield stream
+    for one, level in zip(watched, levels, strict=True):
+        one.removeHandler(handler)
+        one.setLevel(level)
+
+
+@pytest.mark.parametrize("patient", PATIENTS)
+def test_the_work_on_a_study_leaves_no_name_in_the_log(
+    client: TestClient, studies: Path, logged: io.StringIO, patient: str
+) -> None:
+    (studies / f"{patient}.nii").write_bytes((studies / "case.nii").read_bytes())
+    image = {"image": patient}
+    label = {"label": ("l.nii", nifti(only(truth())))}
+    assert client.put("/datastore/label", params={**image, "tag": "sparse"}, files=label).status_code == 200
+    client.put("/datastore/label", params=image, files={"label": ("l.nii", b"damaged")})
+    client.post("/infer/labelprop", params=image, data={"params": '{"method": "nearest"}'})
+    client.post("/infer/labelprop", params=image, data={"params": '{"method": "magic"}'})
+    client.post("/activelearning/next_slice", json={**image, "plan": "centres"})
+    client.get("/labelprop/result", params=image)
+    client.get("/datastore/label/info", params={"label": patient, "tag": "nope"})
+    client.get("/datastore/image", params={"image": f"{patient} unknown"})
+    client.delete("/datastore/image", params={"id": patient})
+    logging.getLogger("anything").error("cannot read %s", studies / f"{patient}.nii")
+    try:
+        raise OSError(f"{studies / patient}.nii: no such file")
+    except OSError:
+        logging.getLogger("anything").exception("failed")
+    written = logged.getvalue()
+    assert "study-" in written and "no such file" in written
+    assert patient not in written
+    words = [
+        word for word in patient.replace("^", " ").replace("=", " ").split() if len(word) > 3 or not word.isascii()
+    ]
+    assert words and not [word for word in words if word in written]
+
+
+def test_lines_about_requests_hide_names_however_they_are_written() -> None:
+    redaction = Redaction(lambda: ["DOE^JOHN"], lambda name: "0123")
+    about = ("127.0.0.1:5", "GET", "/session/DOE%5eJOHN?image=%44%4F%45%5EJOHN", "1.1", 200)
+    record = redaction.record("uvicorn.access", logging.INFO, "x", 1, '%s - "%s %s HTTP/%s" %d', about, None)
+    assert record.getMessage() == '127.0.0.1:5 - "GET /session/study-0123 HTTP/1.1" 200'
+
+
+def test_file_names_that_are_no_text_do_no_harm() -> None:
+    name = "DOE\udcff"
+    assert "DOE" not in Redaction(lambda: [name], lambda name: "0123")(f"{name} and {name!r}")
+
+
+def test_whole_ids_are_replaced_and_parts_of_words_are_not() -> None:
+    redaction = Redaction(lambda: ["scan", "scan 2", "ab"], lambda name: f"<{name}>")
+    assert redaction("scan 2 of scan; scanner ab") == "study-<scan 2> of study-<scan>; scanner ab"
+    assert redaction("/x/scan_labels.nii") == "/x/study-<scan>_labels.nii"
+
+
+def test_a_message_that_cannot_be_formatted_is_logged_all_the_same() -> None:
+    record = Redaction(lambda: [], str).record("x", logging.INFO, "x", 1, "%d of %s", ("many",), None)
+    assert record.getMessage() == "%d of %s"
+
+
+def lines_of(client: TestClient, studies: Path, study: str) -> list[tuple[str, str, int]]:
+    found = AuditLog(studies / ".labelprop").lines(study)
+    return [(line["event"], line["route"], line["status"]) for line in found]
+
+
+def test_every_use_of_a_study_is_a_line_of_the_audit(client: TestClient, studies: Path) -> None:
+    add_study(client, "audited")
+    client.get("/datastore/image?image=audited")
+    client.post("/infer/labelprop?image=audited&output=json", data={"params": '{"method": "nearest"}'})
+    client.get("/labelprop/export?image=audited&format=.nii.gz")
+    client.post("/train/labelprop", json={"image": "audited", "budget_s": -1})
+    client.post("/scoring/nope", json={"image": "audited"})
+    client.put("/labelprop/labels", json={}, headers={"Origin": "http://evil.example"})
+    client.delete("/datastore/image?id=audited")
+    assert lines_of(client, studies, "audited") == [
+        ("write", "/datastore/image", 200),
+        ("write", "/datastore/label", 200),
+        ("read", "/datastore/image", 200),
+        ("compute", "/infer/{model}", 200),
+        ("export", "/labelprop/export", 200),
+        ("delete", "/datastore/image", 200),
+    ]
+    text = (studies / ".labelprop" / "audit.jsonl").read_text()
+    last = json.loads(text.splitlines()[-1])
+    assert {"time", "event", "user", "client", "method"} <= last.keys() and last["client"] == "127.0.0.1"
+    assert '"event": "refused"' in text and "audited" not in text
+
+
+def test_the_line_of_a_training_names_its_study(
+    client: TestClient, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_study(client, "learnt")
+    answer = client.post("/train/labelprop?run_sync=true", json={"image": "learnt", "budget_s": 0.1})
+    assert answer.status_code == 200, answer.text
+    assert ("train", "/train/{model}", 200) in lines_of(client, studies, "learnt")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "event"),
+    [
+        ("GET", "/datastore/image", "read"),
+        ("HEAD", "/datastore/label", "read"),
+        ("GET", "/labelprop/export", "export"),
+        ("GET", "/labelprop/checkpoints/a", "export"),
+        ("POST", "/activelearning/next_slice", "compute"),
+        ("DELETE", "/train/", "train"),
+        ("DELETE", "/datastore/label", "delete"),
+        ("POST", "/sign-in", "sign-in"),
+    ],
+)
+def test_events_have_few_names(method: str, path: str, event: str) -> None:
+    assert event_of(method, path) == event
+
+
+def test_what_a_viewer_reads_is_a_study_too() -> None:
+    assert study_of("/proxy/dicom/wado/studies/1.2/series/1.3/instances/1.4/frames/1", "") == "1.3"
+    assert study_of("/datastore/label", "label=a%5Eb&tag=x") == "a^b"
+    assert study_of("/info/", "") == ""
+
+
+def test_hashes_are_stable_and_keyed(tmp_path: Path) -> None:
+    first, again, other = AuditLog(tmp_path / "a"), AuditLog(tmp_path / "a"), AuditLog(tmp_path / "b")
+    assert first.study_hash("DOE^JOHN") == again.study_hash("DOE^JOHN") != other.study_hash("DOE^JOHN")
+    assert (tmp_path / "a" / "audit.key").stat().st_mode & 0o077 == 0
+
+
+def test_lines_are_appended_and_damaged_ones_do_no_harm(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path)
+    log.record("read", study="a", tag="x")
+    with (tmp_path / "audit.jsonl").open("a") as file:
+        file.write('{"event": "wri\n')
+    AuditLog(tmp_path).record("erase", study="b")
+    assert [line["event"] for line in log.lines()] == ["read", "erase"]
+    assert [line["event"] for line in log.lines("b")] == ["erase"]
+    assert "tag" in next(log.lines("a"))
+
+
+def test_work_goes_on_when_the_audit_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    AuditLog(tmp_path / "file").record("read", study="a")
+    assert "could not be written" in caplog.text
+
+
+def test_operators_see_health_and_figures(client: TestClient, studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (client.get("/healthz").status_code, client.get("/healthz").text) == (200, "ok")
+    client.get("/datastore/image?image=nope")
+    figures = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
+    assert float(figures['sliceprop_requests_total{method="GET",status="4xx"}']) >= 1
+    assert float(figures["sliceprop_jobs_running"]) == 0 and float(figures["sliceprop_studies"]) >= 1
+    assert (
+        figures["sliceprop_request_duration_seconds_count"]
+        == figures['sliceprop_request_duration_seconds_bucket{le="+Inf"}']
+    )
+    monkeypatch.setattr("sliceprop.server.health.LEAST_FREE_BYTES", 1 << 80)
+    assert (client.get("/healthz").status_code, client.get("/healthz").text) == (503, "the disk is full")
+
+
+DANGEROUS_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+PIPES = {
+    "engine/predictors/process.py",
+    "engine/predictors/worker.py",
+    "napari_plugin/local.py",
+    "napari_plugin/worker_process.py",
+}
+"""What speaks to its own child process; nothing of it is ever a file, or comes from a client."""
+
+DANGEROUS_CALLS = {"eval", "exec", "compile", "__import__"}
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_nothing_is_unpickled_or_evaluated(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            dangerous = DANGEROUS_MODULES & {name.partition(".")[0] for name in names}
+            assert not dangerous or (dangerous == {"pickle"} and str(file.relative_to(PACKAGE)) in PIPES)
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in DANGEROUS_CALLS, called
+            options = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if called in ("np.load", "numpy.load"):
+                assert options.get("allow_pickle") == "False"
+            if called == "torch.load":
+                assert options.get("weights_only") == "True"
+            assert options.get("shell", "False") == "False", called

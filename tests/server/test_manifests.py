@@ -1,0 +1,113 @@
+"""Results of a server made again from their manifests, by the command line, bit by bit."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("monailabel")
+
+from columns import SHAPE, column
+from sliceprop import io
+from sliceprop.cli import main
+from sliceprop.config import TrainConfig
+from sliceprop.server import manifests
+from sliceprop.server.infer import PropagateTask
+from sliceprop.server.requests import LabelOptions
+from sliceprop.study import train
+
+
+@pytest.fixture
+def infer(workspace):
+    task = PropagateTask(workspace, 0.95)
+
+    def infer(**options):
+        return task({"image_id": "case", "result_extension": ".nii.gz", **options})[1]
+
+    return infer
+
+
+def learn(workspace, seed=0):
+    study = workspace.open(workspace.case("case"), LabelOptions()).study
+    model = train(study, TrainConfig(max_epochs=1, refine_steps=4, seed=seed))
+    workspace.checkpoints.save("case", model)
+
+
+def reproduce(workspace, number, *more):
+    folder = workspace.folder / "studies" / "case" / "manifests" / f"{number:06d}"
+    return main(["reproduce", str(folder / "manifest.json"), "--json", *map(str, more)])
+
+
+def test_a_result_is_made_again_though_everything_changed_since(workspace, submit, infer, tmp_path, capsys):
+    marks = np.zeros(SHAPE, np.uint16)
+    marks[6:9, 8, 4], marks[0, :, 5] = 1, 255
+    submit(column([2, 7]), annotated_slices=[2, 7, 9])
+    submit(marks, tag="scribbles")
+    learn(workspace)
+    first = infer()
+    labels = workspace.case("case").record.result("labels")
+    submit(column([4]))
+    learn(workspace, seed=1)
+    assert infer()["manifest"] == first["manifest"] + 1
+    assert reproduce(workspace, first["manifest"], "-o", tmp_path / "again.nii.gz") == 0
+    assert all(json.loads(capsys.readouterr().out)["same"].values())
+    np.testing.assert_array_equal(io.read_image(tmp_path / "again.nii.gz").array, labels)
+    assert first["trained"] and (labels[6:9, 8, 4] == 1).all()
+
+
+@pytest.mark.parametrize("options", [{"method": "registration"}, {"method": "nearest", "extrapolate": 2}])
+def test_other_methods_and_partial_slices_are_made_again_too(workspace, submit, infer, options):
+    submit(column([2, 7]), partial=True)
+    assert reproduce(workspace, infer(**options)["manifest"]) == 0
+
+
+def test_an_input_that_changed_is_told_of(workspace, submit, infer, capsys):
+    submit(column([2, 7]))
+    number = infer(method="shape")["manifest"]
+    case = workspace.case("case")
+    scan = workspace.scan(case)
+    io.write_image(case.image, scan.array + 1, scan)
+    assert reproduce(workspace, number) == 2
+    assert "changed" in capsys.readouterr().err
+
+
+def test_a_result_that_comes_out_differently_is_told_of(workspace, submit, infer, capsys):
+    submit(column([2, 7]))
+    number = infer(method="shape")["manifest"]
+    file = workspace.folder / "studies" / "case" / "manifests" / f"{number:06d}" / "manifest.json"
+    content = json.loads(file.read_text())
+    content["results"]["labels"], content["versions"]["torch"] = "0" * 64, "1.0"
+    file.write_text(json.dumps(content))
+    assert reproduce(workspace, number) == 2
+    told = capsys.readouterr().err
+    assert "labels" in told and "torch 1.0 then" in told
+
+
+def test_old_manifests_go_and_models_that_none_names(workspace, submit, infer, monkeypatch):
+    monkeypatch.setattr(manifests, "MAX_MANIFESTS", 2)
+    submit(column([2, 7]))
+    learn(workspace)
+    numbers = [infer()["manifest"]]
+    models = workspace.folder / "studies" / "case" / "models"
+    assert len(list(models.iterdir())) == 1
+    learn(workspace, seed=1)
+    numbers += [infer()["manifest"] for _ in range(3)]
+    kept = manifests.Manifests(models.parent)
+    assert kept.numbers() == numbers[-2:] and len(list(models.iterdir())) == 1
+    assert reproduce(workspace, numbers[-1]) == 0
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused_and_said_so(workspace, submit, infer):
+    submit(column([2, 7]))
+    learn(workspace)
+    file = workspace.checkpoints.file("case")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    told = infer()
+    assert told["trained"] is False and "damaged" in told["note"]
+    file.write_bytes(content)
+    assert "note" not in infer()
+    case = workspace.case("case")
+    scan = workspace.scan(case)
+    io.write_image(case.image, scan.array[::-1], scan)
+    assert "another scan" in infer()["note"]

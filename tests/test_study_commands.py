@@ -1,0 +1,147 @@
+"""Versions, provenance, manifests and erasure on the command line, on a folder as a server leaves it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("monailabel")
+import nibabel as nib
+
+from columns import AFFINE, NAMES, SHAPE, column
+from sliceprop import io
+from sliceprop.audit import AuditLog
+from sliceprop.cli import main
+from sliceprop.config import TrainConfig
+from sliceprop.server.datastore import LocalStudies
+from sliceprop.server.infer import PropagateTask
+from sliceprop.server.requests import LabelOptions, label_options
+from sliceprop.server.workspace import Workspace
+from sliceprop.study import train
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Two studies that were annotated, learned and propagated."""
+    tmp_path = tmp_path_factory.mktemp("prepared")
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    for seed, name in enumerate(("case", "other")):
+        scan = np.random.default_rng(seed).normal(column() * 100, 5, SHAPE).astype(np.float32)
+        nib.save(nib.Nifti1Image(scan, AFFINE), folder / f"{name}.nii.gz")
+    workspace = Workspace(LocalStudies(str(folder), watch=False))
+    for name in ("other", "case"):
+        for slices in ([2], [2, 7]):
+            nib.save(nib.Nifti1Image(column(slices), AFFINE), tmp_path / "l.nii.gz")
+            by = {"user": "anna", "client": "3D Slicer"}
+            workspace.submit(name, "sparse", tmp_path / "l.nii.gz", label_options({"label_info": NAMES}), by)
+        study = workspace.open(workspace.case(name), LabelOptions()).study
+        model = train(study, TrainConfig(max_epochs=1, refine_steps=2))
+        workspace.checkpoints.save(name, model)
+        workspace.checkpoints.save(f"copy of {name}", model)
+        PropagateTask(workspace, 0.95)({"image_id": name})
+    workspace.store.update_image_info("case", {"quality": 0.9})
+    return folder
+
+
+@pytest.fixture
+def studies(prepared, tmp_path, monkeypatch):
+    """A copy of them for each test, as a backup would be."""
+    monkeypatch.setattr("monailabel.config.settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
+    return Path(shutil.copytree(prepared, tmp_path / "studies"))
+
+
+@pytest.fixture
+def run(studies, capsys):
+    def run(command, *arguments, code=0):
+        assert main([command, *map(str, arguments), "--studies", str(studies), "--json"]) == code
+        out, err = capsys.readouterr()
+        return json.loads(out) if code == 0 else err
+
+    return run
+
+
+def test_versions_are_listed_and_restored(studies, run):
+    listed = run("versions", "case")["versions"]
+    assert [(one["version"], one["annotated_slices"]) for one in listed] == [(2, [2, 7]), (1, [2])]
+    assert listed[0]["by"] == {"user": "anna", "client": "3D Slicer"} and len(listed[0]["sha256"]) == 64
+    assert run("restore", "case", 1)["version"] == 3
+    workspace = Workspace(LocalStudies(str(studies)))
+    assert workspace.annotation(workspace.case("case")).annotated_slices == (2,)
+    assert workspace.annotation(workspace.case("other")).annotated_slices == (2, 7)
+    assert "no version 9" in run("restore", "case", 9, code=2)
+    assert "nothing is kept" in run("versions", "../case", code=2)
+
+
+def test_versions_are_listed_for_people(studies, capsys):
+    (studies / ".labelprop" / "studies" / "case" / "versions" / "000001" / "record.json").write_text("{")
+    assert main(["versions", "case", "--studies", str(studies)]) == 0
+    out = capsys.readouterr().out
+    assert "2,7  anna 3D Slicer" in out and "damaged" in out
+
+
+def test_provenance_is_written_as_a_mask(run, tmp_path):
+    for arguments in ([], ["--version", 2]):
+        told = run("provenance", "case", "-o", tmp_path / "drawn.nii.gz", *arguments)
+        drawn = io.read_image(tmp_path / "drawn.nii.gz").array
+        np.testing.assert_array_equal(drawn.any(axis=(0, 1)), [s in (2, 7) for s in range(12)])
+        assert drawn[..., [2, 7]].all() and told["drawn"] == drawn.sum()
+
+
+def everything(folder):
+    return {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
+
+
+def test_an_erased_study_leaves_no_trace_but_a_hash_and_others_stay(studies, run):
+    before = everything(studies)
+    (studies / ".labelprop" / "training.json").write_text(json.dumps({"image": "case", "status": "DONE"}))
+    run("erase", "case")
+    after = everything(studies)
+    assert (studies / "case.nii.gz").is_file() and not [name for name in after if "case" in name and "/" in name]
+    gone = {name for name in before.keys() - after.keys() if "case" not in name}
+    assert gone == {".labelprop/last_used.json"}
+    assert all(name in after for name in before if "other" in name)
+    kept = [file.read_text(errors="ignore") for name, file in after.items() if name.endswith((".json", ".jsonl"))]
+    assert not any('"labels": {\n        "sparse"' in text and '"case"' in text.split('"other"')[0] for text in kept)
+    entry = json.loads((studies / "datastore_v2.json").read_text())["objects"]["case"]
+    assert entry["labels"] == {} and "quality" not in entry["image"]["info"]
+    log = AuditLog(studies / ".labelprop")
+    (line,) = log.lines("case")
+    assert (line["event"], line["versions"]) == ("erase", 2)
+    assert "case" not in (studies / ".labelprop" / "audit.jsonl").read_text()
+    assert not (studies / ".labelprop" / "training.json").exists()
+    workspace = Workspace(LocalStudies(str(studies)))
+    assert workspace.annotation(workspace.case("case")) is None
+    assert workspace.annotation(workspace.case("other")).annotated_slices == (2, 7)
+
+
+def test_the_scan_is_erased_only_if_asked_for(studies, run):
+    run("erase", "case", "--scan")
+    assert not (studies / "case.nii.gz").exists() and (studies / "other.nii.gz").is_file()
+    assert "case" not in json.loads((studies / "datastore_v2.json").read_text())["objects"]
+    assert "nothing is kept" in run("erase", "case", code=2)
+    assert "nothing is kept" in run("erase", "..", code=2)
+
+
+@pytest.mark.parametrize("method", [["--budget-s", "0.5"], ["--method", "shape"], ["--method", "registration"]])
+def test_what_the_command_line_propagated_is_made_again(studies, tmp_path, capsys, method):
+    labels, out, again = tmp_path / "labels.nii.gz", tmp_path / "out.nii.gz", tmp_path / "again.nii.gz"
+    nib.save(nib.Nifti1Image(column([2, 7]), AFFINE), labels)
+    manifest = tmp_path / "manifest.json"
+    inputs = [studies / "case.nii.gz", labels]
+    assert main([str(a) for a in ("propagate", *inputs, "-o", out, "--manifest", manifest, *method)]) == 0
+    capsys.readouterr()
+    assert main(["reproduce", str(manifest), "-o", str(again)]) == 0
+    assert "the same bytes" in capsys.readouterr().out
+    assert again.read_bytes() == out.read_bytes()
+    content = json.loads(manifest.read_text())
+    assert content["inputs"].keys() == {"image", "labels"} and content["seconds"] > 0
+    assert content["outputs"]["labels"]["path"] == "out.nii.gz" and "torch" in content["versions"]
+    assert main(["reproduce", str(labels)]) == 2
+    nib.save(nib.Nifti1Image(column([2, 8]), AFFINE), labels)
+    assert main(["reproduce", str(manifest)]) == 2
+    labels.unlink()
+    assert main(["reproduce", str(manifest)]) == 2
+    assert "gone" in capsys.readouterr().err
