@@ -39,7 +39,7 @@ def main(folder: Path) -> None:
     panel.options.go_on.setChecked(False)
     panel.learn()
     until(lambda: "left" in panel.bar.format() or not panel.session.busy)
-    take(viewer, folder / "napari_learning.png")
+    take(viewer, folder / "napari_learning.png", settle_s=0)
     until(lambda: idle(panel))
 
     panel.suggest()
@@ -81,9 +81,9 @@ def until(condition: Callable[[], bool]) -> None:
             raise SystemExit("it took too long")
 
 
-def take(viewer: Any, file: Path) -> None:
+def take(viewer: Any, file: Path, settle_s: float = SETTLE_S) -> None:
     """A picture of the window once it has settled."""
-    end = time.monotonic() + SETTLE_S
+    end = time.monotonic() + settle_s
     until(lambda: time.monotonic() > end)
     viewer.window.screenshot(str(file), canvas_only=False, flash=False)
 

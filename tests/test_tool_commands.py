@@ -99,6 +99,42 @@ def test_what_cannot_be_used_is_one_line_and_code_2(folder, capsys, arguments, w
     assert not (folder / "out.nii.gz").exists()
 
 
+@pytest.fixture
+def bad(folder):
+    """Files on other grids, on sheared ones, and with seeds that cannot be used."""
+    seeds = np.where(balls.seeds() < 0, 255, balls.seeds())
+    shifted = balls.OBLIQUE.copy()
+    shifted[:3, 3] += 5
+    io.write_image(folder / "shifted.nrrd", seeds, io.Image(seeds, shifted))
+    io.write_image(folder / "cropped.nrrd", seeds[2:], io.Image(seeds[2:], balls.OBLIQUE))
+    io.write_image(folder / "sheared.nii.gz", balls.scan(), io.Image(balls.scan(), balls.SHEARED))
+    io.write_image(folder / "sheared_seeds.nii.gz", seeds, io.Image(seeds, balls.SHEARED))
+    io.write_image(folder / "one.nrrd", np.where(seeds == 1, 1, 0), io.Image(seeds, balls.OBLIQUE))
+    (folder / "outside.json").write_text(json.dumps({"1": [[1, 2, 3]] * 5 + [[400, 2, 3]]}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["grow-from-seeds", "scan.nii.gz", "one.nrrd"], "all seeds are of label 1"),
+        (["grow-from-seeds", "scan.nii.gz", "shifted.nrrd"], "mm"),
+        (["fast-marching", "scan.nii.gz", "cropped.nrrd"], "same grid"),
+        (["threshold-islands", "scan.nii.gz", "--lower", "0", "--keep", "selected", "--seeds", "shifted.nrrd"], "mm"),
+        (["grow-from-seeds", "sheared.nii.gz", "sheared_seeds.nii.gz"], "off a right angle"),
+        (["fast-marching", "sheared.nii.gz", "sheared_seeds.nii.gz"], "off a right angle"),
+        (["boundary-points", "sheared.nii.gz", "sheared_seeds.nii.gz"], "off a right angle"),
+        (["boundary-points", "scan.nii.gz", "outside.json"], "outside the image"),
+        (["threshold-islands", "scan.nii.gz", "--lower", "9999"], "no voxel lies at or above 9999"),
+    ],
+)
+def test_seeds_and_grids_that_cannot_be_used_say_why(bad, capsys, arguments, words):
+    code = run(bad, *arguments)
+    told = capsys.readouterr()
+    assert code == 2 and words in told.err and told.err.count("\n") == 1
+    assert not (bad / "out.nii.gz").exists()
+
+
 def test_inputs_are_not_overwritten(folder, capsys):
     before = (folder / "seeds.nrrd").read_bytes()
     assert run(folder, "grow-from-seeds", "scan.nii.gz", "seeds.nrrd", out="seeds.nrrd") == 2

@@ -211,6 +211,8 @@ def install():
     slicer.modules = SimpleNamespace(segmentations=SimpleNamespace(logic=lambda: logic))
     slicer.app = SimpleNamespace(layoutManager=lambda: SimpleNamespace(sliceWidget=views.get))
     slicer.views, slicer.layers = views, layers
+    series = {}
+    slicer.dicomDatabase = SimpleNamespace(series=series, instanceValue=lambda uid, tag: series[uid, tag])
     slicer.util = SimpleNamespace(
         arrayFromVolume=lambda node: node.array,
         updateVolumeFromArray=update_volume,

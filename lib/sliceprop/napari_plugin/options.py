@@ -27,12 +27,12 @@ class OptionsForm(QWidget):
         )
         self.extrapolate.setEditable(True)
         self.axis = _choice(["auto", "0", "1", "2"], "axis of the layer that counts slices")
-        self.partial = QCheckBox("a slice counts only for the labels on it")
+        self.partial = _check("labels by themselves", "a slice counts only for the labels on it")
         self.budget = _number(TrainConfig.budget_s, 1, 3600, " s", "seconds that learning may take")
         self.target = _number(SuggestConfig.target, 0.5, 1, "", "expected Dice above which a slice needs no annotation")
         self.device = _choice(["auto", "cpu", "cuda"], "where to compute; a server decides by itself")
         self.device.setEditable(True)
-        self.go_on = QCheckBox("go on from what was learned on this scan")
+        self.go_on = _check("goes on from before", "from what was learned on this scan, if anything was")
         self.go_on.setChecked(True)
         self.start = FileBox("Start learning from a checkpoint", CHECKPOINTS)
         self.start_on_server = _choice([NONE], "a checkpoint on the server to start learning from")
@@ -50,7 +50,7 @@ class OptionsForm(QWidget):
             ("Device", self.device),
             ("Learning", self.go_on),
             ("Start from file", self.start),
-            ("... on server", self.start_on_server),
+            ("Start from server", self.start_on_server),
             ("Save model to", self.save_to),
         ):
             form.addRow(text, field)
@@ -84,6 +84,12 @@ class OptionsForm(QWidget):
             start_on_server=self.start_on_server.currentText() if self.start_on_server.currentIndex() > 0 else "",
             save_to=self.save_to.text.text(),
         )
+
+
+def _check(text: str, tip: str) -> QCheckBox:
+    box = QCheckBox(text)
+    box.setToolTip(tip)
+    return box
 
 
 def _choice(items: object, tip: str) -> QComboBox:

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 import ctk
-import qt
 from SlicePropLib.client import Client, ServerError
 from SlicePropLib.grids import GridError
 from SlicePropLib.session import Session, describe
 from slicer.ScriptedLoadableModule import ScriptedLoadableModule, ScriptedLoadableModuleWidget
 
+import qt
 import slicer
 
 POLL_MS = 500
-RUNNING = ("RUNNING", "STARTING", "PENDING")
+RUNNING = ("SUBMITTED", "RUNNING")
 MENDABLE = (ServerError, GridError, LookupError)
 
 
@@ -48,12 +48,16 @@ class SlicePropWidget(ScriptedLoadableModuleWidget):
         form = qt.QFormLayout()
         self.layout.addLayout(form)
         self.address = qt.QLineEdit(qt.QSettings().value("SliceProp/address", "http://127.0.0.1:8000"))
+        self.token = qt.QLineEdit()
+        self.token.echoMode = qt.QLineEdit.Password
+        self.token.placeholderText = "only if the server asks for one; not stored"
         self.volume = self._selector("vtkMRMLScalarVolumeNode")
         self.segmentation = self._selector("vtkMRMLSegmentationNode", create=True)
         self.budget = ctk.ctkDoubleSpinBox()
         self.budget.value, self.budget.suffix, self.budget.maximum = 30, " s", 3600
         for text, box in (
             ("Server", self.address),
+            ("Token", self.token),
             ("Scan", self.volume),
             ("Your segmentation", self.segmentation),
             ("Learn for", self.budget),
@@ -93,7 +97,7 @@ class SlicePropWidget(ScriptedLoadableModuleWidget):
         qt.QSettings().setValue("SliceProp/address", self.address.text)
         if self.volume.currentNode() is None:
             raise LookupError("load a scan and select it first")
-        self.session = Session.of(Client(self.address.text), self.volume.currentNode())
+        self.session = Session.of(Client(self.address.text, self.token.text), self.volume.currentNode())
         self._list_slices()
         self.status.text = f"connected to {self.session.image}"
 

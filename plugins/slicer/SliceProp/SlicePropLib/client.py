@@ -24,10 +24,11 @@ class Client:
 
     Args:
         url: such as `http://127.0.0.1:8000`.
+        token: from the operator of a server that asks for one; empty without.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url.strip().rstrip("/")
+    def __init__(self, url: str, token: str = "") -> None:
+        self.url, self._token = url.strip().rstrip("/"), token.strip()
 
     def info(self) -> dict[str, Any]:
         """Name, labels and models of the app."""
@@ -106,12 +107,16 @@ class Client:
     def _open(self, method: str, path: str, content: bytes | None = None, kind: str = "", **query: str) -> Any:
         address = f"{self.url}{path}?{urllib.parse.urlencode(query)}"
         try:
-            request = urllib.request.Request(address, content, {"Content-Type": kind} if kind else {}, method=method)
+            request = urllib.request.Request(address, content, self._headers(kind), method=method)
             return urllib.request.urlopen(request, timeout=PATIENCE_S)
         except urllib.error.HTTPError as error:
             raise ServerError(_reason(error)) from error
         except (OSError, ValueError) as error:
             raise ServerError(f"{self.url} does not answer ({getattr(error, 'reason', error)})") from error
+
+    def _headers(self, kind: str) -> dict[str, str]:
+        told = {"Content-Type": kind, "Authorization": f"Bearer {self._token}" if self._token else ""}
+        return {key: value for key, value in told.items() if value}
 
 
 def _reason(error: urllib.error.HTTPError) -> str:

@@ -26,6 +26,12 @@ def shape(volume: Any) -> tuple[int, ...]:
     return tuple(volume.GetImageData().GetDimensions())
 
 
+def series_uid(volume: Any) -> str:
+    """SeriesInstanceUID of a volume that was loaded from Slicer's DICOM database; empty for others."""
+    instances = (volume.GetAttribute("DICOM.instanceUIDs") or "").split()
+    return str(slicer.dicomDatabase.instanceValue(instances[0], "0020,000E")) if instances else ""
+
+
 def read_segments(segmentation: Any, volume: Any) -> tuple[np.ndarray, list[str]]:
     """The segments on the grid of a volume: value 1 is the first name. Where segments overlap the later one counts."""
     ids = segmentation.GetSegmentation().GetSegmentIDs()

@@ -34,17 +34,16 @@ class Session:
 
     @classmethod
     def of(cls, client: Client, volume: Any) -> Session:
-        """The study with the name of the loaded volume; it is given to the server if that does not have it."""
-        image = volume.GetName()
-        if image not in client.studies():
+        """The study of the loaded volume, by its name or its DICOM series; else it is given to the server."""
+        own, there = _plain(volume.GetName()), client.studies()
+        image = next((one for one in (volume.GetName(), scene.series_uid(volume), own) if one in there), None)
+        if image is None:
             with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / f"{_plain(image)}.nrrd"
+                file = Path(folder) / f"{own}.nrrd"
                 if not slicer.util.saveNode(volume, str(file)):
-                    raise ServerError(f"{image} cannot be saved, so the server cannot have it")
-                image = _plain(image)
-                if image not in client.studies():
-                    client.upload(image, file)
-        session = cls(client, volume, image)
+                    raise ServerError(f"{own} cannot be saved, so the server cannot have it")
+                client.upload(own, file)
+        session = cls(client, volume, image or own)
         session.alignment()
         session.version = session.state()["annotation_version"]
         return session
