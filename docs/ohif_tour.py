@@ -13,7 +13,7 @@ from sliceprop.phantom import make_phantom
 from touring import Tour, touring
 
 DRAWN = (2, 12, 21)
-SIZE = {"width": 1280, "height": 930}
+SIZE = {"width": 1280, "height": 970}
 """In which the whole panel is seen."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
 expect.set_options(timeout=PATIENCE_MS)
 ALONE = "MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
 """No other host has an address."""

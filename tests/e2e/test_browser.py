@@ -363,7 +363,7 @@ def test_server_and_archive_may_end_in_the_middle(
 
             server.__enter__()
             expect(tab.page.locator("[data-training]")).to_have_count(0)
-            tab.notice("does not answer").get_by_text("Try again").click()
+            tab.notice("does not answer").get_by_role("button", name="Try again").click()
             expect(tab.button("submit")).to_have_text("All submitted")
             annotator.check()
             tab.shot("server_back")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import pickle
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from phantoms import dice, only
 from sliceprop.config import PREDICTORS, PredictorConfig, PropagateConfig
-from sliceprop.engine.predictors.job import OPEN, make_job
+from sliceprop.engine.predictors import messages
+from sliceprop.engine.predictors.job import OPEN, Failure, Job, make_job
 from sliceprop.engine.predictors.networks import CHANNELS, load_library, make_network, make_substitute
 from sliceprop.engine.predictors.overfitting import label, make_augmentation, merge_unknown, padded
 from sliceprop.engine.predictors.process import WORKER, run
@@ -134,6 +135,27 @@ def test_an_unknown_encoder_is_found_by_the_child() -> None:
         run(job, progress=lambda _: None, cancelled=lambda: False)
 
 
+def test_messages_arrive_as_they_were_and_half_ones_do_not() -> None:
+    image, truth = bright_places()
+    config = PredictorConfig(encoder="resnet34", seed=2**62)
+    job = make_job(sparse_labels(only(truth, ANNOTATED)), image, "unet", config, "cpu")
+    sent = [job, Progress(1, 20, np.float32(0.5), 3.0, float("inf")), Failure("no such encoder", mendable=True)]
+    stream = io.BytesIO()
+    for message in sent:
+        messages.write(stream, message)
+    stream.seek(0)
+    got, progress, failure = (messages.read(stream) for _ in sent)
+    assert isinstance(got, Job) and (got.config, got.device, got.steps) == (config, "cpu", None)
+    np.testing.assert_array_equal(got.targets, job.targets)
+    assert got.targets.dtype == job.targets.dtype and got.unknown.dtype == bool
+    assert (progress, failure) == (sent[1], sent[2])
+    for length in (0, 10, 100, stream.tell() - 1):
+        with pytest.raises(EOFError):
+            half = io.BytesIO(stream.getvalue()[:length])
+            while True:
+                messages.read(half)
+
+
 def test_the_child_ends_with_its_parent() -> None:
     image, truth = bright_places()
     job = make_job(sparse_labels(only(truth, ANNOTATED)), image, "unet", PredictorConfig(), "cpu")
@@ -141,7 +163,7 @@ def test_the_child_ends_with_its_parent() -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:
         assert child.stdin
         try:
-            child.stdin.write(pickle.dumps(job))
+            messages.write(child.stdin, job)
             child.stdin.close()
             assert child.wait(timeout=60) == 1
         finally:

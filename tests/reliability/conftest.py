@@ -37,6 +37,7 @@ def client(studies: Path) -> Iterator[LocalClient]:
         patch.setattr(settings, "MONAI_LABEL_APP_DIR", str(ROOT / "apps" / "labelprop"))
         patch.setattr(settings, "MONAI_LABEL_STUDIES", str(studies))
         patch.setattr(settings, "MONAI_LABEL_APP_CONF", {"upload_mib": "64"})
+        patch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
         patch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(studies.parent / "sessions"))
         from monailabel.app import app as api
 

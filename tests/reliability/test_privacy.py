@@ -209,13 +209,8 @@ def test_operators_see_health_and_figures(client: TestClient, studies: Path, mon
 
 
 DANGEROUS_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-PIPES = {
-    "engine/predictors/process.py",
-    "engine/predictors/worker.py",
-    "napari_plugin/local.py",
-    "napari_plugin/worker_process.py",
-}
-"""What speaks to its own child process; nothing of it is ever a file, or comes from a client."""
+PIPES = {"napari_plugin/local.py", "napari_plugin/worker_process.py"}
+"""What speaks to its own child process; nothing of it is ever a file, or comes from a client or a server."""
 
 DANGEROUS_CALLS = {"eval", "exec", "compile", "__import__"}
 

@@ -1,4 +1,5 @@
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
@@ -94,3 +95,12 @@ def test_an_image_that_cannot_be_copied_leaves_the_old_one(stores, tmp_path, fol
     assert (folder / "a.nii.gz").read_bytes() == before
     assert stores[0].add_image("", save(tmp_path / "new.nii.gz"), {"from": "a test"}) == "new"
     assert stores[1].get_image_info("new")["from"] == "a test"
+
+
+def test_a_file_that_is_being_written_is_no_image_and_old_ones_go(folder):
+    young, old = folder / ".writing-young.nii.gz", folder / "labels" / "sparse" / ".writing-old.nii.gz"
+    for file in (young, old):
+        save(file)
+    os.utime(old, (0, 0))
+    assert sorted(LocalStudies(str(folder)).list_images()) == ["a", "b"]
+    assert young.exists() and not old.exists()

@@ -223,12 +223,18 @@ def _drain(client: Client, tasks: Sequence[Task], tell: Tell) -> list[Task]:
         OSError, CancelledError: the scheduler went away.
     """
     waiting, running, killed = deque(tasks), dict[Any, Task](), list[Task]()
+    most = dict[str, float]()
     try:
         while waiting or running:
             offers = [worker["resources"] for worker in client.scheduler_info()["workers"].values()]
-            while waiting and len(running) < IN_HAND * max(1, len(offers)):
+            if not offers and not running:
+                client.wait_for_workers(1)
+                continue
+            for name, amount in (item for offer in offers for item in offer.items()):
+                most[name] = max(amount, most.get(name, 0))
+            while waiting and len(running) < IN_HAND * len(offers):
                 task = waiting.popleft()
-                asked = _asked(task, offers)
+                asked = _asked(task, most)
                 if isinstance(asked, Failure):
                     tell(asked)
                 else:
@@ -242,18 +248,18 @@ def _drain(client: Client, tasks: Sequence[Task], tell: Tell) -> list[Task]:
     return killed
 
 
-def _ended(running: Iterable[Future]) -> Iterable[Future]:
+def _ended(running: Iterable[Future[Any]]) -> Iterable[Future[Any]]:
     """Those that have ended, at the latest after `LOOK_S`."""
     from distributed import wait
 
     try:
-        ended: set[Future] = wait(list(running), timeout=LOOK_S, return_when="FIRST_COMPLETED").done
+        ended: set[Future[Any]] = wait(list(running), timeout=LOOK_S, return_when="FIRST_COMPLETED").done
     except TimeoutError:
         return ()
     return ended
 
 
-def _take(future: Future, task: Task, tell: Tell, killed: list[Task]) -> None:
+def _take(future: Future[Any], task: Task, tell: Tell, killed: list[Task]) -> None:
     """Tell what came of a task, unless its workers died.
 
     Raises:
@@ -273,17 +279,22 @@ def _take(future: Future, task: Task, tell: Tell, killed: list[Task]) -> None:
         tell(Failure(str(task.entry.image), reason, task.entry.id))
 
 
-def _asked(task: Task, offers: Sequence[Mapping[str, float]]) -> dict[str, float] | Failure:
-    """The resources that a study needs of a worker, among those that workers offer; or why none can do it."""
+def _asked(task: Task, most: Mapping[str, float]) -> dict[str, float] | Failure:
+    """The resources that a study needs of a worker; or why none can do it.
+
+    Args:
+        task: the study.
+        most: of each resource, the most that a worker was seen to offer.
+    """
     asked, name = dict[str, float](), str(task.entry.image)
-    if task.config.device != "cpu" and any(GPU in offer for offer in offers):
+    if task.config.device != "cpu" and GPU in most:
         asked[GPU] = 1
     elif task.config.device == "cuda":
         return Failure(name, f"no worker offers a GPU; start workers with --resources {GPU}=1", task.entry.id)
-    shape, most = image_shape(task.entry.image), max((offer.get(MEMORY, 0) for offer in offers), default=0)
-    if shape is not None and most:
+    shape = image_shape(task.entry.image)
+    if shape is not None and MEMORY in most:
         asked[MEMORY] = PROCESS_BYTES + math.prod(shape) * (BYTES_PER_VOXEL + BYTES_PER_WORKED_VOXEL)
-        if asked[MEMORY] > most:
-            found = f"may need {asked[MEMORY] / 2**30:.1f} GiB, the largest worker has {most / 2**30:.1f}"
+        if asked[MEMORY] > most[MEMORY]:
+            found = f"may need {asked[MEMORY] / 2**30:.1f} GiB, the largest worker has {most[MEMORY] / 2**30:.1f}"
             return Failure(name, f"{found}; run again with more --memory and fewer --workers", task.entry.id)
     return asked

@@ -116,7 +116,7 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _cluster(config: WorkersConfig, gpu: bool, shared: Path) -> SpecCluster:
+def _cluster(config: WorkersConfig, gpu: bool, shared: Path) -> Any:
     if not config.slurm:
         return _local_cluster(config, gpu)
     cluster = slurm_cluster(config, gpu, shared)
@@ -151,14 +151,14 @@ def _local_cluster(config: WorkersConfig, gpu: bool) -> SpecCluster:
     )
 
 
-def slurm_cluster(config: WorkersConfig, gpu: bool, shared: Path) -> SpecCluster:
+def slurm_cluster(config: WorkersConfig, gpu: bool, shared: Path) -> Any:
     """A scheduler in this process, to be scaled to a worker per SLURM job.
 
     Raises:
         InputError: dask-jobqueue is not installed.
     """
     try:
-        from dask_jobqueue import SLURMCluster
+        from dask_jobqueue.slurm import SLURMCluster
     except ImportError as error:
         raise InputError("SLURM needs dask-jobqueue: pip install 'sliceprop[slurm]'") from error
     import dask

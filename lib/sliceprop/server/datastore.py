@@ -24,6 +24,9 @@ from sliceprop.versions import CHANGES_LOCK
 
 logger = logging.getLogger(__name__)
 
+UNFINISHED, OLD_S = ".writing-", 3600.0
+"""How files are called while `io.write_atomically` writes them, and when nobody does so any more."""
+
 
 class Studies(LocalDatastore):  # type: ignore[misc]
     """Differs from its base in that files appear whole or not at all, and other processes' entries are kept.
@@ -38,6 +41,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         self.before_removal: Callable[[str, str], None] = lambda image_id, tag: None
         """Called with image id and tag before a client removes a label."""
         self._set_damaged_list_aside(Path(folder))
+        self._remove_unfinished(Path(folder))
         super().__init__(
             folder,
             extensions=[f"*{suffix}" for suffix in SUFFIXES],
@@ -157,6 +161,18 @@ class Studies(LocalDatastore):  # type: ignore[misc]
                     self._update_datastore_file()
             except OSError as error:
                 raise FileError(f"{self._datastore_path}: cannot be changed ({error.strerror or error})") from error
+
+    def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
+        """Names of the files in a folder, without those that are being written or that killed writers left."""
+        files: dict[str, str] = super()._list_files(path, patterns)
+        return {name: file for name, file in files.items() if not name.startswith(UNFINISHED)}
+
+    def _remove_unfinished(self, folder: Path) -> None:
+        """Delete what killed writers left an hour ago or earlier."""
+        for file in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"labels/*/{UNFINISHED}*")]:
+            with suppress(OSError):
+                if file.is_file() and file.stat().st_mtime < time.time() - OLD_S:
+                    file.unlink()
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
         """Read what is known of every image; in a folder that has become read-only what was read before stays."""

@@ -183,6 +183,7 @@ class SlicePropWidget(ScriptedLoadableModuleWidget):
         state = session.client.progress(session.image)
         self.bar.maximum, self.bar.value = max(int(state.get("total_epochs") or 1), 1), int(state.get("epoch") or 0)
         if state.get("status") not in RUNNING:
+            self.bar.value = self.bar.maximum
             self.timer.stop()
 
     def _try(self, action: Callable[[], Any]) -> None:

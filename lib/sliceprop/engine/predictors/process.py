@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import IO
 
+from sliceprop.engine.predictors import messages
 from sliceprop.engine.predictors.job import Answer, Failure, Job
 from sliceprop.engine.training import Progress
 from sliceprop.errors import InputError, SlicePropError
@@ -39,12 +39,12 @@ def run(job: Job, *, progress: Callable[[Progress], None], cancelled: Callable[[
     command = [sys.executable, "-P", "-W", "ignore", "-m", WORKER]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        _send(process, pickle.dumps(job))
+        _send(process, lambda stream: messages.write(stream, job))
         for message in _messages(process):
             if isinstance(message, Progress):
                 progress(message)
                 if cancelled():
-                    _send(process, b"s")
+                    _send(process, lambda stream: stream.write(b"s"))
             elif isinstance(message, Failure):
                 raise InputError(message.reason) if message.mendable else _error(job, message.reason)
             else:
@@ -60,23 +60,23 @@ def _error(job: Job, reason: str) -> PredictorError:
     return PredictorError(f"{job.method} failed: {reason}; choose another method, encoder or device")
 
 
-def _send(process: subprocess.Popen[bytes], content: bytes) -> None:
+def _send(process: subprocess.Popen[bytes], write: Callable[[IO[bytes]], object]) -> None:
     """Write to the child; what went wrong in a child that is gone is told by what it said before."""
     assert process.stdin is not None
     with suppress(BrokenPipeError):
-        process.stdin.write(content)
+        write(process.stdin)
         process.stdin.flush()
 
 
-def _messages(process: subprocess.Popen[bytes]) -> Iterator[Any]:
+def _messages(process: subprocess.Popen[bytes]) -> Iterator[messages.Message]:
     """What the child says, until it ends."""
     assert process.stdout is not None
     while True:
         watchdog = threading.Timer(SILENCE_S, process.kill)
         watchdog.start()
         try:
-            message = pickle.load(process.stdout)
-        except (EOFError, pickle.UnpicklingError):
+            message = messages.read(process.stdout)
+        except EOFError:
             return
         finally:
             watchdog.cancel()

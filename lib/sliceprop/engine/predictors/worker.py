@@ -6,7 +6,6 @@ Whatever comes after the job asks it to stop learning; when the input ends, its 
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -14,6 +13,7 @@ from typing import IO, Any
 
 import torch
 
+from sliceprop.engine.predictors import messages
 from sliceprop.engine.predictors.job import Answer, Failure, Job
 from sliceprop.errors import InputError
 
@@ -23,12 +23,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then asks to stop
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not get between the answers
-    job, stop = pickle.load(requests), threading.Event()
+    job, stop = messages.read(requests), threading.Event()
+    assert isinstance(job, Job)
     threading.Thread(target=_listen, args=(requests, stop), daemon=True).start()
 
-    def say(message: Any) -> None:
-        pickle.dump(message, answers)
-        answers.flush()
+    def say(message: messages.Message) -> None:
+        messages.write(answers, message)
 
     say(_answer(job, say, stop))
     os._exit(0)  # without waiting for the thread, which still listens
