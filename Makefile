@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads of torch sleep while they wait: spinning ones starve each other on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help install serve ohif test lint format types unit-tests sample-data demo benchmark benchmark-peers
+.PHONY: help install serve ohif test lint format types unit-tests sample-data demo benchmark benchmark-peers reliability audit sbom lock
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -66,6 +66,29 @@ benchmark-peers: $(STAMP) $(PEERS:%=.venv-%/.installed) ## measure slow methods 
 	$(BIN)/python -m venv $(@D)
 	$(@D)/bin/python -m pip install --progress-bar off --requirement $<
 	$(@D)/bin/python -m pip install --no-deps --requirement benchmarks/peers/$*/peer.txt
+	@touch $@
+
+reliability: $(TEST_STAMP) ## faults on purpose, 100,000 inputs, half an hour of ten clients: hours in all; the tests do it in small
+	SLICEPROP_FUZZ=100000 $(BIN)/pytest tests/reliability/test_fuzz.py tests/reliability/test_openapi.py
+	$(BIN)/python benchmarks/reliability.py
+	$(BIN)/python benchmarks/load.py latency
+	$(BIN)/python benchmarks/load.py soak
+	$(BIN)/python benchmarks/load.py studies
+
+TOOLS := .venv-release
+
+audit: $(STAMP) $(TOOLS)/.installed ## ask for known advisories of what is installed; needs the network
+	PIPAPI_PYTHON_LOCATION=$(BIN)/python $(TOOLS)/bin/pip-audit
+
+sbom: $(STAMP) $(TOOLS)/.installed ## write sbom.json, a bill of materials (CycloneDX) of what is installed
+	$(TOOLS)/bin/cyclonedx-py environment --output-file sbom.json $(BIN)/python
+
+lock: $(STAMP) $(TOOLS)/.installed ## write requirements.lock, everything that is installed with hashes, for releases
+	packaging/lock.sh $(VENV) $(TOOLS) requirements.lock
+
+$(TOOLS)/.installed:
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --progress-bar off pip-audit cyclonedx-bom uv
 	@touch $@
 
 # A stamp holds the checkout that was installed, so that a second checkout with the same VENV installs itself.

@@ -18,6 +18,9 @@ from sliceprop.dicom import write_dicom_series
 from sliceprop.io import LPS_TO_RAS, Image
 from sliceprop.phantom import LABEL_NAMES, Phantom
 
+BUDGET_S = "120"
+"""Of a training, so that it is not cut short on a busy machine."""
+
 
 @dataclass(frozen=True)
 class Tour:
@@ -52,7 +55,7 @@ def touring(phantom: Phantom, slices: Sequence[int], folder: Path) -> Iterator[T
         image, study = str(scan.SeriesInstanceUID), str(scan.StudyInstanceUID)
         with running_orthanc(work / "orthanc") as orthanc:
             orthanc.add(files)
-            server = Server(orthanc.dicomweb, work, {"folder": str(work / "kept")})
+            server = Server(orthanc.dicomweb, work, {"folder": str(work / "kept"), "budget_s": BUDGET_S})
             with server as client, browser_context() as context:
                 annotate(client, image, phantom, slices)
                 yield Tour(client, Tab(context, client.url, folder), study, image)

@@ -56,3 +56,10 @@ def test_the_clock_counts_outside_the_context(opened):
         pass
     study.train(opened, TrainConfig(budget_s=0.2))
     assert counted.taken == []
+
+
+def test_the_smallest_budget_buys_a_step(opened):
+    """Where a busy machine needs longer than the budget to load what learning needs."""
+    events = []
+    model = study.train(opened, TrainConfig(budget_s=1e-6), progress=events.append)
+    assert [event.epoch for event in events] == [1] and model.metric > 0

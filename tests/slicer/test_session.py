@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("monailabel")
 
-from serving import AFFINE, DRAWN, Server, nifti, only, scan, truth
+from serving import AFFINE, DRAWN, Server, eventually, nifti, only, scan, truth
 
 pytestmark = pytest.mark.e2e
 
@@ -60,6 +60,49 @@ def test_from_a_loaded_scan_to_the_next_slice(slicer, server):
         client.study("absent")
     with pytest.raises(ServerError, match="does not answer"):
         Client("http://127.0.0.1:9").studies()
+
+
+def test_a_scan_from_slicers_dicom_database_is_found_by_its_series(slicer, server):
+    import standin
+    from SlicePropLib.client import Client
+    from SlicePropLib.session import Session
+
+    server.add_image("1.2.826.77")
+    volume = standin.add_volume(slicer, scan(), AFFINE, "3: T2 sagittal")
+    volume.SetAttribute("DICOM.instanceUIDs", "1.2.1 1.2.2")
+    slicer.dicomDatabase.series["1.2.1", "0020,000E"] = "1.2.826.77"
+    assert Session.of(Client(server.url), volume).image == "1.2.826.77"
+
+
+def test_the_buttons_of_the_panel(slicer, server, monkeypatch):
+    import panels
+    import standin
+
+    panel = panels.open_panel(slicer, monkeypatch, server.url)
+    panel.press("Propagate")
+    assert "load a scan" in panel.said
+    panel.volume = standin.add_volume(slicer, scan(), AFFINE, "by buttons")
+    panel.segmentation = standin.add_segments(slicer, only(truth()), ["disc", "core"])
+    panel.press("Connect")
+    assert panel.said == "connected to by_buttons"
+    panel.press("Submit drawn slices")
+    assert panel.said == "annotated: 2, 7, 11" and [line.split()[0] for line in panel.lines] == ["2", "7", "11"]
+
+    panel.budget = 2
+    panel.press("Learn")
+    seen = set()
+    eventually(lambda: seen.add(panel.poll()) or not panel.ticking, "the learning to end")
+    assert 0 in seen and len(seen) > 1 and panel.said == "annotated: 2, 7, 11", "the bar moves, nothing went wrong"
+
+    panel.press("Propagate")
+    eventually(lambda: panel.poll() is not None and "propagated" in panel.said, "the propagation to end")
+    assert sum(node.name == "SliceProp result" for node in slicer.mrmlScene.nodes) == 1
+    assert all("disc 0." in line or "disc 1." in line for line in panel.lines)
+    panel.shortcut()
+    assert panel.said.startswith(("Next: slice", "Enough is annotated")) and "gain" in panel.said
+    panel.choose(1)
+    plane = standin.numpy_matrix(slicer.views["Red"].node.GetSliceToRAS())
+    assert (np.linalg.inv(AFFINE) @ plane[:, 3])[2] == pytest.approx(7)
 
 
 def test_the_scribbles_tab_grows_from_seeds(server):

@@ -130,7 +130,7 @@ class Learner:
         self._velocity, self._image_velocity = start, start
         self._progress, self._cancelled = progress, cancelled
         self._generator = torch.Generator().manual_seed(config.seed)
-        self._began, self._epoch = time.monotonic(), 0
+        self._began, self._epoch, self._steps = time.monotonic(), 0, 0
         self._total_epochs = config.max_epochs + config.refine_steps
 
     def run(self) -> Fields:
@@ -272,7 +272,8 @@ class Learner:
         from ignite.handlers import EarlyStopping
 
         deadline, stage = self._began + budget_share * self.config.budget_s, next_stage()
-        if epochs == 0 or not batches or stage.over(time.monotonic() >= deadline or self._cancelled()):
+        out_of_time = time.monotonic() >= deadline and self._steps > 0  # on a busy machine imports may use it all up
+        if epochs == 0 or not batches or stage.over(out_of_time or self._cancelled()):
             self._epoch += epochs * counts
             return
         engine, first, lowest = Engine(step), self._epoch, float("inf")
@@ -282,6 +283,7 @@ class Learner:
         def _(engine: Engine) -> None:
             outputs.append(cast(tuple[float, float], engine.state.output))
             stage.steps += 1
+            self._steps += 1
             if stage.over(time.monotonic() >= deadline or self._cancelled()):
                 engine.terminate()
 

@@ -14,6 +14,10 @@ from sliceprop.napari_plugin.backend import Progress
 Work = Callable[[Callable[[Progress], None], Callable[[], bool]], Any]
 
 
+TURN_MS = 5
+"""With 0 Qt would do it before it looks at the mouse and the keys, and draws."""
+
+
 class _Signals(WorkerBaseSignals):
     progressed = Signal(object)
 
@@ -66,7 +70,7 @@ class QtRunner:
 
     def later(self, act: Callable[[], None]) -> None:
         """Do something once the viewer has had a turn, if it is still there."""
-        QTimer.singleShot(0, lambda: None if self._closed else act())
+        QTimer.singleShot(TURN_MS, lambda: None if self._closed else act())
 
     def busy(self, lane: str) -> bool:
         """Whether something runs in the lane."""

@@ -87,7 +87,7 @@ class Redaction:
         else:
             made.msg, made.args = self(message), ()
         if made.exc_info and made.exc_info[0] is not None:
-            made.exc_text = self("".join(traceback.format_exception(*made.exc_info)).rstrip())
+            made.exc_text = self(_traceback(made.exc_info))
         return made
 
     def _without_query(self, part: Any) -> Any:
@@ -96,6 +96,14 @@ class Redaction:
     def install(self) -> None:
         """Make all loggers of this process use it."""
         logging.setLogRecordFactory(self.record)
+
+
+def _traceback(raised: Any) -> str:
+    """What `logging` would print; formatting itself can fail in Python 3.11 while another thread does the same."""
+    try:
+        return "".join(traceback.format_exception(*raised)).rstrip()
+    except Exception:
+        return f"{raised[0].__name__}: {raised[1]}"
 
 
 def quieten() -> None:

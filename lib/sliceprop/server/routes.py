@@ -269,6 +269,13 @@ def start_all_trainings(user: Admin, params: dict[str, Any] | None = None, run_s
     return {NAME: {"result": answer, "detail": None}}
 
 
+@router.delete("/train/")
+def stop_training(user: Admin) -> Any:
+    """Stop the training; the best model so far is kept. 3D Slicer fails where there is no last line of `details`."""
+    answer = train.stop()
+    return {**answer, "details": answer.get("details") or ["stopped"]} if answer else answer
+
+
 @router.post("/scoring/{method}")
 def start_scoring(method: str, user: Annotator, params: dict[str, Any] | None = None, run_sync: bool = False) -> Any:
     """Start a scoring after checking its request."""
