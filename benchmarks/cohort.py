@@ -30,7 +30,7 @@ from sliceprop.cohort.workers import WorkersConfig, workers
 from sliceprop.io import Image, make_folder, write_image
 from sliceprop.phantom import make_phantom
 
-SIZE, SLICES, STUDIES = 96, 12, 8
+SIZE, SLICES, STUDIES = 64, 10, 8
 LARGE_SIZE, LARGE_SLICES = 400, 29
 """Of the study from which the plan is made: the yardstick's of `speed.py`."""
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from browsing import Tab, expect
+from serving import eventually
 from sliceprop.io import write_json
 from sliceprop.phantom import make_phantom
 from touring import Tour, touring
@@ -68,8 +69,10 @@ def _summary(milliseconds: list[float]) -> dict[str, float]:
     return {"longest_s": round(float(gaps.max()), 4), "p99_s": round(float(np.percentile(gaps, 99)), 4)}
 
 
-def train(tab: Tab, meanwhile: Callable[[], None] = lambda: None) -> None:
-    """Press the button and wait for the end of the training."""
+def train(tour: Tour, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Press the button, once the server has cleared away the training before, and wait for the end."""
+    tab = tour.tab
+    eventually(lambda: not tour.client.call("GET", "/train/?check_if_running=true").ok, "the training before to end")
     tab.button("train").click()
     expect(tab.page.locator("[data-training]")).to_be_visible()
     meanwhile()
@@ -92,8 +95,8 @@ def measure(tour: Tour) -> dict[str, Any]:
     return {
         "at rest": during(tab, lambda: tab.page.wait_for_timeout(1000 * REST_S)),
         "painting": during(tab, lambda: paint(tab)),
-        "training": during(tab, lambda: train(tab)),
-        "training, painting": during(tab, lambda: train(tab, lambda: paint(tab))),
+        "training": during(tab, lambda: train(tour)),
+        "training, painting": during(tab, lambda: train(tour, lambda: paint(tab))),
         "submit and propagate": during(tab, lambda: tab.press("propagate")),
     }
 

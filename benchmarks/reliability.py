@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import random
 import sys
 import tempfile
@@ -185,6 +186,7 @@ def main() -> int:
     chosen = parser.parse_args()
     if unknown := [part for part in chosen.parts if part not in PARTS]:
         parser.error(f"there is no part {unknown[0]}; choose from {', '.join(PARTS)}")
+    logging.disable(logging.CRITICAL)  # what is damaged on purpose is told by the hundred
     lost = list[str]()
     for name in chosen.parts or PARTS:
         began, count = time.monotonic(), chosen.count or COUNTS[name]

@@ -23,13 +23,13 @@ class Roi(NamedTuple):
         """Index into `(S, H, W)`."""
         return slice(None), slice(self.top, self.bottom), slice(self.left, self.right)
 
-    def holds(self, other: Roi) -> bool:
-        """Whether `other` lies inside."""
-        return (
-            self.top <= other.top
-            and other.bottom <= self.bottom
-            and self.left <= other.left
-            and other.right <= self.right
+    def united(self, other: Roi) -> Roi:
+        """The smallest rectangle that holds both."""
+        return Roi(
+            min(self.top, other.top),
+            max(self.bottom, other.bottom),
+            min(self.left, other.left),
+            max(self.right, other.right),
         )
 
 

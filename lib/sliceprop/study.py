@@ -36,7 +36,7 @@ from sliceprop.engine.predictors import predict
 from sliceprop.engine.propagation import Carrier
 from sliceprop.engine.quality import Quality, estimate_quality
 from sliceprop.engine.refinement import Refiner
-from sliceprop.engine.registration import Model, SliceTransforms, crop, network_fields, register
+from sliceprop.engine.registration import Model, SliceTransforms, crop, network_fields, register, widened_fields
 from sliceprop.engine.threads import one_thread
 from sliceprop.engine.training import Fields, Learner, Progress, half_size
 from sliceprop.errors import CheckpointError, InputError, NoAnnotationError
@@ -206,11 +206,13 @@ def train(
     config = config or TrainConfig()
     target = resolve_device(device)
     roi = region_of_interest(study.annotation)
-    start = None
-    if init is not None and init.fits(study.study_hash, roi):
-        assert init.roi is not None and init.fields is not None
-        roi, start = init.roi, init.fields.image_velocity
+    known = None if init is None else init.fields_of(study.study_hash)
+    if known is not None:
+        roi = roi.united(known[0])
     annotation, images = _region(study, roi)
+    start = None
+    if init is not None and known is not None:
+        start = widened_fields(init, images, known[0], roi, known[1]).image_velocity
     grid = half_size(*images.shape[-2:])
     anchors = make_anchors(annotation, *grid, device=target) if config.mask_weight > 0 else []
     network = init.network() if init is not None else _seeded_network(config.seed)
@@ -414,9 +416,9 @@ def fill_study(study: Study, model: Model | None, config: PropagateConfig, overf
     if not annotation.values:
         raise NoAnnotationError("nothing is annotated yet; paint at least one slice")
     roi = region_of_interest(annotation)
-    if model is not None and model.fits(study.study_hash, roi):
-        assert model.roi is not None
-        roi = model.roi
+    known = None if model is None else model.fields_of(study.study_hash)
+    if known is not None:
+        roi = roi.united(known[0])
     inside, images = _region(study, roi)
     still, network = Carrier(inside, images, None), ""
     if config.method in PREDICTORS:
@@ -488,10 +490,8 @@ def _carried(still: Carrier, fields: Fields | None, config: PropagateConfig, thr
 def _fields(study: Study, model: Model | None, roi: Roi, images: torch.Tensor) -> Fields:
     if model is None:
         return register(images)
-    if model.fits(study.study_hash, roi):
-        assert model.fields is not None
-        return model.fields
-    return network_fields(model, images)
+    known = model.fields_of(study.study_hash)
+    return network_fields(model, images) if known is None else widened_fields(model, images, known[0], roi, known[1])
 
 
 def _uncropped(filled: Filled, roi: Roi, shape: tuple[int, ...]) -> Filled:

@@ -9,9 +9,10 @@ from sliceprop.config import TrainConfig
 from sliceprop.engine.anchors import ANCHOR_GAP, Anchors, anchor_loss, make_anchors
 from sliceprop.engine.flow import integrate_velocity
 from sliceprop.engine.network import RegistrationNet
-from sliceprop.engine.registration import SliceTransforms, register
-from sliceprop.engine.training import Learner, Progress, half_size
+from sliceprop.engine.registration import Model, SliceTransforms, register, widened_fields
+from sliceprop.engine.training import Fields, Learner, Progress, half_size, halved, predict_velocity
 from sliceprop.labels import sparse_labels
+from sliceprop.roi import Roi
 from sliceprop.volume import normalise_intensity
 
 SHIFT_PX = 2.0
@@ -171,3 +172,22 @@ def test_labels_known_on_different_slices_become_groups() -> None:
     assert {group.slices for group in groups} == {(0, 3), (0, 5)}
     assert all(group.masks.shape == (2, 1, 10, 12) for group in groups)
     assert groups[0].masks.sum() == 2 * 36 / 4
+
+
+def test_fields_on_a_larger_part_of_the_slices_keep_what_they_cover() -> None:
+    """A linear field, which resampling reproduces; far outside it is the network that tells."""
+    old, new = Roi(20, 81, 30, 111), Roi(4, 81, 30, 160)
+    rows, columns = torch.meshgrid(torch.arange(31.0), torch.arange(41.0), indexing="ij")
+    velocity = torch.stack([0.02 * rows, 0.5 - 0.01 * columns])[None]
+    images = torch.rand(2, 1, 77, 130, generator=torch.Generator().manual_seed(0))
+    model = Model(RegistrationNet().state_dict(), TrainConfig(), "study", old, Fields(velocity, velocity))
+    assert model.fields_of("study") == (old, model.fields) and model.fields_of("another") is None
+    assert widened_fields(model, images[..., :61, :81], old, old, model.fields) is model.fields
+
+    fields = widened_fields(model, images, old, new, model.fields)
+    was = SliceTransforms(velocity, 61, 81).between(0, 1)[..., 8:-8, 8:-8]
+    now = SliceTransforms(fields.velocity, 77, 130).between(0, 1)[..., 16 + 8 : -8, 8 : 81 - 8]
+    assert torch.allclose(was, now, atol=0.02)
+    around = predict_velocity(model.network(), halved(images))
+    assert torch.allclose(fields.velocity[..., 52:], around[..., 52:], atol=1e-5)
+    assert not torch.allclose(fields.velocity[..., 43], around[..., 43], atol=1e-2)

@@ -10,9 +10,11 @@ import pytest
 pytest.importorskip("monailabel")
 
 import faults
+from load import server
+from reliability import kill_under_requests
 from sliceprop.errors import FileError
 
-KILLS_BY_TIME, KILLS_BY_OPERATION, KILLED_TRAININGS, DAMAGED = 6, 10, 4, 40
+KILLS_BY_TIME, KILLS_BY_OPERATION, KILLED_TRAININGS, KILLED_SERVERS = 6, 8, 4, 2
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,16 @@ def test_a_killed_training_leaves_a_good_checkpoint(victims, studies):
         victims.kill(faults.train_for_ever, studies, seed, longest_s=1.5, operations=operations)
         assert faults.lost_model(studies, before) == []
         before = file.read_bytes() if file.is_file() else None
+
+
+@pytest.mark.e2e
+def test_a_killed_server_has_kept_what_it_acknowledged(studies):
+    acknowledged = {}
+    for seed in range(KILLED_SERVERS):
+        with server(studies) as (address, process):
+            acknowledged |= kill_under_requests(address, process, seed)
+        assert faults.lost_drawings(studies, acknowledged) == []
+    assert acknowledged
 
 
 def test_a_full_disk_loses_nothing(victims, studies):
@@ -87,9 +99,8 @@ def test_a_folder_that_has_become_read_only_is_read_and_not_changed(victims):
 
 def test_no_damaged_file_is_given_out(tmp_path):
     numbers = faults.make_history(tmp_path / "good")
-    files = faults.kept_files(tmp_path / "good")
     chance = random.Random(0)
-    for file in chance.sample(files, len(files)) + chance.choices(files, k=max(0, DAMAGED - len(files))):
+    for file in faults.kept_files(tmp_path / "good"):
         copy = faults.copied(tmp_path / "good", tmp_path / "copy")
         place = file.relative_to(tmp_path / "good")
         kind = faults.damage(copy / place, chance)

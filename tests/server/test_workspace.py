@@ -1,5 +1,6 @@
 """The study of `columns` in a workspace, without a server."""
 
+import gzip
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -286,6 +287,26 @@ def test_a_label_file_that_is_gone_or_was_changed_by_hand(workspace, submit):
     nib.save(nib.Nifti1Image(column([5, 6]), AFFINE), file)
     assert opened(workspace).annotation.annotated_slices == (5, 6)
     assert case.record.versions.newest("sparse").entry.event == "found"
+
+
+@pytest.mark.parametrize("damage", ["a byte", "the end", "another grid"])
+def test_a_shown_label_file_that_is_damaged_is_set_aside(workspace, submit, damage):
+    submit(column([2, 7]))
+    file = workspace.store.label_file("case", "sparse")
+    content = bytearray(gzip.decompress(file.read_bytes()))
+    if damage == "a byte":
+        content[-3] ^= 1  # in a voxel, so that everything but the checksum at the end is as it should be
+    whole = gzip.compress(bytes(content), mtime=0)
+    original = file.read_bytes()
+    if damage == "a byte":
+        file.write_bytes(whole[:-8] + original[-8:])
+    elif damage == "the end":
+        file.write_bytes(original[:-5])
+    else:
+        nib.save(nib.Nifti1Image(column(), AFFINE + np.eye(4, k=3) / 2), file)
+    assert opened(workspace).annotation.annotated_slices == (2, 7)
+    assert file.read_bytes() == original
+    assert (workspace.folder / "studies" / "case" / "set_aside" / "sparse.nii.gz").is_file()
 
 
 def test_a_removed_label_is_gone_and_can_be_restored(workspace, submit):

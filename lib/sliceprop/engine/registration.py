@@ -8,6 +8,7 @@ from threading import Lock
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sliceprop.config import TrainConfig
 from sliceprop.engine.flow import compose, integrate_velocity, resize_flow
@@ -15,6 +16,9 @@ from sliceprop.engine.network import RegistrationNet
 from sliceprop.engine.training import Fields, Learner, half_size, halved, predict_velocity
 from sliceprop.roi import Roi
 from sliceprop.volume import FloatArray
+
+FADE_PX = 16.0
+"""Way from the edge of refined fields on which they give way to what lies around them."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,11 @@ class Model:
         network.load_state_dict(dict(self.weights))
         return network
 
-    def fits(self, study_hash: str, roi: Roi) -> bool:
-        """Whether the refined fields are of this study and cover `roi`."""
-        return (
-            self.fields is not None and self.roi is not None and self.study_hash == study_hash and self.roi.holds(roi)
-        )
+    def fields_of(self, study_hash: str) -> tuple[Roi, Fields] | None:
+        """The refined fields and what they cover, if they are of this study."""
+        if self.fields is None or self.roi is None or self.study_hash != study_hash:
+            return None
+        return self.roi, self.fields
 
 
 def crop(slices: FloatArray, roi: Roi) -> Tensor:
@@ -63,6 +67,56 @@ def network_fields(model: Model, images: Tensor) -> Fields:
         images: `(S, 1, H, W)` in [0, 1].
     """
     return register(images, start=predict_velocity(model.network(), halved(images)), budget_s=4.0)
+
+
+def widened_fields(model: Model, images: Tensor, old: Roi, new: Roi, fields: Fields) -> Fields:
+    """Refined fields on a larger part of the same study: what they cover stays, the network tells about the rest.
+
+    So a mark outside of what was learnt neither spoils what was, nor costs the seconds of learning it again.
+
+    Args:
+        model: gives the network.
+        images: `(S, 1, H, W)` in [0, 1] of `new`.
+        old: what `fields` cover.
+        new: holds `old`.
+        fields: refined on `old`.
+    """
+    if old == new:
+        return fields
+    around = predict_velocity(model.network(), halved(images))
+    rows, row_weight, row_scale = _taken_from(old.top, old.bottom, new.top, new.bottom, around.shape[-2], fields, -2)
+    columns, column_weight, column_scale = _taken_from(
+        old.left, old.right, new.left, new.right, around.shape[-1], fields, -1
+    )
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1).expand(len(around), -1, -1, -1)
+    weight = torch.minimum(row_weight[:, None], column_weight)
+    scale = torch.tensor([row_scale, column_scale]).view(1, 2, 1, 1)
+
+    def widened(velocity: Tensor) -> Tensor:
+        inside = functional.grid_sample(velocity, grid, padding_mode="border", align_corners=True) * scale
+        return weight * inside + (1 - weight) * around
+
+    image_velocity = widened(fields.image_velocity)
+    if torch.equal(fields.velocity, fields.image_velocity):
+        return Fields(image_velocity, image_velocity)
+    return Fields(widened(fields.velocity), image_velocity)
+
+
+def _taken_from(
+    old_start: int, old_stop: int, new_start: int, new_stop: int, size: int, fields: Fields, dim: int
+) -> tuple[Tensor, Tensor, float]:
+    """Where the points of a new velocity grid lie on the old one, along one axis.
+
+    Returns:
+        positions in [-1, 1] on the old grid; the share of the old fields there, 1 inside and fading outside; new grid
+        steps per old one.
+    """
+    pixel = torch.linspace(new_start, new_stop - 1, size)
+    outside = torch.maximum(old_start - pixel, pixel - (old_stop - 1)).clamp_min(0)
+    position = 2 * (pixel - old_start) / max(old_stop - 1 - old_start, 1) - 1
+    old_step = max(old_stop - 1 - old_start, 1) / (fields.velocity.shape[dim] - 1)
+    new_step = max(new_stop - 1 - new_start, 1) / (size - 1)
+    return position, (1 - outside / FADE_PX).clamp_min(0), old_step / new_step
 
 
 def register(images: Tensor, *, start: Tensor | None = None, budget_s: float = 8.0) -> Fields:

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def write_table(path: Path, value: Any) -> None:
 def read_table(path: Path) -> Any:
     """What `write_table`, or a release before it, wrote; None if both files are missing or damaged.
 
+    If one is, it is made anew from the other.
+
     Raises:
         FileError: if it is of a later release, whose meaning must not be guessed.
     """
@@ -83,6 +86,9 @@ def read_table(path: Path) -> Any:
         if isinstance(content, dict) and content.get("sha256") == checksum(content):
             if content.get("format") != TABLE_FORMAT:
                 raise FileError(f"{file}: has format {content.get('format')}, this program reads {TABLE_FORMAT}")
+            if file != path:
+                with suppress(FileError):  # a folder that cannot be written is still read
+                    write_json(path, content)
             return content["value"]
         if content is not None:
             logger.error("%s does not match its checksum and is ignored", file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,9 +27,9 @@ from sliceprop.server.colors import LabelColors
 from sliceprop.server.datastore import Studies
 from sliceprop.server.errors import ConflictError, NotFoundError
 from sliceprop.server.file_names import named_by_file, segments_in
-from sliceprop.server.files import read_json, write_json
+from sliceprop.server.files import copy_file, read_json, write_json
 from sliceprop.server.guard import plain_name
-from sliceprop.server.label_files import read_labels, replace_values
+from sliceprop.server.label_files import check_whole, read_labels, replace_values
 from sliceprop.server.manifests import Manifests
 from sliceprop.server.names import BACKGROUND_SCRIBBLES, FOREGROUND_SCRIBBLES, LabelNames, names_by_value
 from sliceprop.server.provenance import Annotation, drawn_by_hand, hand_made, is_our_result, marked_slices, only_slices
@@ -435,14 +436,22 @@ class Workspace:
             shown = look(self.store, case.image_id, case.record.versions, tag)
             if shown.foreign is not None:
                 try:
+                    check_whole(shown.foreign)
                     return self._found(case, tag, shown.foreign)
-                except FileError:
+                except InputError:
                     if shown.newest is None:
                         raise
-                    logger.exception("%s is damaged; version %d takes its place", shown.foreign, shown.newest.number)
+                    self._set_aside(case, tag, shown.foreign)
             if shown.newest is not None and (shown.behind or shown.foreign is not None):
                 publish(self.store, case.image_id, shown.newest)
             return shown.newest
+
+    def _set_aside(self, case: Case, tag: str, file: Path) -> None:
+        """Keep a label file that cannot be used where it does no harm; the newest version takes its place."""
+        assert case.record is not None
+        logger.exception("the label %s of %s cannot be used; it is set aside", tag, case.image_id)
+        with suppress(InputError, OSError):
+            copy_file(file, case.record.folder / "set_aside" / f"{tag}{''.join(file.suffixes[-2:])}")
 
     def _annotation_of(self, case: Case, version: Version) -> Annotation:
         """The annotation that a version holds; its values are label indices."""
