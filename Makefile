@@ -24,11 +24,11 @@ help: ## list the commands
 install: $(STAMP) ## make the environment VENV=.venv and install everything into it
 
 serve: $(STAMP) ## start the server: STUDIES=sample-data HOST=127.0.0.1 PORT=8000
-	@exec $(BIN)/sliceprop serve --studies '$(STUDIES)' --host '$(HOST)' --port '$(PORT)'
+	@exec $(BIN)/sliceprop serve --studies '$(STUDIES)' --host '$(HOST)' --port '$(PORT)' $(ARGS)
 
 ohif: $(STAMP) ## annotate in a browser, with an archive of its own: DICOM=folder HOST=127.0.0.1 PORT=8000
 	@packaging/install_orthanc.sh
-	@exec $(BIN)/sliceprop ohif --host '$(HOST)' --port '$(PORT)' $(if $(DICOM),--dicom '$(DICOM)')
+	@exec $(BIN)/sliceprop ohif --host '$(HOST)' --port '$(PORT)' $(if $(DICOM),--dicom '$(DICOM)') $(ARGS)
 
 test: lint types unit-tests ## lint, check types, run all tests
 

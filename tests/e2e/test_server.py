@@ -54,7 +54,10 @@ def test_annotate_train_propagate_suggest_correct(client: Client) -> None:
     stats = client.stats()
     assert stats["status"] == "DONE" and stats["epoch"] > 0 and stats["total_epochs"] >= stats["epoch"]
     assert {"best_metric", "seconds_left", "total_time"} <= stats.keys()
-    assert client.ok("GET", "/train/")["status"] == "DONE"
+
+    client.train(image)  # at once, while the process of the first one is still ending
+    assert client.stats()["status"] == "DONE"
+    eventually(lambda: client.ok("GET", "/train/")["status"] == "DONE", "the training process to end")
 
     result, params = client.infer(f"image={image}")
     assert params["trained"] is True

@@ -251,8 +251,9 @@ def start_training(
     waiting = [task for task in tasks("train") if task["status"] in ("SUBMITTED", "RUNNING")]
     if enqueue and len(waiting) >= MAX_TRAININGS:
         raise BusyError(f"{MAX_TRAININGS} trainings wait already; try again later", retry_after_s=60)
+    over = app.training()["status"] not in ("SUBMITTED", "RUNNING")  # its process takes a second longer to end
     try:
-        answer = train.run_model(model, dict(request), run_sync, enqueue)
+        answer = train.run_model(model, dict(request), run_sync, enqueue or over)
     except HTTPException as error:
         busy = f"a training is running already, of {app.training().get('image')}; wait for its end or stop it"
         raise BusyError(busy, retry_after_s=10) from error
