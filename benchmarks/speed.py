@@ -327,7 +327,9 @@ def report(results: dict[str, Any], name: str) -> str:
         for m in results["measurements"]
     ]
     header = ["measurement", "volume", "median s", "min s", "max s", "goal s", "peak GiB", "goal GiB"]
-    parts = ["# Speed", common.describe(results["machine"]), common.markdown_table(header, rows).strip()]
+    parts = ["# Speed", common.describe(results["machine"])]
+    if results["measurements"]:
+        parts.append(common.markdown_table(header, rows).strip())
     points = [scale.Point(**point) for point in results["points"]]
     if points:
         parts += [scale.markdown(points).strip(), f"![growth]({name}.png)"]
