@@ -1,6 +1,7 @@
 """Versions of a study, without a server: kept whole, in order, and noticed when damaged."""
 
 import json
+import logging
 import multiprocessing
 import shutil
 
@@ -10,6 +11,17 @@ import pytest
 from sliceprop.errors import FileError, InputError
 from sliceprop.hashing import checksum
 from sliceprop.versions import DamagedError, Entry, Versions, packed_mask, unpacked_mask
+
+
+@pytest.fixture(autouse=True)
+def heard(monkeypatch, caplog):
+    """Logging as it is at the start of a program, whatever other tests and their libraries made of it."""
+    logging.disable(logging.NOTSET)
+    caplog.set_level(logging.WARNING)
+    for name in "sliceprop", "sliceprop.versions":
+        caplog.set_level(logging.WARNING, name)
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
 
 @pytest.fixture
