@@ -42,7 +42,7 @@ LAYERS: tuple[set[str], ...] = (
     {"api"},
 )
 FRONT_ENDS: tuple[set[str], ...] = (
-    {"cli", "arguments", "serve", "orthanc", "tool_commands", "study_commands", "cohort_commands"},
+    {"cli", "arguments", "common_arguments", "serve", "orthanc", "tool_commands", "study_commands", "cohort_commands"},
     {"server"},
     {"napari_plugin", "client"},
 )
@@ -58,7 +58,15 @@ HOMES = {
     "monai": {"engine", "tools"},
     "ignite": {"engine", "cohort"},
     "segmentation_models_pytorch": {"engine"},
-    "argparse": {"arguments", "cli", "engine", "tool_commands", "study_commands", "cohort_commands"},
+    "argparse": {
+        "arguments",
+        "common_arguments",
+        "cli",
+        "engine",
+        "tool_commands",
+        "study_commands",
+        "cohort_commands",
+    },
     "tqdm": {"cli", "cohort_commands"},
     "matplotlib": {"overlay"},
     "dask": {"cohort"},

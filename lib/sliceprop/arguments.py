@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from sliceprop import __version__
 from sliceprop.cohort_commands import add_cohort_commands
+from sliceprop.common_arguments import add_json, add_target
 from sliceprop.config import (
     BACKGROUND_SCRIBBLE,
     FUSIONS,
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_inputs(train)
     train.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="checkpoint, *.safetensors")
     _add_training(train)
-    _add_json(train)
+    add_json(train)
 
     propagate = add("propagate", "fill the volume from the annotated slices, learning first without --model")
     _add_inputs(propagate)
@@ -79,29 +80,23 @@ def _parser() -> argparse.ArgumentParser:
     propagate.add_argument("--manifest", type=Path, metavar="F.json", help="write what `reproduce` needs, with hashes")
     _add_training(propagate, f"{_BUDGET}, of {_OVERFITTED}: {PredictorConfig.budget_s:g}")
     _add_encoder(propagate)
-    _add_json(propagate)
+    add_json(propagate)
 
     suggest = add("suggest", "name the slices to annotate next; without annotation the best first ones")
     _add_inputs(suggest, labels_needed=False)
     _add_model(suggest)
     suggest.add_argument("-n", type=int, default=SuggestConfig.n, help="how many slices (default: 1)")
-    suggest.add_argument(
-        "--target",
-        type=float,
-        default=SuggestConfig.target,
-        metavar="DICE",
-        help=f"estimated Dice above which a slice needs no annotation (default: {SuggestConfig.target:g})",
-    )
+    add_target(suggest)
     _add_plan(suggest)
     _add_training(suggest, budget="nothing is learned without it")
-    _add_json(suggest)
+    add_json(suggest)
 
     evaluate = add("evaluate", "compare a result with a reference: Dice, average Hausdorff distance, HD95")
     evaluate.add_argument("prediction", metavar="PREDICTION", type=Path)
     evaluate.add_argument("reference", metavar="REFERENCE", type=Path)
     evaluate.add_argument("--labels", type=Path, help="what was annotated: measure also without the annotated slices")
     _add_slice_axis(evaluate)
-    _add_json(evaluate)
+    add_json(evaluate)
 
     add_tool_commands(add)
     add_cohort_commands(add)
@@ -129,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_learning(demo, _BUDGET)
     demo.set_defaults(model=None, init=None)
-    _add_json(demo)
+    add_json(demo)
 
     sample = add("sample-data", "write the synthetic scan, its reference and three annotated slices")
     sample.add_argument("folder", metavar="DIR", type=Path)
@@ -237,10 +232,6 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
         metavar="none|FILE|imagenet",
         help="pretrained weights of the encoder: a file, or imagenet, which is downloaded (default: none)",
     )
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else on standard output")
 
 
 def _slices(text: str) -> tuple[int, ...]:

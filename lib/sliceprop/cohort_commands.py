@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sliceprop.common_arguments import add_json, add_target
 from sliceprop.config import LEARNED_METHODS, METHODS, PropagateConfig, SuggestConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def add_cohort_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> N
     cohort.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="gets a folder per study")
     _add_work(cohort)
     _add_workers(cohort)
-    _add_json(cohort)
+    add_json(cohort)
 
     export = add("export-dataset", "write the finished studies of a cohort as a training set: nnU-Net and MONAI")
     export.add_argument("results", metavar="RESULTS", type=Path, help="folder that `sliceprop cohort` wrote")
@@ -52,7 +53,7 @@ def add_cohort_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> N
         "--reviewed", type=Path, metavar="DIR", help="label maps ID.* that somebody corrected or accepted"
     )
     export.add_argument("--mapping", type=Path, metavar="F.csv", help="write which case is which study")
-    _add_json(export)
+    add_json(export)
 
     large = add("propagate-large", "fill an OME-Zarr volume that does not fit into memory from its annotated slices")
     large.add_argument("image", metavar="IMAGE.zarr", type=Path, help="OME-Zarr, slices along its first axis")
@@ -61,7 +62,7 @@ def add_cohort_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> N
     large.add_argument("--uncertainty", type=Path, metavar="F.zarr", help="write the uncertainty in percent")
     large.add_argument("--budget-s", type=float, default=600.0, metavar="N", help="for learning (default: 600)")
     large.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    _add_json(large)
+    add_json(large)
 
     pretrain = add("pretrain", "learn registration over many scans, a start for learning each; also under torchrun")
     pretrain.add_argument("studies", metavar="STUDIES", nargs="+", type=Path, help="folders or CSV, as for cohort")
@@ -81,11 +82,7 @@ def add_cohort_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> N
     pretrain.add_argument("--mlflow", metavar="URI", help="track in this store")
     pretrain.add_argument("--licence", default="not stated", help="of the data, for the model card")
     pretrain.add_argument("--redo", action="store_true", help="start anew instead of going on")
-    _add_json(pretrain)
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else on standard output")
+    add_json(pretrain)
 
 
 def _add_work(parser: argparse.ArgumentParser) -> None:
@@ -97,13 +94,7 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
         "--budget-s", type=float, metavar="N", help="seconds at most for learning one study (default: 600)"
     )
     parser.add_argument("--seed", type=int, default=TrainConfig.seed, metavar="N", help="default: 0")
-    parser.add_argument(
-        "--target",
-        type=float,
-        default=SuggestConfig.target,
-        metavar="DICE",
-        help=f"estimated Dice above which a slice needs no annotation (default: {SuggestConfig.target:g})",
-    )
+    add_target(parser)
     parser.add_argument("--no-pictures", action="store_true", help="write no overlay.png")
     parser.add_argument("--redo", action="store_true", help="also what an earlier run has finished")
 

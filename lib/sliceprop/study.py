@@ -427,7 +427,7 @@ def fill_study(study: Study, model: Model | None, config: PropagateConfig, overf
     elif config.method in INTERPOLATIONS:
         filled, methods = _interpolated(still, config)
     else:
-        fields = None if model is None and config.method == "auto" else _fields(study, model, roi, images)
+        fields = None if model is None and config.method == "auto" else _fields(model, known, roi, images)
         with one_thread() as threads:
             filled, methods = _carried(still, fields, config, threads)
     whole = _uncropped(filled, roi, annotation.labels.shape)
@@ -487,10 +487,10 @@ def _carried(still: Carrier, fields: Fields | None, config: PropagateConfig, thr
     return filled, [("registration" if weight > 0.5 else "shape") + refined for weight in weights]
 
 
-def _fields(study: Study, model: Model | None, roi: Roi, images: torch.Tensor) -> Fields:
+def _fields(model: Model | None, known: tuple[Roi, Fields] | None, roi: Roi, images: torch.Tensor) -> Fields:
+    """Fields of a region; `known` are the model's own of this study, and what they cover."""
     if model is None:
         return register(images)
-    known = model.fields_of(study.study_hash)
     return network_fields(model, images) if known is None else widened_fields(model, images, known[0], roi, known[1])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sliceprop.common_arguments import add_json
 from sliceprop.errors import FileError
 
 Command = Callable[[argparse.Namespace], dict[str, Any]]
@@ -36,7 +37,7 @@ def add_study_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> No
     reproduce = add("reproduce", "make a result again from its manifest, and see whether every byte is the same")
     reproduce.add_argument("manifest", metavar="MANIFEST", type=Path, help="from propagate --manifest, or a server's")
     reproduce.add_argument("-o", "--output", type=Path, metavar="OUT", help="write the label map as well")
-    _add_json(reproduce)
+    add_json(reproduce)
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
@@ -44,11 +45,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--studies", type=Path, default=Path("sample-data"), metavar="DIR", help="the server's (default: sample-data)"
     )
-    _add_json(parser)
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else on standard output")
+    add_json(parser)
 
 
 def _versions(chosen: argparse.Namespace) -> dict[str, Any]:

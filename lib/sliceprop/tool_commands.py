@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sliceprop.common_arguments import add_json
 from sliceprop.config import BACKGROUND_SCRIBBLE, MAX_LABEL
 from sliceprop.errors import FileError, InputError
 from sliceprop.tools.presets import KEEPS, PRESETS
@@ -99,7 +100,7 @@ def add_tool_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> Non
     )
     export.add_argument("--names", type=Path, metavar="F", help="label description of ITK-SNAP, or NRRD with names")
     export.add_argument("--dicom", type=Path, metavar="DIR", help="series of the scan, for *.dcm")
-    _add_json(export)
+    add_json(export)
 
 
 def _add_seeds(parser: argparse.ArgumentParser) -> None:
@@ -120,11 +121,7 @@ def _add_range(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="label map to write")
-    _add_json(parser)
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else on standard output")
+    add_json(parser)
 
 
 def _grow_from_seeds(chosen: argparse.Namespace) -> dict[str, Any]:
