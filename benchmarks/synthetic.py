@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +31,13 @@ FloatArray = NDArray[np.float32]
 
 
 def thigh(shape: tuple[int, int, int], n_labels: int) -> Case:
-    """The thigh on a grid `(S, H, W)`, each slice turned and shifted a little against the one before.
+    """The thigh on a grid `(S, H, W)`, see `thigh_slices`, slices along the first axis."""
+    image, labels = (np.stack(planes) for planes in zip(*thigh_slices(shape, n_labels), strict=True))
+    return Case("thigh", io.Image(image, np.diag([*spacing(shape), 1.0])), labels, slice_axis=0)
+
+
+def thigh_slices(shape: tuple[int, int, int], n_labels: int) -> Iterator[tuple[NDArray[np.int16], NDArray[np.int32]]]:
+    """Image and labels of the thigh's slices, `(H, W)`, each turned and shifted a little against the one before.
 
     Shapes between the sample's slices are blends of signed distances. The labels together cover the same four muscles,
     whose surroundings are most of the slice, however many they are.
@@ -44,28 +52,35 @@ def thigh(shape: tuple[int, int, int], n_labels: int) -> Case:
     if n_labels != 1 and n_labels % len(MUSCLES):
         raise InputError(f"the number of labels must be 1 or a multiple of {len(MUSCLES)}, not {n_labels}")
     scan, distances = _sample()
-    image, labels = np.empty(shape, np.int16), np.empty(shape, np.int32)
     rng = np.random.default_rng(0)
-    poses = _smooth_path(shape[0], rng)
-    for s, (place, pose) in enumerate(zip(np.linspace(0, len(scan) - 1, shape[0]), poses, strict=True)):
-        blown_up = [_resampled(_blend(volume, place), shape[1:], pose) for volume in (scan, *distances)]
-        image[s] = blown_up[0] + rng.normal(scale=NOISE, size=shape[1:])
-        score = np.stack(blown_up[1:])
-        labels[s] = np.where(score.max(axis=0) > 0, 1 + score.argmax(axis=0), 0)
-    spacing = LENGTH_MM / shape[0], FIELD_OF_VIEW_MM / shape[1], FIELD_OF_VIEW_MM / shape[2]
-    case = Case("thigh", io.Image(image, np.diag([*spacing, 1.0])), np.minimum(labels, n_labels), slice_axis=0)
-    pieces = n_labels // len(MUSCLES)
-    return Case(case.name, case.image, split_labels(case, pieces), 0) if pieces > 1 else case
+    poses, pieces = _smooth_path(shape[0], rng), max(1, n_labels // len(MUSCLES))
+    for place, pose in zip(np.linspace(0, len(scan) - 1, shape[0]), poses, strict=True):
+        image, *near = (_resampled(_blend(volume, place), shape[1:], pose) for volume in (scan, *distances))
+        score = np.stack(near)
+        muscles = np.where(score.max(axis=0) > 0, 1 + score.argmax(axis=0), 0)
+        noisy = image + rng.normal(scale=NOISE, size=shape[1:])
+        yield noisy.astype(np.int16), np.minimum(_bands(muscles, pieces), n_labels)
+
+
+def spacing(shape: tuple[int, int, int]) -> tuple[float, float, float]:
+    """Of the thigh on a grid, mm."""
+    return LENGTH_MM / shape[0], FIELD_OF_VIEW_MM / shape[1], FIELD_OF_VIEW_MM / shape[2]
 
 
 def split_labels(case: Case, pieces: int) -> NDArray[np.int32]:
     """Cut each label of each slice into `pieces` bands of equal size along the rows: many labels on one scan."""
     split = np.zeros_like(case.reference)
     for source, target in zip(case.slices(case.reference), case.slices(split), strict=True):
-        for value in range(1, int(case.reference.max()) + 1):
-            rows, columns = np.nonzero(source == value)
-            band = np.arange(rows.size) * pieces // max(rows.size, 1)
-            target[rows, columns] = (value - 1) * pieces + band + 1
+        target[:] = _bands(source, pieces)
+    return split
+
+
+def _bands(plane: NDArray[np.integer[Any]], pieces: int) -> NDArray[np.int32]:
+    split = np.zeros(plane.shape, np.int32)
+    for value in range(1, int(plane.max()) + 1):
+        rows, columns = np.nonzero(plane == value)
+        band = np.arange(rows.size) * pieces // max(rows.size, 1)
+        split[rows, columns] = (value - 1) * pieces + band + 1
     return split
 
 
