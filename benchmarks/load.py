@@ -3,9 +3,10 @@
     python benchmarks/load.py latency              # GET /info/ while studies are propagated and a training runs
     python benchmarks/load.py soak --minutes 30    # ten clients draw, propagate, ask and read back; restart, read again
     python benchmarks/load.py studies --count 200  # as many different studies, one after the other
+    python benchmarks/load.py latency soak studies # all of them
 
-Each part starts a server of its own on a free port, works on synthetic studies in a temporary folder, measures from
-outside of the server's process, and writes its results beside those of the other parts.
+Each part starts a server of its own on a free port, works on synthetic studies in a temporary folder, measures from a
+process beside those of the server and the clients, and writes its results beside those of the other parts.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -45,6 +47,9 @@ POLL_S = 0.05
 
 GOAL_MS, GROWTH_GOAL = 200.0, 0.05
 """95th percentile of `GET /info/`, and growth of memory after the first part of a run, as a share."""
+
+SOAK, STUDIES = "soak", "different studies, one after the other"
+"""Names of rows."""
 
 FULL = (29, 400, 400)
 SMALL = {"size": 64, "n_slices": 12}
@@ -140,8 +145,31 @@ class Client:
         return np.frombuffer(answer.content, answer.headers["X-Dtype"]).reshape(shape, order="F")
 
 
+class Sample(NamedTuple):
+    """How long one `GET /info/` took, and what the server held then."""
+
+    milliseconds: float
+    memory_mib: float
+    open_files: int
+    threads: int
+
+
+def watch(address: str, pid: int, pipe: Connection) -> None:
+    """Ask `GET /info/` until the pipe says that it is enough, then send the samples back."""
+    session, process, samples = requests.Session(), psutil.Process(pid), list[Sample]()
+    pipe.send("ready")
+    while not pipe.poll(POLL_S):
+        start = time.perf_counter()
+        session.get(f"{address}/info/", timeout=PATIENCE_S).raise_for_status()
+        took = (time.perf_counter() - start) * 1000
+        with process.oneshot():
+            held = process.memory_info().rss / 2**20, process.num_fds(), process.num_threads()
+        samples.append(Sample(took, *held))
+    pipe.send(samples)
+
+
 class Watch:
-    """Asks `GET /info/` all the time, from a thread, and notes how long that takes and what the server holds.
+    """Watches a server from a process of its own while the context lasts.
 
     Args:
         address: of the server.
@@ -149,42 +177,31 @@ class Watch:
     """
 
     def __init__(self, address: str, process: psutil.Process) -> None:
-        self.milliseconds: list[float] = []
-        self.memory_mib: list[float] = []
-        self.files: list[int] = []
-        self.threads: list[int] = []
-        self._address, self._process, self._stop = address, process, threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        spawn = get_context("spawn")
+        self._pipe, other = spawn.Pipe()
+        self._watcher = spawn.Process(target=watch, args=(address, process.pid, other), daemon=True)
+        self._samples: list[Sample] = []
 
     def __enter__(self) -> Watch:
-        self._thread.start()
+        self._watcher.start()
+        self._pipe.recv()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        session = requests.Session()
-        while not self._stop.wait(POLL_S):
-            start = time.perf_counter()
-            session.get(f"{self._address}/info/", timeout=PATIENCE_S).raise_for_status()
-            self.milliseconds.append((time.perf_counter() - start) * 1000)
-            self.memory_mib.append(self._process.memory_info().rss / 2**20)
-            self.files.append(self._process.num_fds())
-            self.threads.append(self._process.num_threads())
+        self._pipe.send("enough")
+        self._samples = self._pipe.recv()
+        self._watcher.join()
 
     def told(self) -> dict[str, Any]:
         """Percentiles, and what was held in the second and the last quarter of the time, medians."""
-        quarter = max(1, len(self.memory_mib) // 4)
-        held = {"memory_mib": self.memory_mib, "open_files": self.files, "threads": self.threads}
+        took, *held = zip(*self._samples, strict=True)
+        quarter = max(1, len(took) // 4)
         medians = {
             name: [float(np.median(values[quarter : 2 * quarter])), float(np.median(values[-quarter:]))]
-            for name, values in held.items()
+            for name, values in zip(Sample._fields[1:], held, strict=True)
         }
-        p50, p95, p99 = np.percentile(self.milliseconds, [50, 95, 99])
-        answers = {"requests": len(self.milliseconds), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
-        return {**answers, "worst_ms": max(self.milliseconds), **medians}
+        p50, p95, p99 = np.percentile(took, [50, 95, 99])
+        return {"requests": len(took), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "worst_ms": max(took), **medians}
 
 
 def measure_latency(folder: Path) -> dict[str, dict[str, Any]]:
@@ -199,20 +216,20 @@ def measure_latency(folder: Path) -> dict[str, dict[str, Any]]:
             client.upload(image, case.image.array, case.image.affine)
             client.submit(image, sparse, drawn, case.slice_axis)
         client.propagate("a", method="nearest")
-        with Watch(address, process) as watch:
+        with Watch(address, process) as watched:
             time.sleep(5)
-        found["idle"] = watch.told()
-        with Watch(address, process) as watch, ThreadPoolExecutor() as pool:
+        found["idle"] = watched.told()
+        with Watch(address, process) as watched, ThreadPoolExecutor() as pool:
             start = time.perf_counter()
             list(pool.map(client.propagate, ["a", "b"] * 2))
-        found["4 propagations, 2 at once"] = {"seconds": time.perf_counter() - start, **watch.told()}
-        with Watch(address, process) as watch, ThreadPoolExecutor() as pool:
+        found["4 propagations, 2 at once"] = {"seconds": time.perf_counter() - start, **watched.told()}
+        with Watch(address, process) as watched, ThreadPoolExecutor() as pool:
             list(pool.map(lambda image: client.ask("POST", "/activelearning/next_slice", json={"image": image}), "ab"))
-        found["2 suggestions at once"] = watch.told()
-        with Watch(address, process) as watch:
+        found["2 suggestions at once"] = watched.told()
+        with Watch(address, process) as watched:
             client.ask("POST", "/train/labelprop", json={"image": "a", "budget_s": 20})
             _await(lambda: client.ask("GET", "/train/").json()["status"] == "DONE", "the training")
-        found["a training"] = watch.told()
+        found["a training"] = watched.told()
     return found
 
 
@@ -262,7 +279,7 @@ class Annotator(Client):
 
 def measure_soak(folder: Path, clients: int, seconds: float) -> dict[str, dict[str, Any]]:
     """Clients at once for a long time; afterwards the server starts anew and must hold what it acknowledged."""
-    with server(folder) as (address, process), Watch(address, process) as watch, ThreadPoolExecutor(clients) as pool:
+    with server(folder) as (address, process), Watch(address, process) as watched, ThreadPoolExecutor(clients) as pool:
         workers = [Annotator(address, number=number) for number in range(clients)]
         list(pool.map(lambda worker: worker.work(time.monotonic() + seconds), workers))
     with server(folder) as (address, _):
@@ -279,12 +296,12 @@ def measure_soak(folder: Path, clients: int, seconds: float) -> dict[str, dict[s
         "failed": sum(count for status, count in statuses.items() if status >= 500),
         "lost_or_changed": [what for worker in workers for what in worker.wrong],
     }
-    return {"soak": {**told, **watch.told()}}
+    return {SOAK: {**told, **watched.told()}}
 
 
 def measure_studies(folder: Path, count: int) -> dict[str, dict[str, Any]]:
     """Different studies one after the other, each uploaded, drawn on, propagated and exported."""
-    with server(folder) as (address, process), Watch(address, process) as watch:
+    with server(folder) as (address, process), Watch(address, process) as watched:
         client = Client(address)
         for number in range(count):
             image, phantom = f"study {number}", make_phantom(**SMALL, seed=number)
@@ -293,7 +310,7 @@ def measure_studies(folder: Path, count: int) -> dict[str, dict[str, Any]]:
             client.submit(image, phantom.sparse, slices, axis=2)
             client.propagate(image, method="auto" if number % 5 == 0 else "shape")
             client.ask("GET", f"/labelprop/export?image={image}&format=.seg.nrrd")
-    return {f"{count} studies": watch.told()}
+    return {STUDIES: {"studies": count, **watched.told()}}
 
 
 def report(results: dict[str, Any]) -> str:
@@ -306,7 +323,7 @@ def report(results: dict[str, Any]) -> str:
         + [" to ".join(f"{value:.0f}" for value in one[key]) for key in ("memory_mib", "open_files", "threads")]
         for name, one in parts.items()
     ]
-    soak = parts.get("soak")
+    soak, studies = parts.get(SOAK), parts.get(STUDIES)
     told = (
         f"\n{soak['clients']} clients for {soak['minutes']:g} minutes: {soak['answers']} answers, {soak['busy']} "
         f"times 429, {soak['failed']} failures, {len(soak['lost_or_changed'])} annotations lost or "
@@ -314,6 +331,7 @@ def report(results: dict[str, Any]) -> str:
         if soak
         else ""
     )
+    told += f"\n{studies['studies']} different studies.\n" if studies else ""
     return (
         "# The server under load\n\n"
         f"`GET /info/` from another process (goal: p95 below {GOAL_MS:g} ms); memory, files and threads of the server "
@@ -321,6 +339,17 @@ def report(results: dict[str, Any]) -> str:
         + common.markdown_table(header, rows)
         + told
     )
+
+
+def measure(part: str, chosen: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """One part, in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        studies = Path(folder) / "studies"
+        if part == "latency":
+            return measure_latency(studies)
+        if part == "soak":
+            return measure_soak(studies, chosen.clients, chosen.minutes * 60)
+        return measure_studies(studies, chosen.count)
 
 
 def keep(found: dict[str, dict[str, Any]], file: Path) -> None:
@@ -342,25 +371,20 @@ def bad(found: dict[str, dict[str, Any]]) -> list[str]:
 def main() -> int:
     """Parse the arguments, measure, write, and tell what is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("latency", "soak", "studies"))
+    parser.add_argument("parts", nargs="+", choices=("latency", "soak", "studies"), metavar="part")
     parser.add_argument("--minutes", type=float, default=30.0, help="of the soak (default: 30)")
     parser.add_argument("--clients", type=int, default=10, help="of the soak (default: 10)")
     parser.add_argument("--count", type=int, default=200, help="studies (default: 200)")
     parser.add_argument("--results", type=Path, default=RESULTS / "load.json")
-    chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        studies = Path(folder) / "studies"
-        if chosen.part == "latency":
-            found = measure_latency(studies)
-        elif chosen.part == "soak":
-            found = measure_soak(studies, chosen.clients, chosen.minutes * 60)
-        else:
-            found = measure_studies(studies, chosen.count)
-    keep(found, chosen.results)
+    chosen, problems = parser.parse_args(), list[str]()
+    for part in chosen.parts:
+        found = measure(part, chosen)
+        keep(found, chosen.results)
+        problems += bad(found)
     print(chosen.results.with_suffix(".md").read_text())
-    for problem in bad(found):
+    for problem in problems:
         print(problem, file=sys.stderr)
-    return 1 if bad(found) else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -111,12 +111,8 @@ class Row:
         return self.status.startswith("skipped")
 
 
-COLUMNS = tuple(f.name for f in fields(Row))
-_KINDS = get_type_hints(Row)
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of a table, none without a file.
+def read(path: Path, kind: type = Row) -> list[Any]:
+    """The rows of a table, each a dataclass of a kind; none without a file.
 
     Raises:
         FileError: a table with other columns.
@@ -125,9 +121,10 @@ def read(path: Path) -> list[Row]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if tuple(reader.fieldnames or ()) != tuple(field.name for field in fields(kind)):
             raise FileError(f"{path}: its columns are not those of this version; remove it or give another --out")
-        return [Row(**{name: _value(name, text) for name, text in record.items()}) for record in reader]
+        kinds = get_type_hints(kind)
+        return [kind(**{name: _value(kinds[name], text) for name, text in record.items()}) for record in reader]
 
 
 def write(path: Path, rows: Iterable[Any], kind: type = Row) -> None:
@@ -161,10 +158,9 @@ def locked(path: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def _value(name: str, text: str) -> Any:
-    kind = _KINDS[name]
+def _value(kind: Any, text: str) -> Any:
     if kind is str:
         return text
     if not text:
         return None
-    return float(text) if kind == float | None else int(text)
+    return float(text) if kind in (float, float | None) else int(text)
