@@ -23,6 +23,16 @@ class Roi(NamedTuple):
         """Index into `(S, H, W)`."""
         return slice(None), slice(self.top, self.bottom), slice(self.left, self.right)
 
+    @property
+    def rows(self) -> range:
+        """Of the slice."""
+        return range(self.top, self.bottom)
+
+    @property
+    def columns(self) -> range:
+        """Of the slice."""
+        return range(self.left, self.right)
+
     def united(self, other: Roi) -> Roi:
         """The smallest rectangle that holds both."""
         return Roi(

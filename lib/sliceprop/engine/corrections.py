@@ -73,11 +73,13 @@ class Corrections:
         if not near:
             return claims
         best, smooth, pushes = self._best(claims), self._smoothed(s), dict[int, Tensor]()
+        drawn = {stroke.value for t, _ in near for stroke in self._strokes[t]}
+        lacking = {value: best - self._log_odds(value, claims) for value in drawn}
         for t, share in near:
             for stroke in self._strokes[t]:
                 push = pushes.setdefault(stroke.value, torch.zeros(smooth.shape))
                 alike = np.exp(-0.5 * ((smooth[stroke.box] - stroke.intensity) / SIGMA_INTENSITY) ** 2)
-                lack = (best - self._log_odds(stroke.value, claims))[tuple(torch.from_numpy(stroke.nearest))]
+                lack = lacking[stroke.value][tuple(torch.from_numpy(stroke.nearest))]
                 pushed = STRENGTH * share * lack * torch.from_numpy((stroke.weight * alike).astype(np.float32))
                 push[stroke.box] = torch.maximum(push[stroke.box], pushed)
         return [

@@ -29,11 +29,16 @@ def warp(image: Tensor, disp: Tensor, *, mode: str = "bilinear") -> Tensor:
     Returns:
         `(B, C, H', W')`.
     """
-    height, width = image.shape[-2:]
-    points = identity_grid(*disp.shape[-2:], like=disp) + disp
-    scale = points.new_tensor([max(height - 1, 1), max(width - 1, 1)]).view(1, 2, 1, 1)
-    xy = (2 * points / scale - 1).permute(0, 2, 3, 1).flip(-1)
+    rows, columns = (_sampled(disp[:, dim], dim, size) for dim, size in enumerate(image.shape[-2:]))
+    xy = torch.stack([columns, rows], dim=1).permute(0, 2, 3, 1)
     return functional.grid_sample(image, xy, mode=mode, padding_mode="border", align_corners=True)
+
+
+def _sampled(disp: Tensor, dim: int, size: int) -> Tensor:
+    """Where the pixels of a displacement's component `(B, H, W)` sample `size` pixels along a dimension, in [-1, 1]."""
+    step = 2 / max(size - 1, 1)
+    place = step * torch.arange(disp.shape[1 + dim], device=disp.device, dtype=disp.dtype) - 1
+    return torch.add(place[:, None] if dim == 0 else place, disp, alpha=step)
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:

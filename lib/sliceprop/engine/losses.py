@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -9,9 +11,32 @@ from torch.nn import functional
 
 def box_mean(image: Tensor, radius: int) -> Tensor:
     """Mean over the `(2 radius + 1)^2` window around each pixel of `(B, C, H, W)`; the window is cut at the border."""
-    size = 2 * radius + 1
-    rows = functional.avg_pool2d(image, (size, 1), stride=1, padding=(radius, 0), count_include_pad=False)
-    return functional.avg_pool2d(rows, (1, size), stride=1, padding=(0, radius), count_include_pad=False)
+    pixels = torch.ones_like(image[:1, :1])
+    total: Tensor = _BoxSum.apply(image, radius)  # type: ignore[no-untyped-call]
+    return total / _box_sum(pixels, radius)
+
+
+class _BoxSum(torch.autograd.Function):
+    """Sum over the window around each pixel, which is its own adjoint."""
+
+    @staticmethod
+    def forward(context: Any, image: Tensor, radius: int) -> Tensor:
+        context.radius = radius
+        return _box_sum(image, radius)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _box_sum(gradient, context.radius), None
+
+
+def _box_sum(image: Tensor, radius: int) -> Tensor:
+    """Sums of shifted images: several times faster on a CPU than average pooling, whose windows do not vectorise."""
+    for dim, pad in (-2, (0, 0, radius, radius)), (-1, (radius, radius, 0, 0)):
+        padded, length = functional.pad(image, pad), image.shape[dim]
+        image = padded.narrow(dim, 0, length).clone()
+        for shift in range(1, 2 * radius + 1):
+            image += padded.narrow(dim, shift, length)
+    return image
 
 
 def lncc(first: Tensor, second: Tensor, *, radius: int = 3, epsilon: float = 1e-4) -> Tensor:
@@ -20,8 +45,8 @@ def lncc(first: Tensor, second: Tensor, *, radius: int = 3, epsilon: float = 1e-
     `cov(a, b)^2 / (var(a) var(b) + epsilon^2)` over square windows. For intensities in [0, 1] a standard deviation of
     `sqrt(epsilon)`, 1 %, separates noise from structure: flat regions say nothing and score 0.
     """
-    moments = box_mean(torch.cat([first, second, first * first, second * second, first * second], dim=1), radius)
-    mean_1, mean_2, square_1, square_2, product = moments.chunk(5, dim=1)
+    mean_1, square_1, product = box_mean(torch.cat([first, first * first, first * second], dim=1), radius).chunk(3, 1)
+    mean_2, square_2 = box_mean(torch.cat([second, second * second], dim=1), radius).chunk(2, 1)
     cov = product - mean_1 * mean_2
     var_1 = (square_1 - mean_1 * mean_1).clamp_min(0)
     var_2 = (square_2 - mean_2 * mean_2).clamp_min(0)

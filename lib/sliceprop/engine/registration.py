@@ -84,10 +84,9 @@ def widened_fields(model: Model, images: Tensor, old: Roi, new: Roi, fields: Fie
     if old == new:
         return fields
     around = predict_velocity(model.network(), halved(images))
-    rows, row_weight, row_scale = _taken_from(old.top, old.bottom, new.top, new.bottom, around.shape[-2], fields, -2)
-    columns, column_weight, column_scale = _taken_from(
-        old.left, old.right, new.left, new.right, around.shape[-1], fields, -1
-    )
+    (height, width), (old_height, old_width) = around.shape[-2:], fields.velocity.shape[-2:]
+    rows, row_weight, row_scale = _taken_from(old.rows, old_height, new.rows, height)
+    columns, column_weight, column_scale = _taken_from(old.columns, old_width, new.columns, width)
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1).expand(len(around), -1, -1, -1)
     weight = torch.minimum(row_weight[:, None], column_weight)
     scale = torch.tensor([row_scale, column_scale]).view(1, 2, 1, 1)
@@ -102,21 +101,24 @@ def widened_fields(model: Model, images: Tensor, old: Roi, new: Roi, fields: Fie
     return Fields(widened(fields.velocity), image_velocity)
 
 
-def _taken_from(
-    old_start: int, old_stop: int, new_start: int, new_stop: int, size: int, fields: Fields, dim: int
-) -> tuple[Tensor, Tensor, float]:
+def _taken_from(old: range, old_size: int, new: range, size: int) -> tuple[Tensor, Tensor, float]:
     """Where the points of a new velocity grid lie on the old one, along one axis.
+
+    Args:
+        old: pixels that the old grid covers.
+        old_size: its points, the first and the last on the first and the last pixel.
+        new: pixels that the new grid covers.
+        size: its points.
 
     Returns:
         positions in [-1, 1] on the old grid; the share of the old fields there, 1 inside and fading outside; new grid
         steps per old one.
     """
-    pixel = torch.linspace(new_start, new_stop - 1, size)
-    outside = torch.maximum(old_start - pixel, pixel - (old_stop - 1)).clamp_min(0)
-    position = 2 * (pixel - old_start) / max(old_stop - 1 - old_start, 1) - 1
-    old_step = max(old_stop - 1 - old_start, 1) / (fields.velocity.shape[dim] - 1)
-    new_step = max(new_stop - 1 - new_start, 1) / (size - 1)
-    return position, (1 - outside / FADE_PX).clamp_min(0), old_step / new_step
+    pixel = torch.linspace(new[0], new[-1], size)
+    outside = torch.maximum(old[0] - pixel, pixel - old[-1]).clamp_min(0)
+    length, new_length = max(len(old) - 1, 1), max(len(new) - 1, 1)
+    position = 2 * (pixel - old[0]) / length - 1
+    return position, (1 - outside / FADE_PX).clamp_min(0), (length / (old_size - 1)) / (new_length / (size - 1))
 
 
 def register(images: Tensor, *, start: Tensor | None = None, budget_s: float = 8.0) -> Fields:
