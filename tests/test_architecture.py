@@ -16,7 +16,7 @@ PACKAGE = ROOT / "lib" / "sliceprop"
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"config", "tokens"},
-    {"volume", "labels", "roi", "hashing"},
+    {"volume", "labels", "roi", "hashing", "pipes"},
     {"engine"},
     {"io"},
     {
@@ -34,7 +34,7 @@ LAYERS: tuple[set[str], ...] = (
         "versions",
         "zarr_io",
     },
-    {"meshes", "export", "erasure"},
+    {"meshes", "export", "erasure", "warm_start"},
     {"study"},
     {"manifest"},
     {"cohort"},
@@ -84,7 +84,26 @@ HOMES = {
 }
 """Packages that only the named parts may import."""
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+PICKLING = frozenset(
+    {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "multiprocessing"}
+)
+"""Packages that make objects, and with them programs, of bytes; `multiprocessing` does it in its pipes."""
+
+EVALUATING = frozenset({"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.save"})
+"""Calls that run text, or write pickles."""
+
+SAFE = {
+    "np.load": {"allow_pickle": "False"},
+    "np.save": {"allow_pickle": "False"},
+    "np.lib.format.read_array": {"allow_pickle": "False"},
+    "torch.load": {"weights_only": "True"},
+}
+"""Calls that unpickle unless they are told not to."""
+
+TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in sorted(PACKAGE.rglob("*.py"))}
+"""Parsed before there are other threads, which Python 3.11 cannot bear."""
+
+FILES = list(TREES)
 
 
 def part(file: Path) -> str:
@@ -95,7 +114,7 @@ def part(file: Path) -> str:
 
 def imported(file: Path) -> Iterator[str]:
     """Dotted names of all that a file imports, at any depth."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(TREES[file]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -134,6 +153,19 @@ def test_heavy_packages_stay_at_home(file: Path) -> None:
     strangers = {name for name in packages & HOMES.keys() if part(file) not in HOMES[name]}
     assert not strangers
     assert not packages & {"lib", "apps", "torchvision", "sam2"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_nothing_is_unpickled_or_evaluated(file: Path) -> None:
+    """Neither what comes from files and clients, nor what our own processes tell each other."""
+    assert not {name.partition(".")[0] for name in imported(file)} & PICKLING
+    for node in ast.walk(TREES[file]):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func).replace("numpy.", "np.")
+            options = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert called not in EVALUATING
+            assert SAFE.get(called, {}).items() <= options.items(), called
+            assert options.get("shell", "False") == "False", called
 
 
 def test_rules_name_only_what_exists_or_is_planned() -> None:

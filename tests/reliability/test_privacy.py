@@ -1,8 +1,7 @@
-"""No name of a patient in any log, one line of the audit for what was done, nothing unpickled or evaluated."""
+"""No name of a patient in any log, one line of the audit for what was done."""
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import logging
@@ -16,12 +15,9 @@ pytest.importorskip("monailabel")
 from starlette.testclient import TestClient
 
 from serving import nifti, only, scan, truth
-from sliceprop import audit as audit_log
 from sliceprop.audit import AuditLog
 from sliceprop.server.audit import event_of, study_of
 from sliceprop.server.logs import Redaction
-
-PACKAGE = Path(audit_log.__file__).parent
 
 PATIENTS = [
     "DOE^JOHN^^DR^",
@@ -218,32 +214,3 @@ def test_operators_see_health_and_figures(client: TestClient, studies: Path, mon
     )
     monkeypatch.setattr("sliceprop.server.health.LEAST_FREE_BYTES", 1 << 80)
     assert (client.get("/healthz").status_code, client.get("/healthz").text) == (503, "the disk is full")
-
-
-DANGEROUS_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-PIPES = {"napari_plugin/local.py", "napari_plugin/worker_process.py"}
-"""What speaks to its own child process; nothing of it is ever a file, or comes from a client or a server."""
-
-DANGEROUS_CALLS = {"eval", "exec", "compile", "__import__"}
-
-
-SOURCES = {str(file.relative_to(PACKAGE)): ast.parse(file.read_text("utf-8")) for file in sorted(PACKAGE.rglob("*.py"))}
-"""Parsed before there are other threads, which Python 3.11 cannot bear."""
-
-
-@pytest.mark.parametrize("file", SOURCES)
-def test_nothing_is_unpickled_or_evaluated(file: str) -> None:
-    for node in ast.walk(SOURCES[file]):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            dangerous = DANGEROUS_MODULES & {name.partition(".")[0] for name in names}
-            assert not dangerous or (dangerous == {"pickle"} and file in PIPES)
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            assert called not in DANGEROUS_CALLS, called
-            options = {word.arg: ast.unparse(word.value) for word in node.keywords}
-            if called in ("np.load", "numpy.load"):
-                assert options.get("allow_pickle") == "False"
-            if called == "torch.load":
-                assert options.get("weights_only") == "True"
-            assert options.get("shell", "False") == "False", called

@@ -8,7 +8,6 @@ ends by itself, as when memory runs out, the next request starts another one.
 from __future__ import annotations
 
 import contextlib
-import pickle
 import queue
 import subprocess
 import sys
@@ -20,9 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sliceprop.errors import SlicePropError
-from sliceprop.napari_plugin import worker_process
+from sliceprop.napari_plugin import messages
 from sliceprop.napari_plugin.backend import Cancelled, Job, Progress, Report, Result
-from sliceprop.napari_plugin.worker_process import Answer, Cancel, Request
+from sliceprop.napari_plugin.messages import Answer, Cancel, Request
+
+WORKER = "sliceprop.napari_plugin.worker_process"
 
 LOOK_S = 0.1
 """How often a request that waits asks whether it was cancelled."""
@@ -60,8 +61,8 @@ class LocalBackend:
         """See `Backend`."""
         self._ask("save_model", job, file=file)
 
-    def _ask(self, what: str, job: Job, *calls: Any, **options: Any) -> Any:
-        return computer().ask(Request(what, job.loaded(), {"folder": self.folder, **options}), *calls)
+    def _ask(self, what: str, job: Job, *calls: Any, **paths: Path) -> Any:
+        return computer().ask(Request(what, job.loaded(), {"folder": self.folder, **paths}), *calls)
 
 
 def preview(job: Job) -> Result:
@@ -136,8 +137,7 @@ class Computer:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
-            code = f"from {worker_process.__name__} import main; main()"  # not as __main__: its classes are sent
-            command = [sys.executable, "-P", "-c", code]
+            command = [sys.executable, "-P", "-m", WORKER]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
         return self._process
@@ -146,15 +146,14 @@ class Computer:
         """Takes as long as the process is busy starting; one that has ended is noticed by the one who listens."""
         assert process.stdin is not None
         with self._sending, contextlib.suppress(BrokenPipeError):
-            pickle.dump((number, message), process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
-            process.stdin.flush()
+            messages.write_request(process.stdin, number, message)
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         """Hand answers out until the process ends; then those who wait learn of it."""
         assert process.stdout is not None
-        with contextlib.suppress(EOFError, pickle.UnpicklingError):
+        with contextlib.suppress(EOFError, ValueError):
             while True:
-                number, answer = pickle.load(process.stdout)
+                number, answer = messages.read_answer(process.stdout)
                 last = not isinstance(answer.value, Progress)
                 waiting = self._waiting.pop(number) if last else self._waiting[number]
                 waiting.answers.put(answer)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import signal
 import sys
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from sliceprop.errors import InputError, SlicePropError
+from sliceprop.napari_plugin import messages
 from sliceprop.napari_plugin.backend import Job, Progress, Result
 from sliceprop.napari_plugin.geometry import reversed_axes
+from sliceprop.napari_plugin.messages import Answer, Cancel, Request
 
 if TYPE_CHECKING:
     from sliceprop.engine.registration import Model
@@ -39,34 +39,6 @@ LABELS = ".labels.nii.gz"
 """Ending of what was painted when learning began, beside the model."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """Something to compute.
-
-    Attributes:
-        what: name of a function below.
-        job: the study, with the image in memory.
-        options: further arguments of the function.
-    """
-
-    what: str
-    job: Job
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Cancel:
-    """End a request early, with the best so far."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """To one request: any number with `Progress`, then one with a value or an error."""
-
-    value: Any = None
-    error: SlicePropError | None = None
-
-
 class Task:
     """One request that is worked on.
 
@@ -82,7 +54,7 @@ class Task:
     def run(self, request: Request) -> None:
         """Compute and answer."""
         try:
-            answer = Answer(WORK[request.what](self, request.job, **request.options))
+            answer = Answer(WORK[request.what](self, request.job, **request.paths))
         except SlicePropError as error:
             answer = Answer(error=error)
         except MemoryError:
@@ -288,8 +260,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     def send(number: int, answer: Answer) -> None:
         with lock:
             try:
-                pickle.dump((number, answer), answers, protocol=pickle.HIGHEST_PROTOCOL)
-                answers.flush()
+                messages.write_answer(answers, number, answer)
             except BrokenPipeError:  # nobody listens any more
                 tasks[number].cancelled.set()
 
@@ -315,10 +286,9 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 def _next(requests: IO[bytes]) -> tuple[int, Request | Cancel] | None:
     try:
-        message: tuple[int, Request | Cancel] = pickle.load(requests)
-    except (EOFError, pickle.UnpicklingError):
+        return messages.read_request(requests)
+    except (EOFError, ValueError):
         return None
-    return message
 
 
 def main() -> None:
@@ -331,3 +301,7 @@ def main() -> None:
     import sliceprop.study  # noqa: F401  takes seconds, best before the first request
 
     serve(requests, answers)
+
+
+if __name__ == "__main__":
+    main()
