@@ -46,7 +46,7 @@ POLL_S = 0.05
 """Between the answer to one small request and the next one."""
 
 GOAL_MS, GROWTH_GOAL = 200.0, 0.05
-"""95th percentile of `GET /info/`, and growth of memory after the first part of a run, as a share."""
+"""95th percentile of `GET /info/`, and growth of memory from the second to the last quarter of a long run, a share."""
 
 SOAK, STUDIES = "soak", "different studies, one after the other"
 """Names of rows."""
@@ -178,12 +178,13 @@ class Watch:
 
     def __init__(self, address: str, process: psutil.Process) -> None:
         spawn = get_context("spawn")
-        self._pipe, other = spawn.Pipe()
-        self._watcher = spawn.Process(target=watch, args=(address, process.pid, other), daemon=True)
+        self._pipe, self._other = spawn.Pipe()
+        self._watcher = spawn.Process(target=watch, args=(address, process.pid, self._other), daemon=True)
         self._samples: list[Sample] = []
 
     def __enter__(self) -> Watch:
         self._watcher.start()
+        self._other.close()  # or its end would not be noticed here
         self._pipe.recv()
         return self
 
@@ -352,16 +353,20 @@ def measure(part: str, chosen: argparse.Namespace) -> dict[str, dict[str, Any]]:
         return measure_studies(studies, chosen.count)
 
 
-def keep(found: dict[str, dict[str, Any]], file: Path) -> None:
-    """Write results beside those of earlier parts."""
+def keep(part: str, found: dict[str, dict[str, Any]], file: Path) -> None:
+    """Write the results of a part beside those of the others."""
     before = json.loads(file.read_text())["parts"] if file.is_file() else {}
-    results = {"machine": common.machine(), "parts": {**before, **found}}
+    others = {name: one for name, one in before.items() if one.get("part", part) != part}
+    results = {"machine": common.machine(), "parts": others | {n: {"part": part, **one} for n, one in found.items()}}
     common.write_results(file, results, report(results))
 
 
 def bad(found: dict[str, dict[str, Any]]) -> list[str]:
     """What of the results is not as it should be."""
     problems = [f"{name}: p95 {one['p95_ms']:.0f} ms" for name, one in found.items() if one["p95_ms"] > GOAL_MS]
+    for name in found.keys() & {SOAK, STUDIES}:
+        second, last = found[name]["memory_mib"]
+        problems += [f"{name}: {second:.0f} to {last:.0f} MiB"] if last > second * (1 + GROWTH_GOAL) else []
     for name, one in found.items():
         problems += [f"{name}: {one['failed']} requests failed"] if one.get("failed") else []
         problems += [f"{name}: {what}" for what in one.get("lost_or_changed", ())]
@@ -379,7 +384,7 @@ def main() -> int:
     chosen, problems = parser.parse_args(), list[str]()
     for part in chosen.parts:
         found = measure(part, chosen)
-        keep(found, chosen.results)
+        keep(part, found, chosen.results)
         problems += bad(found)
     print(chosen.results.with_suffix(".md").read_text())
     for problem in problems:

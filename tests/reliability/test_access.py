@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from sliceprop.errors import FileError, InputError
-from sliceprop.server import access
+from sliceprop.server import access, sign_in
 from sliceprop.server.access import Access, Policy, current_user, needed_role
-from sliceprop.server.sign_in import local_address
+from sliceprop.server.errors import TooSlowError
+from sliceprop.server.sign_in import local_address, small_form
 from sliceprop.tokens import ROLES, TokenFile, add_token, digest_of
 
 METHODS = ["GET", "POST", "PUT", "DELETE"]
@@ -225,6 +228,66 @@ def test_a_browser_signs_in_once(behind: Opener, file: Path) -> None:
     stolen = dict(client.cookies)
     assert client.post("/sign-out").status_code == 303
     assert client.get("/info/", cookies=stolen).status_code == 401
+
+
+def test_clients_of_monai_label_give_the_token_as_password(
+    behind: Opener, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = add_token(file, "alice", "annotate")
+    client = behind(Policy(TokenFile(file)), "192.0.2.7", "https://scans.example")
+    assert client.get("/auth/").json() == {"enabled": True}
+    assert client.get("/auth/token/valid").status_code == 401
+    for wrong in ({}, {"username": "alice"}, {"password": ""}, {"password": "guess"}, {"token": token}):
+        refused = client.post("/auth/token", data=wrong)
+        assert refused.status_code == 401 and token not in refused.text
+
+    given = client.post("/auth/token", data={"username": "anybody", "password": f"{token}\n", "grant_type": "password"})
+    assert given.json() == {"token_type": "Bearer", "access_token": token}
+    assert given.headers["Cache-Control"] == "no-store" and "Set-Cookie" not in given.headers
+    assert client.get("/auth/token/valid", headers=bearer(token)).json()["username"] == "alice"
+    assert "guess" not in caplog.text and token not in caplog.text
+
+
+def test_passwords_are_not_guessed_faster_than_tokens(behind: Opener, file: Path) -> None:
+    token = add_token(file, "alice", "annotate")
+    client = behind(Policy(TokenFile(file)), "192.0.2.7")
+    ways = [
+        lambda: client.post("/auth/token", data={"password": "guess"}),
+        lambda: client.post("/sign-in", data={"token": "guess"}),
+        lambda: client.get("/info/", headers=bearer("guess")),
+    ]
+    assert [ways[n % 3]().status_code for n in range(access.MAX_FAILURES)] == [401] * access.MAX_FAILURES
+    assert client.post("/auth/token", data={"password": token}).status_code == 429
+    assert client.post("/auth/token", headers={"Origin": "https://evil.example"}).status_code == 403
+
+
+def test_without_tokens_there_is_no_login(behind: Opener, client: TestClient) -> None:
+    assert behind(Policy()).get("/auth/").json() == {"user": "local"}
+    for path in ("/auth/", "/auth/token/valid"):
+        assert client.get(path).status_code == 404, "which MONAI Label's clients take for no login"
+
+
+@pytest.mark.parametrize("path", ["/auth/token", "/sign-in"])
+def test_forms_of_strangers_are_short(behind: Opener, file: Path, path: str) -> None:
+    token = add_token(file, "alice", "annotate")
+    client = behind(Policy(TokenFile(file)))
+    field = {"/auth/token": "password", "/sign-in": "token"}[path]
+    assert client.post(path, data={field: "x" * sign_in.MAX_FORM_BYTES}).status_code == 413
+    for strange in (b"", b"\xff=\0&&==", b"{}", field.encode(), b"&" * 9000):
+        assert client.post(path, content=strange).status_code == 401
+    many = {f"field {n}": "" for n in range(50)} | {field: token}
+    assert client.post(path, data=many).status_code in (200, 303)
+
+
+def test_forms_of_strangers_arrive_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(sign_in, "FORM_S", 0.01)
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    with pytest.raises(TooSlowError):
+        asyncio.run(small_form(request))
 
 
 def test_a_cookie_grows_old() -> None:

@@ -21,8 +21,11 @@ import requests
 
 pytest.importorskip("monailabel")
 
+from monailabel.client import MONAILabelClient
+from monailabel.client.client import MONAILabelClientException
+
 from certificates import write_certificate
-from load import measure_soak, measure_studies
+from load import SOAK, STUDIES, measure_soak, measure_studies
 from serving import ROOT, Client, eventually, free_port, nifti, only, scan, truth
 from sliceprop.tokens import add_token
 
@@ -79,7 +82,7 @@ def test_the_guard_notices_calls_to_the_outside(outside: Path) -> None:
 
 
 def test_clients_at_once_lose_nothing_and_nobody_is_called(tmp_path: Path, outside: Path) -> None:
-    soak = measure_soak(tmp_path / "studies", clients=4, seconds=SOAK_S)["soak"]
+    soak = measure_soak(tmp_path / "studies", clients=4, seconds=SOAK_S)[SOAK]
     assert soak["lost_or_changed"] == [] and soak["failed"] == 0 and soak["answers"] > 20
     second, last = soak["open_files"]
     assert last <= second + 30
@@ -87,8 +90,8 @@ def test_clients_at_once_lose_nothing_and_nobody_is_called(tmp_path: Path, outsi
 
 
 def test_different_studies_one_after_the_other(tmp_path: Path) -> None:
-    told = measure_studies(tmp_path / "studies", 3)["3 studies"]
-    assert told["requests"] > 0
+    told = measure_studies(tmp_path / "studies", 3)[STUDIES]
+    assert told["studies"] == 3 and told["requests"] > 0
 
 
 @contextmanager
@@ -150,6 +153,20 @@ def test_a_plain_start_answers_this_machine_and_tells_others_why_not(tmp_path: P
     )
 
 
+def log_in_as_slicer_does(url: str, token: str) -> None:
+    """MONAI Label's own client: it asks whether there is a login, then for a user and a password."""
+    client = MONAILabelClient(url)
+    assert client.auth_enabled() and not client.auth_valid_token()
+    with pytest.raises(MONAILabelClientException, match="401"):
+        client.info()
+    with pytest.raises(MONAILabelClientException, match="401"):
+        client.auth_token("alice", "wrong")
+    client.update_auth(client.auth_token("user-xyz", token))
+    assert client.auth_valid_token()
+    assert client.next_sample("next_slice", {"image": "a"})["id"] == "a"
+    assert client.info()["datastore"]["total"] == 1 and client.datastore()["objects"].keys() == {"a"}
+
+
 def test_tokens_and_encryption_for_others(tmp_path: Path) -> None:
     """As SECURITY.md says it: `sliceprop serve` on every address, with tokens and a certificate."""
     port, address = free_port(), own_address() or "127.0.0.1"
@@ -179,5 +196,11 @@ def test_tokens_and_encryption_for_others(tmp_path: Path) -> None:
         assert trained.status_code == 403 and "role train" in trained.json()["detail"]
         assert session.post(f"{url}/sign-in?next=/info/", data={"token": token}, timeout=60).status_code == 200
         assert session.cookies and session.get(f"{url}/datastore/", timeout=60).json()["total"] == 1
+        log_in_as_slicer_does(url, token)
+        audit = (tmp_path / "studies" / ".labelprop" / "audit.jsonl").read_text()
+        logins = [line for line in map(json.loads, audit.splitlines()) if line["route"] == "/auth"]
+        assert token not in audit and {("POST", 401, None), ("POST", 200, "alice")} <= {
+            (line["method"], line["status"], line["user"]) for line in logins
+        }
         with pytest.raises(requests.RequestException):
             requests.get(f"http://{address}:{port}/info/", timeout=60)

@@ -2,7 +2,7 @@
 
 Without tokens it answers programs on its own machine only, and no page of another site that runs in a browser there.
 With tokens (`sliceprop token`) a request brings one as `Authorization: Bearer ...`; a browser gives it once, on a page,
-and gets a cookie for it.
+and gets a cookie for it. MONAI Label's own clients ask for a user and a password; the password is the token.
 """
 
 from __future__ import annotations
@@ -21,14 +21,23 @@ from urllib.parse import quote, urlsplit
 from monailabel.endpoints.user.auth import DEFAULT_USER, User
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sliceprop.errors import InputError
 from sliceprop.server.errors import BusyError, ForbiddenError, UnauthorizedError, refusal
 from sliceprop.server.guard import route_path
 from sliceprop.server.requests import flag
-from sliceprop.server.sign_in import SIGN_IN, SIGN_OUT, local_address, sign_in_page
+from sliceprop.server.sign_in import (
+    LOG_IN,
+    LOG_IN_ASKED,
+    LOGGED_IN,
+    SIGN_IN,
+    SIGN_OUT,
+    local_address,
+    sign_in_page,
+    small_form,
+)
 from sliceprop.tokens import Holder, TokenFile, digest_of
 
 logger = logging.getLogger(__name__)
@@ -190,6 +199,10 @@ class Access:
             holder = LOCAL
         elif path in (SIGN_IN, SIGN_OUT):
             return await self._sign_in_or_out(request, path)
+        elif path == LOG_IN_ASKED:
+            return JSONResponse({"enabled": True})
+        elif path == LOG_IN and request.method == "POST":
+            return await self._log_in(request)
         elif path in PUBLIC:
             return None
         else:
@@ -200,10 +213,11 @@ class Access:
                     here = path + (f"?{request.url.query}" if request.url.query else "")
                     return RedirectResponse(f"{_root(request)}{SIGN_IN}?next={quote(here)}", status_code=303)
                 raise
-        request.scope.setdefault("state", {})["holder"] = holder
+        _remember(request, holder)
         if not holder.may(role := needed_role(request.method, path)):
             raise ForbiddenError(f"this needs the role {role}, and {holder.name} has the role {holder.role}")
-        return None
+        asked = path == LOGGED_IN and self._policy.tokens is not None
+        return JSONResponse(current_user(request).model_dump()) if asked else None
 
     def _check_page(self, request: HTTPConnection) -> None:
         """Refuse what a page of another site makes a browser send; programs send none of these headers.
@@ -268,6 +282,16 @@ class Access:
             raise UnauthorizedError("this token is not known here; ask the server's operator for one")
         return holder
 
+    async def _log_in(self, request: Request) -> Response:
+        """What MONAI Label's clients expect for a user and a password; whatever user they name, the token tells it.
+
+        Raises:
+            InputError: or a subclass, for anything but a token that is known.
+        """
+        token = (await small_form(request)).get("password", "").strip()
+        _remember(request, self._checked(request, token, time.monotonic()))
+        return JSONResponse({"token_type": "Bearer", "access_token": token}, headers={"Cache-Control": "no-store"})
+
     async def _sign_in_or_out(self, request: Request, path: str) -> Response | None:
         target, cookie = local_address(request.query_params.get("next", "")), request.cookies.get(COOKIE, "")
         if path == SIGN_OUT and request.method == "POST":
@@ -277,13 +301,13 @@ class Access:
             return answer
         if path != SIGN_IN or request.method != "POST":
             return HTMLResponse(sign_in_page(target)) if path == SIGN_IN else None
+        token = (await small_form(request)).get("token", "").strip()
         try:
-            token = (await request.form(max_files=0, max_fields=4)).get("token")
-            self._checked(request, str(token or "").strip(), time.monotonic())
+            _remember(request, self._checked(request, token, time.monotonic()))
         except UnauthorizedError as error:
             return HTMLResponse(sign_in_page(target, str(error)), status_code=401)
         answer = RedirectResponse(f"{_root(request)}{target}", status_code=303)
-        value = self._signed_in.add(digest_of(str(token).strip()), time.monotonic())
+        value = self._signed_in.add(digest_of(token), time.monotonic())
         secure = request.url.scheme == "https"
         answer.set_cookie(COOKIE, value, max_age=int(SIGNED_IN_S), httponly=True, samesite="strict", secure=secure)
         return answer
@@ -310,6 +334,11 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _remember(request: Request, holder: Holder) -> None:
+    """For the routes, and for the audit."""
+    request.scope.setdefault("state", {})["holder"] = holder
 
 
 def _root(request: Request) -> str:

@@ -15,11 +15,17 @@ from sliceprop.audit import AuditLog
 from sliceprop.server.guard import route_path
 from sliceprop.server.health import Counters
 from sliceprop.server.logs import used_names
+from sliceprop.server.sign_in import LOG_IN, LOG_IN_ASKED, SIGN_IN, SIGN_OUT
 
 _notes: ContextVar[dict[str, Any]] = ContextVar("notes")
 
-QUIET = ("/info/", "/healthz", "/metrics", "/static/", "/ohif/", "/labelprop/progress", "/docs", "/openapi.json")
+QUIET = (
+    *("/info/", "/healthz", "/metrics", "/static/", "/ohif/", "/labelprop/progress", "/docs", "/openapi.json"),
+    f"{LOG_IN}/",
+)
 """Routes that tell nothing of a study."""
+
+_EVENTS = {SIGN_IN: "sign-in", LOG_IN: "sign-in", SIGN_OUT: "sign-out"}
 
 AGAIN_S, MAX_REMEMBERED = 60.0, 4096
 """A viewer reads a series frame by frame: one line a minute says that it does."""
@@ -41,9 +47,7 @@ def event_of(method: str, path: str) -> str:
         return "train"
     if path.startswith(("/infer", "/batch", "/activelearning", "/scoring")):
         return "compute"
-    if path.startswith("/sign-"):
-        return path[1:]
-    return "delete" if method == "DELETE" else "write"
+    return _EVENTS.get(path, "delete" if method == "DELETE" else "write")
 
 
 def study_of(path: str, query: str) -> str:
@@ -104,7 +108,7 @@ class Auditor:
         about = {"user": holder.name if holder else None, "client": client[0] if client else None}
         event, route = event_of(method, path), _route(path, scope)
         refused = notes["status"] in (401, 403, 429)
-        if method == "OPTIONS" or ((path == "/" or path.startswith(QUIET)) and not refused):
+        if method == "OPTIONS" or ((path in ("/", LOG_IN_ASKED) or path.startswith(QUIET)) and not refused):
             return
         if path.startswith("/proxy/") and not self._first_in_a_while((*about.values(), event, notes["study"])):
             return

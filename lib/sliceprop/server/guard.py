@@ -178,7 +178,7 @@ class NameGuard:
             names = check_names(path, scope["query_string"].decode("latin-1"))
             if names:
                 await run_in_threadpool(self._check_known, scope["method"], path, names)
-            if Headers(scope=scope).get("Content-Type", "").partition(";")[0].strip().lower() == "application/json":
+            if _brings_json(scope):
                 body = await _whole_body(receive)
                 check_body(body)
                 receive = _again(body, receive)
@@ -186,6 +186,12 @@ class NameGuard:
             await refusal(error)(scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+
+def _brings_json(scope: Scope) -> bool:
+    """Whether a route may read JSON from the request; MONAI Label's client announces some with GET that never comes."""
+    kind = Headers(scope=scope).get("Content-Type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" and scope["method"] not in ("GET", "HEAD")
 
 
 async def _whole_body(receive: Receive) -> bytes:

@@ -1,11 +1,23 @@
-"""The page on which a browser gives its token once."""
+"""Where a token is given once: the page for browsers, and what MONAI Label's own clients ask for."""
 
 from __future__ import annotations
 
+import asyncio
 from html import escape
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
+
+from starlette.requests import ClientDisconnect, Request
+
+from sliceprop.errors import InputError, TooLargeError
+from sliceprop.server.errors import TooSlowError
 
 SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
+
+LOG_IN_ASKED, LOG_IN, LOGGED_IN = "/auth/", "/auth/token", "/auth/token/valid"
+"""As MONAI Label calls them: is there a login, where a user and a password are given for a token, is that one valid."""
+
+MAX_FORM_BYTES, FORM_S = 1 << 14, 20.0
+"""How much a form may hold, and how long it may take to arrive, from those who are not let in yet."""
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -41,6 +53,28 @@ def sign_in_page(target: str, problem: str = "") -> str:
     """
     shown = f'<p role="alert">{escape(problem)}</p>\n' if problem else ""
     return _PAGE.format(target=quote(target), problem=shown)
+
+
+async def small_form(request: Request) -> dict[str, str]:
+    """The fields of a form (`application/x-www-form-urlencoded`) that comes with a request.
+
+    Raises:
+        TooLargeError: if it holds too much.
+        TooSlowError: if it takes too long to arrive.
+        InputError: if it does not arrive.
+    """
+    body = b""
+    try:
+        async with asyncio.timeout(FORM_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_FORM_BYTES:
+                    raise TooLargeError(f"this form may have {MAX_FORM_BYTES} bytes, not more")
+    except TimeoutError as error:
+        raise TooSlowError(f"the form did not arrive within {FORM_S:g} s") from error
+    except ClientDisconnect as error:
+        raise InputError("the form did not arrive") from error
+    return dict(parse_qsl(body.decode("utf-8", "replace")))
 
 
 def local_address(target: str) -> str:
