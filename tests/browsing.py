@@ -169,10 +169,19 @@ class Tab:
 
     def dab(self, point: np.ndarray) -> None:
         """Paint at a point in LPS mm in the large view; the mouse moves a little, as a still one could double-click."""
+        x, y = self._place(point)
+        self._stroke([(x + dx, y) for dx in (-4, 0, 4, 0)])
+
+    def jump(self, start: np.ndarray, end: np.ndarray) -> None:
+        """Paint in the large view with a mouse of which the page sees two places only, in LPS mm."""
+        self._stroke([self._place(start), self._place(end)])
+
+    def _place(self, point: np.ndarray) -> tuple[float, float]:
+        """Where a point in LPS mm lies on the page, in the large view."""
         x, y = self.page.evaluate(f"point => Array.from({_SLICE_VIEWPORT}.worldToCanvas(point))", point.tolist())
         box = self.page.locator(".cornerstone-canvas").first.bounding_box()
         assert box is not None
-        self._stroke([(box["x"] + x + dx, box["y"] + y) for dx in (-4, 0, 4, 0)])
+        return box["x"] + x, box["y"] + y
 
     def activate(self, view: int) -> None:
         """Click into a view: in OHIF the first click makes it the active one and does nothing else."""

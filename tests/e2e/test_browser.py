@@ -48,6 +48,8 @@ GRIDS = {
 CENTRES = {"disc": lambda k: (13 + 0.3 * k, 18), "core": lambda k: (28, 12 + 0.4 * k)}
 """Where `serving.truth` has the two structures, in voxels."""
 
+AFFINE_LPS = LPS_TO_RAS @ AFFINE
+
 RADII, VALUES = {"disc": 6, "core": 4}, {"disc": 1, "core": 2}
 
 
@@ -336,6 +338,20 @@ def test_strokes_and_slices_can_be_taken_back(tab: Tab, client: Client, series: 
     assert len(tab.listed()) == len(listed) + 1
     tab.page.keyboard.press("d")
     expect(tab.page.locator("[data-slice-index].unfinished")).to_have_count(1)
+
+
+def test_a_stroke_has_no_gaps_however_fast_it_is(tab: Tab, client: Client, series: dict[str, Series]) -> None:
+    tab.open(series["careless"].study)
+    annotator = begin(tab, client, series["careless"])
+    tab.go(6)
+    tab.page.locator("[data-label=disc]").click()
+    tab.set_radius(2)
+    k = round((np.linalg.inv(AFFINE_LPS) @ [*tab.focus(), 1])[AXIS])
+    before = annotator.voxels()
+    tab.jump(*((AFFINE_LPS @ [i, 18, k, 1])[:3] for i in (8, 32)))
+    painted = (annotator.voxels() != before).any(axis=AXIS)
+    assert painted[7:34, 17:20].all()
+    assert not painted[:, :15].any() and not painted[:, 22:].any()
 
 
 def test_server_and_archive_may_end_in_the_middle(

@@ -9,6 +9,7 @@
 
   const LABELMAP = 'Labelmap';
   const PARALLEL = 0.9; // cosine
+  const STEP = 0.7; // of the brush's radius, from one disc of a stroke to the next
   const TOOLS = {
     brush: { name: 'CircularBrush', strategy: 'FILL_INSIDE_CIRCLE' },
     eraser: { name: 'CircularEraser', strategy: 'ERASE_INSIDE_CIRCLE' },
@@ -17,6 +18,30 @@
   const PLANES = { sagittal: [1, 0, 0], coronal: [0, 1, 0], axial: [0, 0, 1] };
 
   const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+
+  /** Let a brush paint all the way between two places of the mouse, which lie far apart when the page is slow. */
+  const drawLines = brush => {
+    if (brush.drawsLines) {
+      return;
+    }
+    const drag = brush._dragCallback;
+    brush._dragCallback = event => {
+      const { lastPoints, currentPoints } = event.detail;
+      for (const canvas of between(lastPoints, currentPoints, STEP * brush.configuration.brushSize)) {
+        drag({ detail: { ...event.detail, currentPoints: { ...currentPoints, canvas } } });
+      }
+      drag(event);
+    };
+    brush.drawsLines = true;
+  };
+
+  /** Canvas points from `last` on, at most `step` mm apart, without `current`. */
+  const between = (last, current, step) => {
+    const steps = Math.ceil(Math.hypot(...current.world.map((mm, axis) => mm - last.world[axis])) / step);
+    return Array.from({ length: steps }, (_, n) =>
+      last.canvas.map((from, axis) => from + (current.canvas[axis] - from) * (n / steps)),
+    );
+  };
 
   let layers = 0;
 
@@ -323,6 +348,9 @@
       for (const group of this._toolGroups(viewports)) {
         if (strategy && !group.hasTool(name)) {
           group.addToolInstance(name, 'Brush', { activeStrategy: strategy });
+        }
+        if (strategy) {
+          drawLines(group.getToolInstance(name));
         }
         const current = group.getActivePrimaryMouseButtonTool();
         if (current && current !== name) {
