@@ -137,7 +137,7 @@ def test_a_dicom_folder_is_a_scan(data: Path, tmp_path: Path, phantom: Phantom, 
 
 def test_propagate_learns_first_and_prints_json_only(data: Path, tmp_path: Path, run: Run) -> None:
     code, out, err = run(
-        "propagate", *scan_and_labels(data), "-o", tmp_path / "out.nii.gz", "--budget-s", 2, "--json", "--seed", 7
+        "propagate", *scan_and_labels(data), "-o", tmp_path / "out.nii.gz", "--budget-s", 10, "--json", "--seed", 7
     )
     assert code == 0, err
     report = json.loads(out)
@@ -187,6 +187,24 @@ def test_training_continues_from_a_checkpoint(data: Path, model: Path, tmp_path:
     assert code == 0, err
     assert json.loads(out)["model"] == str(output)
     assert output.with_suffix(".json").is_file()
+
+
+def test_learning_starts_from_the_pretrained_model_that_fits(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    (tmp_path / "models").mkdir()
+    for modality in ("CT", "MR"):
+        (tmp_path / f"models/{modality}.safetensors").write_bytes(model.read_bytes())
+        (tmp_path / f"models/{modality}.card.json").write_text(json.dumps({"data": {"modality": modality}}))
+    monkeypatch.setenv("SLICEPROP_PRETRAINED", str(tmp_path / "models"))
+    options = ["-o", tmp_path / "out.nii.gz", "--budget-s", 2, "--manifest", tmp_path / "manifest.json"]
+    code, _, err = run("propagate", *scan_and_labels(data), *options, "--modality", "CT")
+    assert code == 0, err
+    assert f"learning starts from {tmp_path}/models/CT.safetensors" in err
+    assert "CT.safetensors" in (tmp_path / "manifest.json").read_text()
+    code, _, err = run("propagate", *scan_and_labels(data), *options, "--modality", "PT")
+    assert code == 0, err
+    assert "starts from" not in err
 
 
 @pytest.mark.parametrize("labels", [["labels.nii.gz"], ["nothing.nii.gz"], []], ids=["some", "all zero", "left out"])

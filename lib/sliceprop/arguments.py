@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from sliceprop import __version__
 from sliceprop.cohort_commands import add_cohort_commands
-from sliceprop.common_arguments import add_json, add_target
+from sliceprop.common_arguments import add_init, add_json, add_target
 from sliceprop.config import (
     BACKGROUND_SCRIBBLE,
     FUSIONS,
@@ -174,6 +174,15 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         "--insecure", action="store_true", help="listen on other addresses without tokens or TLS; anybody gets in"
     )
     parser.add_argument("--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="for the app")
+    parser.add_argument(
+        "--scheduler",
+        action="append",
+        type=lambda address: ("scheduler", address),
+        dest="conf",
+        default=[],
+        metavar="ADDRESS",
+        help="train on Dask, several studies at once: `local` for workers of this machine, or tcp://10.0.0.1:8786",
+    )
 
 
 def _add_slice_axis(parser: argparse.ArgumentParser) -> None:
@@ -190,7 +199,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_training(parser: argparse.ArgumentParser, budget: str = _BUDGET) -> None:
-    parser.add_argument("--init", type=Path, metavar="CKPT", help="checkpoint to start learning from")
+    add_init(parser)
     _add_learning(parser, budget)
 
 

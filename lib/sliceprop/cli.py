@@ -71,6 +71,7 @@ def _train(chosen: argparse.Namespace) -> None:
     if chosen.output.suffix != ".safetensors":
         raise FileError(f"{chosen.output}: the name of a checkpoint ends with .safetensors")
     check_folder(chosen.output)
+    _choose_start(chosen)
     _check_not_inputs([chosen.output, chosen.output.with_suffix(".json")], chosen)
     _, study = _open(chosen)
     model = _learn(study, chosen, save=lambda best: save_checkpoint(chosen.output, best))
@@ -90,6 +91,7 @@ def _propagate(chosen: argparse.Namespace) -> None:
     texts = [file for file in (chosen.report, chosen.manifest) if file]
     for file in texts:
         check_folder(file)
+    _choose_start(chosen)
     _check_not_inputs([*images.values(), *texts], chosen)
     with making() as noted:
         scan, study = _open(chosen)
@@ -111,8 +113,11 @@ def _suggest(chosen: argparse.Namespace) -> None:
 
     weights = chosen.perceptual_weights, chosen.linear_weights
     config = SuggestConfig(chosen.n, chosen.target, chosen.plan, chosen.seed, *weights)
+    learn = chosen.budget_s is not None or chosen.init not in ("auto", "none")
+    if learn:
+        _choose_start(chosen)
     _, study = _open(chosen)
-    model = _model(study, chosen, learn=chosen.init is not None or chosen.budget_s is not None)
+    model = _model(study, chosen, learn=learn)
     found = [asdict(one) for one in use_cases.suggest(study, model, config)]
     _print(chosen, found, "\n".join(_suggestion_text(one) for one in found))
 
@@ -262,11 +267,21 @@ def _model(study: Study, chosen: argparse.Namespace, *, learn: bool) -> Model | 
     return _learn(study, chosen) if learn else None
 
 
+def _choose_start(chosen: argparse.Namespace) -> None:
+    """Turn what `--init` says into the checkpoint that learning starts from, or None."""
+    from sliceprop.warm_start import Kind, WarmStart
+
+    start = WarmStart(chosen.init, Kind(chosen.modality, chosen.anatomy))
+    chosen.init = None if getattr(chosen, "model", None) else start.checkpoint(chosen.image)
+
+
 def _learn(study: Study, chosen: argparse.Namespace, save: Callable[[Model], None] | None = None) -> Model:
     from sliceprop import study as use_cases
     from sliceprop.checkpoint import load_checkpoint
 
     config, init = _train_config(chosen), load_checkpoint(chosen.init) if chosen.init else None
+    if init is not None:
+        print(f"learning starts from {chosen.init}", file=sys.stderr)
     with _progress_bar("similarity") as progress, _ctrl_c_stops() as cancelled:
         return use_cases.train(
             study, config, init=init, device=chosen.device, progress=progress, cancelled=cancelled, save=save

@@ -10,10 +10,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sliceprop.common_arguments import add_json, add_target
+from sliceprop.common_arguments import add_init, add_json, add_kind, add_target
 from sliceprop.config import LEARNED_METHODS, METHODS, PropagateConfig, SuggestConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from sliceprop.cohort.finding import Entry
     from sliceprop.cohort.run import Cohort
     from sliceprop.engine.pretraining import Event
 
@@ -81,6 +82,7 @@ def add_cohort_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> N
     pretrain.add_argument("--tensorboard", type=Path, metavar="DIR", help="track in this folder")
     pretrain.add_argument("--mlflow", metavar="URI", help="track in this store")
     pretrain.add_argument("--licence", default="not stated", help="of the data, for the model card")
+    add_kind(pretrain)
     pretrain.add_argument("--redo", action="store_true", help="start anew instead of going on")
     add_json(pretrain)
 
@@ -88,7 +90,10 @@ def add_cohort_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> N
 def _add_work(parser: argparse.ArgumentParser) -> None:
     learned = " and ".join(LEARNED_METHODS)
     parser.add_argument("--method", choices=METHODS, default="auto", help=f"default: auto; {learned} learn first")
-    parser.add_argument("--model", type=Path, metavar="CKPT", help="checkpoint to start from; the CSV's come first")
+    parser.add_argument(
+        "--model", type=Path, metavar="CKPT", help="checkpoint to start from, in place of --init; the CSV's come first"
+    )
+    add_init(parser)
     parser.add_argument("--keep-models", action="store_true", help="write what was learnt: model.safetensors")
     parser.add_argument(
         "--budget-s", type=float, metavar="N", help="seconds at most for learning one study (default: 600)"
@@ -131,10 +136,21 @@ def _cohort(chosen: argparse.Namespace) -> dict[str, Any]:
         pictures=not chosen.no_pictures,
         names=label_names(chosen.studies),
     )
-    found = find_studies(chosen.studies)
+    entries, failures = find_studies(chosen.studies)
+    found = _started(entries, chosen), failures
     with _bar() as progress:
         result = run_cohort(found, chosen.output, config, team, redo=chosen.redo, progress=progress)
     return _told(result, [chosen.output / PAGE, chosen.output / COHORT])
+
+
+def _started(entries: list[Entry], chosen: argparse.Namespace) -> list[Entry]:
+    """The studies with the models that they start from, chosen here, since `auto` may mean others on other machines."""
+    from sliceprop.warm_start import Kind, WarmStart
+
+    if chosen.model is not None:
+        return entries
+    start = WarmStart(chosen.init, Kind(chosen.modality, chosen.anatomy))
+    return [replace(each, model=each.model or start.checkpoint(each.image)) for each in entries]
 
 
 def _export_dataset(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -169,6 +185,7 @@ def _propagate_large(chosen: argparse.Namespace) -> dict[str, Any]:
 def _pretrain(chosen: argparse.Namespace) -> dict[str, Any]:
     from sliceprop.cohort.pretrain import PretrainFiles, pretrain
     from sliceprop.engine.pretraining import PretrainConfig
+    from sliceprop.warm_start import Kind
 
     files = PretrainFiles(
         chosen.studies,
@@ -178,6 +195,7 @@ def _pretrain(chosen: argparse.Namespace) -> dict[str, Any]:
         chosen.tensorboard,
         chosen.mlflow,
         chosen.licence,
+        Kind(chosen.modality, chosen.anatomy),
         chosen.redo,
     )
     config = PretrainConfig(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,17 @@ def describe_series(folder: str | Path) -> dict[str, Any]:
         headers.sort(key=_height)
         told["InstanceNumbers"] = [int(one.InstanceNumber) for one in headers]
     return told
+
+
+def series_tags(folder: Path, keywords: Sequence[str]) -> dict[str, str]:
+    """Attributes of the first DICOM file in a folder, those that it has; none where there is no such file."""
+    for file in sorted(folder.iterdir()):
+        try:
+            header = dcmread(file, stop_before_pixels=True, specific_tags=list(keywords))
+        except (OSError, InvalidDicomError, ValueError):
+            continue
+        return {keyword: str(header[keyword].value) for keyword in keywords if keyword in header}
+    return {}
 
 
 def _height(header: Dataset) -> float:

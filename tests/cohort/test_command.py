@@ -33,6 +33,23 @@ def test_some_studies_done_some_not(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (told["finished"], told["resumed"], told["failed"]) == (1, 1, [])
 
 
+def test_a_study_starts_from_the_pretrained_model_that_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The models are damaged, so that the one that is taken is told."""
+    write_study(tmp_path / "in/a")
+    (tmp_path / "in/a/image.json").write_text('{"Modality": "CT"}')
+    (tmp_path / "models").mkdir()
+    for modality in ("CT", "MR"):
+        (tmp_path / f"models/{modality}.safetensors").write_bytes(b"")
+        card = {"date": modality, "data": {"modality": modality}}
+        (tmp_path / f"models/{modality}.card.json").write_text(json.dumps(card))
+    options = ["--device", "cpu", "--workers", "1", "--threads", "1", "--memory", "3", "--no-pictures", "--json"]
+    command = ["cohort", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--init", str(tmp_path / "models")]
+    assert main([*command, *options]) == 1
+    assert "models/CT.safetensors" in json.loads(capsys.readouterr().out)["failed"][0]["reason"]
+    assert main([*command[:-1], str(tmp_path / "in"), *options]) == 2
+    assert "holds no pretrained model" in capsys.readouterr().err
+
+
 def test_a_study_too_large_for_every_worker_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path / "in/a")
     options = ["--device", "cpu", "--workers", "1", "--memory", "0.5"]

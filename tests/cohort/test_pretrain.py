@@ -21,6 +21,7 @@ from sliceprop.engine.threads import one_thread
 from sliceprop.errors import FileError, InputError
 from sliceprop.io import Image, write_image
 from sliceprop.study import open_study, train
+from sliceprop.warm_start import Kind, WarmStart
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = PretrainConfig(epochs=2, steps=2, batch=2, pairs=3, patch_px=32)
@@ -48,15 +49,19 @@ def weights(file: Path) -> torch.Tensor:
 
 
 def test_a_checkpoint_to_start_from_and_its_card(data: Path, tmp_path: Path) -> None:
-    where = files(data, tmp_path, licence="CC0", tracking=tmp_path / "runs")
+    (data / "0/image.json").write_text('{"Modality": "CT"}')  # as dcm2niix writes it; what is said counts first
+    where = files(data, tmp_path, licence="CC0", tracking=tmp_path / "runs", kind=Kind("MR"))
     result = pretrain(where, SMALL, device="cpu")
     assert result.studies == (3, 1)
     assert not result.failures
     assert [event.epoch for event in result.events] == [1, 2]
     card = json.loads(where.card.read_text())
-    assert card["data"] == {"sources": [data.name], "learnt_from": 3, "held_out": 1, "licence": "CC0"}
+    told = {"sources": [data.name], "learnt_from": 3, "held_out": 1, "licence": "CC0"}
+    assert card["data"] == {**told, "modality": "MR", "anatomy": ""}
     assert card["metrics"]["held_out_squared_local_correlation"] == pytest.approx(result.events[-1].best, abs=1e-4)
     assert any((tmp_path / "runs").iterdir())
+    assert WarmStart(str(tmp_path), Kind("MR", "KNEE")).checkpoint() == where.output
+    assert WarmStart(str(tmp_path), Kind("CT")).checkpoint() is None
     model = load_checkpoint(where.output)
     assert model.study_hash is None and model.fields is None
     learned = train(open_study(moving_disc()[0], slice_axis=0), init=model, device="cpu")

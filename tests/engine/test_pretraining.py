@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from scipy import ndimage
 
 from sliceprop.engine.anchors import Anchors
-from sliceprop.engine.pretraining import PretrainConfig, Pretraining, Scan, draw
+from sliceprop.engine.pretraining import PretrainConfig, Pretraining, Scan, draw, recent_mean
 from sliceprop.errors import InputError
 
 SHIFT = 1.5
@@ -52,17 +53,44 @@ def test_masks_are_turned_with_their_slices() -> None:
 
 
 def test_a_motion_that_was_learnt_is_found_in_another_scan() -> None:
-    config = PretrainConfig(epochs=2, steps=15, batch=2, patch_px=40, mixed_precision=False)
+    config = PretrainConfig(epochs=6, steps=5, batch=2, patch_px=40, mixed_precision=False)
     run = Pretraining([shifting(n) for n in range(4)], [shifting(9)], config, torch.device("cpu"))
     before = run.validate()
     run.run()
     assert run.best_similarity > before + 0.1
-    run.network.load_state_dict(run.best)
+    run.average.module.load_state_dict(run.best)
     assert run.validate() == run.best_similarity
     half = shifting(9).half
     with torch.no_grad():
-        velocity = run.network(half[:1], half[1:2])[0, 1, 8:-8, 8:-8]
+        velocity = run.average.module(half[:1], half[1:2])[0, 1, 8:-8, 8:-8]
     assert float(velocity.mean()) < -SHIFT / 3  # 30 steps find which way it goes
+
+
+def test_the_mean_reaches_back_a_tenth_of_the_way() -> None:
+    mean = torch.tensor(1.0)
+    for step in range(2, 1001):
+        mean = recent_mean(mean, torch.tensor(float(step)), step - 1)
+    assert float(mean) == pytest.approx(900.1, abs=0.01)
+
+
+def test_what_is_judged_is_the_mean_of_the_weights() -> None:
+    config = PretrainConfig(epochs=1, steps=6, batch=1, patch_px=16, learning_rate=0.1, mixed_precision=False)
+    run, steps = Pretraining([shifting(0)], [shifting(1)], config, torch.device("cpu")), list[torch.Tensor]()
+    run.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: steps.append(run.network.head.weight.clone()))
+    run.run()
+    expected = steps[0]
+    for count, weight in enumerate(steps[1:], start=1):
+        expected = recent_mean(expected, weight, count)
+    torch.testing.assert_close(run.best["head.weight"], expected)
+    assert (expected - steps[-1]).abs().max() > 0.01
+
+
+def test_no_gradient_is_longer_than_it_may_be() -> None:
+    config = PretrainConfig(epochs=1, steps=1, batch=2, patch_px=16, gradient_norm=1e-4, mixed_precision=False)
+    run = Pretraining([shifting(0)], [shifting(1)], config, torch.device("cpu"))
+    run.run()
+    gradients = torch.cat([each.grad.ravel() for each in run.network.parameters() if each.grad is not None])
+    assert float(gradients.norm()) == pytest.approx(1e-4, rel=0.02)
 
 
 def test_no_improvement_ends_learning() -> None:
@@ -72,7 +100,7 @@ def test_no_improvement_ends_learning() -> None:
     assert len(epochs) < 10
 
 
-@pytest.mark.parametrize("bad", [{"epochs": 0}, {"patch_px": 8}, {"learning_rate": 0}, {"budget_s": 0}])
-def test_settings_are_checked(bad: dict[str, float]) -> None:
+@pytest.mark.parametrize("bad", ["epochs", "patch_px", "learning_rate", "gradient_norm", "budget_s"])
+def test_settings_are_checked(bad: str) -> None:
     with pytest.raises(InputError):
-        PretrainConfig(**bad)  # type: ignore[arg-type]
+        PretrainConfig(**{bad: 0})

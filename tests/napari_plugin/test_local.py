@@ -17,10 +17,12 @@ import pytest
 
 from serving import AFFINE, DRAWN, eventually, only, scan, truth
 from sliceprop.errors import CheckpointError, InputError, NoAnnotationError
+from sliceprop.napari_plugin import worker_process
 from sliceprop.napari_plugin.backend import Job, Progress
 from sliceprop.napari_plugin.geometry import reversed_axes
 from sliceprop.napari_plugin.local import ComputingError, LocalBackend, computer, preview
 from sliceprop.napari_plugin.settings import make_settings
+from sliceprop.warm_start import ENVIRONMENT
 
 LONG_S = 3000
 
@@ -76,6 +78,18 @@ def test_a_checkpoint_of_another_scan_is_a_start_but_no_result(tmp_path: Path) -
     file.write_bytes(b"damaged")
     with pytest.raises(CheckpointError):
         backend.train(job(5, start=str(file)), ignore, lambda: True)
+
+
+def test_the_first_learning_starts_from_a_pretrained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is damaged, so that its use is told."""
+    task = worker_process.Task(0, lambda *_: None)
+    task.cancelled.set()
+    (tmp_path / "any.safetensors").write_bytes(b"damaged")
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "any.safetensors"))
+    with pytest.raises(CheckpointError):
+        worker_process.train(task, job(), tmp_path / "models")
+    worker_process.train(task, job(go_on=False), tmp_path / "models")
+    worker_process.train(task, job(), tmp_path / "models")
 
 
 def test_a_kept_model_that_was_damaged_is_as_good_as_none(tmp_path: Path) -> None:

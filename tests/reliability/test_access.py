@@ -29,7 +29,7 @@ METHODS = ["GET", "POST", "PUT", "DELETE"]
 
 
 async def answer(request: Request) -> JSONResponse:
-    return JSONResponse({"user": current_user(request).username})
+    return JSONResponse({"user": (await current_user(request)).username})
 
 
 Opener = Callable[..., TestClient]

@@ -24,6 +24,8 @@ from sliceprop.engine.registration import Model
 from sliceprop.errors import FileError, InputError
 from sliceprop.io import check_folder, make_folder, write_atomically, write_json
 from sliceprop.study import resolve_device
+from sliceprop.versions import now
+from sliceprop.warm_start import CARD, Kind, common_kind, kind_of
 
 STATE_KEY = "sliceprop-pretraining"
 
@@ -44,6 +46,8 @@ class PretrainFiles:
         tracking: folder for TensorBoard; None for none.
         mlflow: address or folder of an MLflow store; None for none.
         licence: of the data, for the model card.
+        kind: what the scans show, for the card, by which studies choose their start; without it what all their files
+            agree on.
         redo: start anew although there is a state.
     """
 
@@ -54,6 +58,7 @@ class PretrainFiles:
     tracking: Path | None = None
     mlflow: str | None = None
     licence: str = "not stated"
+    kind: Kind = field(default_factory=Kind)
     redo: bool = False
 
     @property
@@ -64,7 +69,7 @@ class PretrainFiles:
     @property
     def card(self) -> Path:
         """The model card."""
-        return self.output.with_suffix(".card.json")
+        return self.output.with_suffix(CARD)
 
 
 @dataclass
@@ -73,12 +78,14 @@ class Pretrained:
 
     Attributes:
         studies: learnt from, and held out.
+        kind: of the scans that it learnt from.
         failures: studies that could not be read.
         events: of the epochs that this run did.
         first: whether this process is the one that tells.
     """
 
     studies: tuple[int, int] = (0, 0)
+    kind: Kind = field(default_factory=Kind)
     failures: list[Failure] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     first: bool = True
@@ -140,6 +147,7 @@ def _split(files: PretrainFiles, result: Pretrained) -> tuple[list[Path], list[P
     cache = files.cache or files.output.with_suffix(".cache")
     make_folder(cache)
     named, given = _entries(files.validation, result), _entries(files.studies, result)
+    result.kind = files.kind.completed(common_kind([kind_of(entry.image) for entry in given]))
     rank, world = ranks()
     failures = [prepare(entry, cache) for entry in [*given, *named][rank::world]]
     told = everyones(json.dumps([asdict(failure) for failure in failures if failure]))
@@ -192,11 +200,13 @@ def _card(files: PretrainFiles, config: PretrainConfig, result: Pretrained, even
         "model": "2D registration network of sliceprop, pretrained without its studies' fields",
         "intended_use": "a start for learning single studies; research only, not a medical device",
         "made_by": f"sliceprop {__version__}",
+        "date": now(),
         "data": {
             "sources": [place.name for place in files.studies],
             "learnt_from": result.studies[0],
             "held_out": result.studies[1],
             "licence": files.licence,
+            **asdict(result.kind),
         },
         "config": asdict(config),
         "epochs": event.epoch,

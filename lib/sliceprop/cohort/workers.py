@@ -7,23 +7,28 @@ for what they need of them, so that Dask places each where it fits.
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sliceprop.errors import InputError
+from sliceprop.errors import InputError, TooLargeError
+from sliceprop.io import image_shape
+from sliceprop.volume import BYTES_PER_VOXEL, BYTES_PER_WORKED_VOXEL
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from distributed import Client, SpecCluster
 
 GPU, MEMORY = "GPU", "MEMORY"
 
 WORKER_GIB = 4.0
 """Memory of a worker that is not told: enough for 100 slices of 512 by 512."""
+
+PROCESS_BYTES = 0.7 * 2**30
+"""Memory of a worker that does nothing, with its libraries loaded."""
 
 CONNECT_S = 10.0
 """For a scheduler to answer, at first and when the connection was lost."""
@@ -84,11 +89,10 @@ def workers(config: WorkersConfig, *, gpu: bool, shared: Path) -> Iterator[Clien
         InputError: Dask is not installed, no scheduler answers, or no worker comes.
     """
     with ExitStack() as stack:
-        try:
-            import dask
-            from distributed import Client
-        except ImportError as error:
-            raise InputError("cohorts need Dask: pip install 'sliceprop[cohort]'") from error
+        check_installed()
+        import dask
+        from distributed import Client
+
         stack.enter_context(dask.config.set(SETTINGS))
         stack.enter_context(_quiet())
         try:
@@ -101,6 +105,57 @@ def workers(config: WorkersConfig, *, gpu: bool, shared: Path) -> Iterator[Clien
         except TimeoutError as error:
             raise InputError(f"{client.scheduler.address}: no worker came within {START_S:g} s") from error
         yield client
+
+
+def check_installed() -> None:
+    """Load Dask.
+
+    Raises:
+        InputError: if it is not installed.
+    """
+    try:
+        import dask  # noqa: F401
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise InputError("this needs Dask: pip install 'sliceprop[cohort]'") from error
+
+
+def offers(client: Client) -> list[dict[str, float]]:
+    """The resources of each worker that is there now."""
+    return [worker["resources"] for worker in client.scheduler_info()["workers"].values()]
+
+
+def needed(image: Path, device: str, most: Mapping[str, float]) -> dict[str, float]:
+    """The resources that a study needs of a worker.
+
+    Args:
+        image: file of the scan; only its header is read.
+        device: `auto`, `cpu` or `cuda`.
+        most: of each resource, the most that a worker offers.
+
+    Raises:
+        TooLargeError: no worker has as much memory.
+        InputError: no worker offers a GPU where one is asked for.
+    """
+    asked = dict[str, float]()
+    if device != "cpu" and GPU in most:
+        asked[GPU] = 1
+    elif device == "cuda":
+        raise InputError(f"no worker offers a GPU; start workers with --resources {GPU}=1")
+    shape = image_shape(image)
+    if shape is not None and MEMORY in most:
+        asked[MEMORY] = PROCESS_BYTES + math.prod(shape) * (BYTES_PER_VOXEL + BYTES_PER_WORKED_VOXEL)
+        if asked[MEMORY] > most[MEMORY]:
+            found = f"may need {asked[MEMORY] / 2**30:.1f} GiB, the largest worker has {most[MEMORY] / 2**30:.1f}"
+            raise TooLargeError(found)
+    return asked
+
+
+def has_died(error: BaseException) -> bool:
+    """Whether a task has no result because its workers died, each time that it was tried."""
+    from distributed import KilledWorker
+
+    return isinstance(error, KilledWorker)
 
 
 @contextmanager

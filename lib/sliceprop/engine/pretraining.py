@@ -2,6 +2,10 @@
 
 Every step takes the mean gradient over one batch of samples. What is in a batch depends on the seed and the step alone;
 the processes share it out and add up their gradients, so that their number changes the speed and nothing else.
+
+A few scans teach unsteadily: one odd sample throws the weights off. So gradients are clipped, and what is judged and
+kept is the average of the weights over the last part of the steps. Unlike a falling learning rate it asks for no number
+of steps beforehand, so that a run can be ended, or made longer, after any epoch.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel
 
 from sliceprop.engine.anchors import ANCHOR_GAP, Anchors, anchor_loss
 from sliceprop.engine.flow import integrate_velocity, warp
@@ -38,6 +44,9 @@ INVERTED = 0.3
 ANCHORED = 0.5
 """Share of the samples of an annotated scan that lead from one annotated slice to the next."""
 
+RECENCY = 8
+"""Step `t` counts in the average of the weights about like `t ** 8`: their mean age is a tenth of the steps so far."""
+
 VALIDATION_PAIRS = 8
 """Pairs of slices per held-out scan, spread evenly over it."""
 
@@ -55,6 +64,7 @@ class PretrainConfig:
         smoothness: weight of the velocity's diffusion loss.
         mask_weight: weight of the Dice loss between annotated slices.
         learning_rate: of Adam.
+        gradient_norm: to which larger gradients are cut.
         patience: epochs without improvement on the held-out scans after which learning stops.
         budget_s: seconds after which no other epoch begins; None for no bound.
         mixed_precision: bfloat16 in the network, on GPUs.
@@ -69,6 +79,7 @@ class PretrainConfig:
     smoothness: float = 0.3
     mask_weight: float = 1.0
     learning_rate: float = 1e-3
+    gradient_norm: float = 0.5
     patience: int = 10
     budget_s: float | None = None
     mixed_precision: bool = True
@@ -80,8 +91,8 @@ class PretrainConfig:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.patch_px < 16:
             raise InputError(f"patch_px must be at least 16, not {self.patch_px}")
-        if self.learning_rate <= 0 or (self.budget_s is not None and self.budget_s <= 0):
-            raise InputError("learning rate and budget must be positive")
+        if min(self.learning_rate, self.gradient_norm) <= 0 or (self.budget_s is not None and self.budget_s <= 0):
+            raise InputError("learning rate, gradient norm and budget must be positive")
 
 
 @dataclass(frozen=True)
@@ -154,7 +165,8 @@ class Pretraining:
             torch.manual_seed(config.seed)
             self.network = RegistrationNet().to(device)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
-        self.best: dict[str, Tensor] = self._weights()
+        self.average = AveragedModel(self.network, avg_fn=recent_mean)
+        self.best: dict[str, Tensor] = _weights(self.average.module)
         self.best_similarity = 0.0
         self.trainer = Engine(self._step)
         self._stopper = EarlyStopping(config.patience, lambda engine: engine.state.metrics["similarity"], self.trainer)
@@ -178,7 +190,7 @@ class Pretraining:
             losses.clear()
             engine.state.metrics.update(loss=loss, similarity=similarity)
             if similarity > self.best_similarity:
-                self.best, self.best_similarity = self._weights(), similarity
+                self.best, self.best_similarity = _weights(self.average.module), similarity
             self._stopper(engine)
             after_epoch(Event(engine.state.epoch, self.config.epochs, loss, similarity, self.best_similarity))
             if deadline is not None and _any(time.monotonic() > deadline):
@@ -189,7 +201,8 @@ class Pretraining:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that is needed to go on: tensors, and plain values."""
-        tensors = {f"network.{name}": tensor for name, tensor in self._weights().items()}
+        tensors = {f"network.{name}": tensor for name, tensor in _weights(self.network).items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in _weights(self.average).items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for n, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{n}.{name}": tensor.detach().cpu().clone() for name, tensor in moments.items()}
@@ -199,6 +212,7 @@ class Pretraining:
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
         self.network.load_state_dict(_under("network.", tensors))
+        self.average.load_state_dict(_under("average.", tensors))
         self.best, self.best_similarity = _under("best.", tensors), float(values["best_similarity"])
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _under("adam.", tensors).items():
@@ -211,13 +225,13 @@ class Pretraining:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean squared local correlation of warped and fixed slices of the held-out scans, in [0, 1]."""
+        """Mean squared local correlation of the held-out scans' slices, warped by the averaged weights, in [0, 1]."""
         total, count = 0.0, 0
         for n in range(idist.get_rank(), len(self.held_out), idist.get_world_size()):
             half = self.held_out[n].half
             pairs = np.unique(np.linspace(0, len(half) - 2, VALIDATION_PAIRS).round().astype(int))
             lower, upper = half[pairs].float().to(self.device), half[pairs + 1].float().to(self.device)
-            total += (1 - float(_losses(self.network, lower, upper)[0])) * len(pairs)
+            total += (1 - float(_losses(self.average.module, lower, upper)[0])) * len(pairs)
             count += len(pairs)
         return float(idist.all_reduce(total)) / float(idist.all_reduce(float(count)))
 
@@ -230,7 +244,9 @@ class Pretraining:
             each.backward()
             loss += float(each.detach())
         self._add_up_gradients()
+        clip_grad_norm_(self.network.parameters(), self.config.gradient_norm)
         self.optimiser.step()
+        self.average.update_parameters(self.network)
         return float(idist.all_reduce(loss))
 
     def _share(self, iteration: int) -> Iterator[Sample]:
@@ -257,11 +273,21 @@ class Pretraining:
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
-def _losses(network: RegistrationNet, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def recent_mean(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+    """The mean of `count` values and one more, the last ones weigh most: `mean + 9 / (count + 9) (value - mean)`.
+
+    References:
+        Shamir and Zhang 2013, Stochastic gradient descent for non-smooth optimization, ICML (polynomial decay).
+    """
+    return mean + (value - mean) * (RECENCY + 1) / (count + RECENCY + 1)
+
+
+def _losses(network: nn.Module, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Dissimilarity of slices warped onto their neighbours, the velocity, and its displacements both ways."""
     velocity = network(lower, upper).float()
     with torch.autocast(lower.device.type, enabled=False):

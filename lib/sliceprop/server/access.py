@@ -196,28 +196,24 @@ class Access:
         self._check_page(request)
         if self._policy.tokens is None:
             self._check_address(request)
-            holder = LOCAL
+            _admit(request, path, LOCAL)
         elif path in (SIGN_IN, SIGN_OUT):
             return await self._sign_in_or_out(request, path)
         elif path == LOG_IN_ASKED:
             return JSONResponse({"enabled": True})
         elif path == LOG_IN and request.method == "POST":
             return await self._log_in(request)
-        elif path in PUBLIC:
-            return None
-        else:
+        elif path not in PUBLIC:
             try:
-                holder = self._holder(request)
+                _admit(request, path, self._holder(request))
             except UnauthorizedError:
                 if request.method == "GET" and "text/html" in request.headers.get("Accept", ""):
                     here = path + (f"?{request.url.query}" if request.url.query else "")
                     return RedirectResponse(f"{_root(request)}{SIGN_IN}?next={quote(here)}", status_code=303)
                 raise
-        _remember(request, holder)
-        if not holder.may(role := needed_role(request.method, path)):
-            raise ForbiddenError(f"this needs the role {role}, and {holder.name} has the role {holder.role}")
-        asked = path == LOGGED_IN and self._policy.tokens is not None
-        return JSONResponse(current_user(request).model_dump()) if asked else None
+            if path == LOGGED_IN:
+                return JSONResponse((await current_user(request)).model_dump())
+        return None
 
     def _check_page(self, request: HTTPConnection) -> None:
         """Refuse what a page of another site makes a browser send; programs send none of these headers.
@@ -313,8 +309,11 @@ class Access:
         return answer
 
 
-def current_user(request: Request) -> User:
-    """Whoever sends a request, as MONAI Label's routes want to know it."""
+async def current_user(request: Request) -> User:
+    """Whoever sends a request, as MONAI Label's routes want to know it.
+
+    It waits for nothing, but a plain function would be run in a thread, for which requests to a busy server wait.
+    """
     holder: Holder = request.scope.get("state", {}).get("holder", LOCAL)
     return User(username=holder.name, roles=DEFAULT_USER.roles)
 
@@ -334,6 +333,17 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _admit(request: Request, path: str, holder: Holder) -> None:
+    """Let a request pass if its sender's role allows it.
+
+    Raises:
+        ForbiddenError: if it does not.
+    """
+    _remember(request, holder)
+    if not holder.may(role := needed_role(request.method, path)):
+        raise ForbiddenError(f"this needs the role {role}, and {holder.name} has the role {holder.role}")
 
 
 def _remember(request: Request, holder: Holder) -> None:

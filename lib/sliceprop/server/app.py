@@ -23,10 +23,12 @@ from sliceprop.engine.contour import interpolate_contours
 from sliceprop.errors import InputError
 from sliceprop.server.access import Policy
 from sliceprop.server.archive import open_archive
+from sliceprop.server.batch import BatchTask
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import plain_name
 from sliceprop.server.infer import PropagateTask, ScribblesTask
+from sliceprop.server.learning import as_stats
 from sliceprop.server.limits import Limits
 from sliceprop.server.logs import Redaction, quieten
 from sliceprop.server.names import configured_names
@@ -35,7 +37,9 @@ from sliceprop.server.scoring import QualityScoring
 from sliceprop.server.strategy import NextSlice, NextStudy
 from sliceprop.server.tools import tool_tasks
 from sliceprop.server.trainer import PropagateTrainer
+from sliceprop.server.training_queue import TrainingQueue
 from sliceprop.server.workspace import Workspace
+from sliceprop.warm_start import AUTO, Kind, WarmStart
 
 NAME = "labelprop"
 
@@ -46,8 +50,8 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
     Args:
         app_dir: folder of the app; nothing of a study is written there.
         studies: folder or DICOMweb address of the images.
-        conf: `labels`, `budget_s`, `target`, `folder`, `bundle`, and what `Policy` and `Limits` take; see the app's
-            README.
+        conf: `labels`, `budget_s`, `target`, `folder`, `bundle`, `pretrained`, `modality`, `anatomy`, and what `Policy`
+            and `Limits` take; see the app's README.
 
     Raises:
         InputError: or a subclass, for a configuration that cannot be used.
@@ -65,13 +69,16 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         about = {"name": "LabelProp", "description": "Annotate a few slices, get the volume", "version": __version__}
         super().__init__(app_dir, studies, conf, **about)
         self._auto_update_scoring = False  # would start a process after every request
+        self.queue: TrainingQueue | None = None
         Redaction(lambda: list(self.datastore()._datastore.objects), self.audit.study_hash).install()
 
     @cached_property
     def workspace(self) -> Workspace:
         """What tasks and routes share."""
         store = self.datastore()
-        return Workspace(store, configured_names(self.conf, Path(store._datastore_path)))
+        kind = Kind(self.conf.get("modality", ""), self.conf.get("anatomy", ""))
+        start = WarmStart(self.conf.get("pretrained", AUTO), kind)
+        return Workspace(store, configured_names(self.conf, Path(store._datastore_path)), start)
 
     @cached_property
     def audit(self) -> AuditLog:
@@ -110,14 +117,29 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
             **tool_tasks(self.workspace, self.conf.get("bundle")),
         }
 
+    def init_batch_infer(self) -> BatchTask:
+        """Any of these on many images."""
+        return BatchTask(self.workspace, frozenset({NAME, f"{NAME}_scribbles"}))
+
     def init_trainers(self) -> dict[str, TrainTask]:
         """`labelprop`."""
         return {NAME: PropagateTrainer(self.workspace, number(self.conf, "budget_s", TrainConfig.budget_s))}
 
-    def training(self) -> dict[str, Any]:
-        """State of the last training; costs next to nothing."""
+    def training(self, image: str = "", user: str | None = None) -> dict[str, Any]:
+        """State of the last training; costs next to nothing.
+
+        Args:
+            image: with a queue, that of this study.
+            user: with a queue and without `image`, that of this user; None for anybody's.
+        """
+        if self.queue is not None:
+            return as_stats(self.queue.state(image, user))
         state: dict[str, Any] = self._trainers[NAME].stats()
         return state
+
+    def info(self) -> dict[str, Any]:
+        """What `/info/` shows."""
+        return {**super().info(), "train_stats": {NAME: self.training()}}
 
     def init_strategies(self) -> dict[str, Strategy]:
         """`next_study` first, which 3D Slicer offers first; `next_slice`, also by the key that OHIF always asks for."""
@@ -133,6 +155,7 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         from sliceprop.server.routes import install
 
         super().on_init_complete()
+        self.queue = TrainingQueue.configured(self.conf, self._trainers[NAME], self.workspace.folder / "studies")
         install(self)
         interpolate_contours.start()  # takes a second or two, which the first preview then need not wait for
 

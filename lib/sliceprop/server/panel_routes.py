@@ -63,7 +63,7 @@ def get_study(image: str, user: Reader) -> dict[str, Any]:
     store = app.datastore()
     if isinstance(store, ArchivedStudies):
         store.renew(image)
-    return study_state(app.workspace, app.workspace.case(image), app.training())
+    return study_state(app.workspace, app.workspace.case(image), app.training(image))
 
 
 @router.get("/labelprop/voxels")
@@ -100,8 +100,8 @@ def put_scribbles(
 
 @router.get("/labelprop/progress")
 def get_progress(user: Reader, image: str = "") -> dict[str, Any]:
-    """How far the training is, also that of another study; reads one small file."""
-    state = running_app().training()
+    """How far the training is, also that of another study, with a queue that of this one; reads one small file."""
+    state = running_app().training(image, user.username)
     keys = ("status", "epoch", "total_epochs", "seconds", "seconds_left", "best_metric", "image")
     told = {key: state.get(key) for key in keys}
     return {**told, **{key: state[key] for key in ("error", "note") if key in state}}

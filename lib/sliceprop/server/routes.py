@@ -33,9 +33,10 @@ from sliceprop.server.checkpoints import SUFFIX
 from sliceprop.server.errors import BusyError, NotFoundError, install_error_handlers
 from sliceprop.server.guard import NameGuard, new_name, plain_name
 from sliceprop.server.health import Counters
+from sliceprop.server.learning import OPEN
 from sliceprop.server.limits import LimitGuard, Queue, Slot
 from sliceprop.server.records import KINDS
-from sliceprop.server.requests import LabelOptions, first_choices, label_options, parse_params
+from sliceprop.server.requests import LabelOptions, first_choices, label_options, parse_params, whole_number
 from sliceprop.server.results import write_result
 from sliceprop.server.strategy import NO_STUDY
 from sliceprop.server.web import (
@@ -243,11 +244,20 @@ def next_sample(strategy: str, user: Reader, slot: Slot, params: dict[str, Any] 
 def start_training(
     model: str, user: Admin, params: dict[str, Any] | None = None, run_sync: bool = False, enqueue: bool = False
 ) -> Any:
-    """Start a training after checking its request; a second one is refused with 429 while one runs."""
+    """Start a training after checking its request; a second one is refused with 429 while one runs.
+
+    With a queue that is a second one of the same study; the others wait for a worker.
+    """
     app = running_app()
     trainer = app.known("model", model, app._trainers)
     request = trainer.prepare(params or {})
     note(study=request["image"])
+    if app.queue is not None:
+        ticket = app.queue.add(request, user.username)
+        if run_sync:
+            ticket.over.wait()
+            return app.training(request["image"])
+        return app.queue.tasks(user.username)[-1]
     waiting = [task for task in tasks("train") if task["status"] in ("SUBMITTED", "RUNNING")]
     if enqueue and len(waiting) >= MAX_TRAININGS:
         raise BusyError(f"{MAX_TRAININGS} trainings wait already; try again later", retry_after_s=60)
@@ -270,10 +280,26 @@ def start_all_trainings(user: Admin, params: dict[str, Any] | None = None, run_s
     return {NAME: {"result": answer, "detail": None}}
 
 
+@router.get("/train/")
+def get_trainings(user: Reader, all: bool = False, check_if_running: bool = False) -> Any:
+    """The last training, or all of them; with a queue the user's last one, or everybody's."""
+    queue = running_app().queue
+    if queue is None:
+        return train.status(all, check_if_running)
+    found = queue.tasks(None if all else user.username)
+    if not found or (check_if_running and found[-1]["status"] not in OPEN):
+        raise NotFoundError("no training is running" if check_if_running else "there was no training yet")
+    return found if all else found[-1]
+
+
 @router.delete("/train/")
-def stop_training(user: Admin) -> Any:
-    """Stop the training; the best model so far is kept. 3D Slicer fails where there is no last line of `details`."""
-    answer = train.stop()
+def stop_training(user: Admin, image: str = "") -> Any:
+    """Stop the training; the best model so far is kept. 3D Slicer fails where there is no last line of `details`.
+
+    With a queue that of `image`, without it the user's latest.
+    """
+    queue = running_app().queue
+    answer = train.stop() if queue is None else queue.stop(user.username, image)
     return {**answer, "details": answer.get("details") or ["stopped"]} if answer else answer
 
 
@@ -310,6 +336,8 @@ def start_batch(
     app, options = running_app(), first_choices(params or {})
     app.known("model", model, app._infers)
     plain_name(str(options.get("label_tag") or ""), "label_tag")
+    if options.get("max_batch_size") is not None:
+        options["max_batch_size"] = whole_number(options, "max_batch_size", 0)
     if strange := sorted((_RESERVED | _SERVERS_OWN) & options.keys()):
         raise InputError(f"params must not hold {strange}; they are the server's to choose")
     try:

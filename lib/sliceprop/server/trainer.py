@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import psutil
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.async_tasks.utils import tasks
 
-from sliceprop.config import TrainConfig
-from sliceprop.engine.registration import Model
 from sliceprop.errors import InputError
-from sliceprop.server.files import read_json, write_json
+from sliceprop.io import make_folder
+from sliceprop.server.learning import OPEN, Report, StateFile, as_stats, learn
 from sliceprop.server.requests import first_choices, label_options, train_config
+from sliceprop.server.training_work import Job
 from sliceprop.server.workspace import Workspace
-from sliceprop.study import Progress, train
-
-logger = logging.getLogger(__name__)
-
-SECONDS_BETWEEN_REPORTS = 0.5
+from sliceprop.study import Progress
 
 
-class TrainingState:
-    """How far the training is, as a file that the training process writes and the server reads.
-
-    Args:
-        file: JSON; replaced as a whole.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
+class TrainingState(StateFile):
+    """The same of the one training process that MONAI Label runs at a time."""
 
     def write(self, image_id: str, status: str, progress: Progress, **more: Any) -> None:
-        """Say how far the training of `image_id` is; `status` is one of MONAI Label's for tasks."""
-        process = {"pid": os.getpid(), "started": psutil.Process().create_time()}
-        write_json(self._file, {"image": image_id, "status": status, **asdict(progress), **more, "process": process})
+        """Say how far the training of `image_id` is; the folder is made on the way."""
+        make_folder(self._file.parent)
+        super().write(image_id, status, progress, **more)
 
     def read(self) -> dict[str, Any]:
         """The last state; `STOPPED` if whoever wrote it is gone or gave up, `NONE` before the first training."""
-        state: dict[str, Any] = read_json(self._file) or {"status": "NONE", **asdict(Progress(0, 0, 0.0, 0.0, 0.0))}
-        process, status = state.pop("process", {}), state.get("status")
-        waiting = any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks("train"))
+        state = self._content()
+        process, status = state.pop("process", {}), state["status"]
+        waiting = any(task["status"] in OPEN for task in tasks("train"))
         if (status == "SUBMITTED" and not waiting) or (status == "RUNNING" and not _is_alive(**process)):
             state["status"] = "STOPPED"
         return state
@@ -58,47 +44,6 @@ def _is_alive(pid: int, started: float) -> bool:
         return bool(process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-class Report:
-    """Keeps a `TrainingState` up to date while a training runs, and says how it ended.
-
-    No epoch is reported before there is a checkpoint: a client that sees one can stop and keeps what was learnt.
-
-    Args:
-        state: to write.
-        image_id: of the study.
-        config: of the training.
-    """
-
-    def __init__(self, state: TrainingState, image_id: str, config: TrainConfig) -> None:
-        self._state, self._image_id = state, image_id
-        self._last = Progress(0, config.max_epochs + config.refine_steps, 0.0, config.budget_s, 0.0)
-        self._written, self.saved, self.note = 0.0, False, ""
-
-    def __enter__(self) -> Self:
-        self.write("RUNNING")
-        return self
-
-    def __call__(self, progress: Progress) -> None:
-        """Take one event of `study.train`."""
-        self._last, now = progress, time.monotonic()
-        if self.saved and now - self._written >= SECONDS_BETWEEN_REPORTS:
-            self._written = now
-            self.write("RUNNING")
-            logger.info("epoch %d of %d, best metric %.4f", progress.epoch, progress.total_epochs, progress.best_metric)
-
-    def write(self, status: str, **more: Any) -> None:
-        """Write the last event under a status."""
-        noted = {"note": self.note} if self.note else {}
-        self._state.write(self._image_id, status, self._last, **noted, **more)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._last = replace(self._last, seconds_left=0.0)
-        if error is None:
-            self.write("DONE")
-        else:
-            self.write("ERROR", error=str(error))
 
 
 class PropagateTrainer(TrainTask):  # type: ignore[misc]
@@ -121,14 +66,8 @@ class PropagateTrainer(TrainTask):  # type: ignore[misc]
         return {"budget_s": self._budget_s, "slice_axis": ["auto", "0", "1", "2"], "init": ["auto", "none"]}
 
     def stats(self) -> dict[str, Any]:
-        """The fields of `study.Progress` with `image` and `status` of the last training; zeros before the first.
-
-        `seconds` is the time since it began, `total_time` the same once it is over: MONAI Label's clients take that for
-        the sign of the end.
-        """
-        state = self._state.read()
-        over = state["status"] not in ("SUBMITTED", "RUNNING")
-        return {**state, "seconds": state["total_time"], "total_time": state["total_time"] if over else 0.0}
+        """`learning.as_stats` of the last training; zeros before the first."""
+        return as_stats(self._state.read())
 
     def prepare(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The request for the training process, after checking everything that can be wrong with it.
@@ -150,9 +89,39 @@ class PropagateTrainer(TrainTask):  # type: ignore[misc]
         known = ("slice_axis", "budget_s", "init", "seed")
         return {"image": case.image_id, **{key: options[key] for key in known if options.get(key) is not None}}
 
-    def submitted(self, request: Mapping[str, Any]) -> None:
-        """Show that a training waits for its process; that takes a few seconds."""
-        Report(self._state, request["image"], train_config(request, self._budget_s)).write("SUBMITTED")
+    def submitted(self, request: Mapping[str, Any], state: StateFile | None = None) -> None:
+        """Show that a training waits for its process, which takes a few seconds, or for a worker."""
+        Report(state or self._state, request["image"], train_config(request, self._budget_s)).write("SUBMITTED")
+
+    def job(self, request: Mapping[str, Any], folder: Path, state: Path) -> Job:
+        """The same request for a Dask worker, with the annotation that is in force now.
+
+        Args:
+            request: from `prepare`.
+            folder: for the training alone; filled here.
+            state: file in which the worker says how far it is.
+
+        Raises:
+            InputError: or a subclass, for anything that cannot be used any more.
+        """
+        options, checkpoints = first_choices(request), self._workspace.checkpoints
+        case = self._workspace.case(options["image"])
+        checkpoints.remove_leftovers()
+        with self._workspace.lock(case):
+            opened = self._workspace.open(case, label_options(options))
+            chosen = self._workspace.choose_start(case, opened.study, options.get("init"))
+        job = Job(
+            case.image_id,
+            case.image.absolute(),
+            folder,
+            opened.drawing.options,
+            train_config(options, self._budget_s),
+            checkpoints.file(case.image_id),
+            state,
+            chosen.note,
+        )
+        job.pack(opened.drawing.arrays, chosen.model)
+        return job
 
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
         """Train; called by MONAI Label in the training process.
@@ -168,28 +137,18 @@ class PropagateTrainer(TrainTask):  # type: ignore[misc]
         """
         options, checkpoints, server = first_choices(request), self._workspace.checkpoints, os.getppid()
         case, config = self._workspace.case(options["image"]), train_config(options, self._budget_s)
-
         with Report(self._state, case.image_id, config) as report:
             checkpoints.remove_leftovers()
             study = self._workspace.open(case, label_options(options)).study
-            chosen = self._workspace.choose_model(case, study, options.get("init"))
+            chosen = self._workspace.choose_start(case, study, options.get("init"))
             before, report.note = self._workspace.model(case, study), chosen.note
-
-            def left_alone() -> bool:
-                return os.getppid() != server
-
-            def save(model: Model, *, done: bool = False) -> None:
-                if done or not _is_better(before, model):
-                    checkpoints.save(case.image_id, model)
-                report.saved = True
-
-            best = train(study, config, init=chosen.model, progress=report, cancelled=left_alone, save=save)
-            save(best, done=not left_alone())
+            learn(
+                study,
+                config,
+                report,
+                init=chosen.model,
+                before=before,
+                write=lambda model: checkpoints.save(case.image_id, model),
+                cancelled=lambda: os.getppid() != server,
+            )
         return self.stats()
-
-
-def _is_better(before: Model | None, model: Model) -> bool:
-    """Whether an earlier training came further on the same part of the same study, which a stop must not lose."""
-    if before is None or (before.study_hash, before.roi) != (model.study_hash, model.roi):
-        return False
-    return before.config.similarity == model.config.similarity and before.metric > model.metric

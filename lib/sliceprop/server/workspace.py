@@ -39,6 +39,7 @@ from sliceprop.server.shown import look, publish
 from sliceprop.study import Study, open_study
 from sliceprop.versions import FINAL, FOLDER, SCRIBBLES, SPARSE, Entry, Event, Version
 from sliceprop.volume import resolve_slice_axis
+from sliceprop.warm_start import AUTO, WarmStart
 
 logger = logging.getLogger(__name__)
 
@@ -105,10 +106,12 @@ class Workspace:
     Args:
         store: scans and label files; the workspace keeps its own files beside it, in `.labelprop`.
         names: the operator's list of labels; None to learn it from the clients.
+        start: where studies without a model of their own start learning from.
     """
 
-    def __init__(self, store: Studies, names: list[str] | None = None) -> None:
+    def __init__(self, store: Studies, names: list[str] | None = None, start: WarmStart | None = None) -> None:
         self.store = store
+        self._start = start or WarmStart()
         self.folder = Path(store._datastore_path) / FOLDER
         self.names = LabelNames(self.folder / "names.json", names)
         self.colors = LabelColors(self.folder / "colors.json")
@@ -519,6 +522,24 @@ class Workspace:
         if chosen.model.study_hash in (None, study.study_hash):
             return chosen
         return Chosen(note="The checkpoint of this study was learned on another scan; learning starts afresh.")
+
+    def choose_start(self, case: Case, study: Study, init: Any = None) -> Chosen:
+        """The model that learning starts from: that of `choose_model`, else a pretrained one unless `init` is `none`.
+
+        Raises:
+            NotFoundError: if there is no checkpoint `init`.
+            CheckpointError: if the checkpoint `init` cannot be used.
+        """
+        chosen = self.choose_model(case, study, init)
+        if chosen.model is not None or init not in (None, AUTO):
+            return chosen
+        try:
+            file = self._start.checkpoint(case.image)
+            return chosen if file is None else replace(chosen, model=self.checkpoints.read(file))
+        except InputError:
+            logger.exception("there is no pretrained model to start from")
+            unusable = "The server's pretrained model cannot be used; learning starts from nothing."
+            return replace(chosen, note=f"{chosen.note} {unusable}".strip())
 
     def _read_model(self, case: Case, checkpoint_id: str, keep: bool) -> Chosen:
         file = self.checkpoints.existing(checkpoint_id)

@@ -1,0 +1,88 @@
+"""MONAI Label's batch inference on a folder of studies: which images, what is stored, and what fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pytest.importorskip("monailabel")
+
+from columns import AFFINE, NAMES, SHAPE, column
+from sliceprop import io
+from sliceprop.server.app import LabelPropApp
+from sliceprop.server.requests import label_options
+
+DRAWN = [2, 7]
+QUICK = {"model": "labelprop", "method": "nearest"}
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LabelPropApp]:
+    """The app on the studies `bare`, `broken`, `first` and `second`; all but the first are annotated."""
+    monkeypatch.setattr("monailabel.config.settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for seed, name in enumerate(("bare", "broken", "first", "second")):
+        scan = np.random.default_rng(seed).normal(column() * 100, 5, SHAPE).astype(np.float32)
+        nib.save(nib.Nifti1Image(scan, AFFINE), studies / f"{name}.nii.gz")
+    before = logging.getLogRecordFactory()
+    app = LabelPropApp(str(tmp_path), str(studies), {})
+    for seed, name in enumerate(("broken", "first", "second")):
+        drawn = column(DRAWN)
+        drawn[0, seed, DRAWN] = 2
+        nib.save(nib.Nifti1Image(drawn, AFFINE), tmp_path / "drawn.nii.gz")
+        app.workspace.submit(name, "sparse", tmp_path / "drawn.nii.gz", label_options({"label_info": NAMES}))
+    whole = (studies / "broken.nii.gz").read_bytes()
+    (studies / "broken.nii.gz").write_bytes(whole[: len(whole) // 2])
+    yield app
+    logging.setLogRecordFactory(before)
+
+
+def stored(app: LabelPropApp, image: str, tag: str) -> np.ndarray:
+    return io.read_image(app.datastore().label_file(image, tag)).array
+
+
+def drawn(app: LabelPropApp, image: str) -> np.ndarray:
+    annotation = app.workspace.annotation(app.workspace.case(image))
+    assert annotation is not None and list(annotation.annotated_slices) == DRAWN
+    return annotation.labels
+
+
+@pytest.mark.parametrize("tag", ["round_one", "original", "final"])
+def test_results_are_stored_by_tag_and_annotated_slices_stay(app: LabelPropApp, tag: str) -> None:
+    labels = {image: drawn(app, image)[..., DRAWN] for image in ("first", "second")}
+    request = QUICK if tag == "original" else {**QUICK, "label_tag": tag}
+    answers = app.batch_infer(request)
+    assert answers.keys() == {"broken", "first", "second"}
+    for image, values in labels.items():
+        result = stored(app, image, tag)
+        np.testing.assert_array_equal(result[..., DRAWN], values)
+        assert result[..., 5].any()
+        np.testing.assert_array_equal(drawn(app, image)[..., DRAWN], values)
+        assert app.datastore().get_image_info(image)["batch"] == {"model": "labelprop", "label_tag": tag, "error": None}
+
+
+def test_an_image_that_fails_is_told_and_ends_nothing(app: LabelPropApp) -> None:
+    answers = app.batch_infer({**QUICK, "label_tag": "round_one"})
+    reason = answers["broken"]["error"]
+    assert "broken.nii.gz" in reason and "truncated" in reason
+    assert app.datastore().get_image_info("broken")["batch"]["error"] == reason
+    assert app.datastore().label_file("broken", "round_one") is None
+    assert not app.datastore().get_image_info("bare").get("batch")
+
+
+def test_images_can_be_chosen(app: LabelPropApp) -> None:
+    app.batch_infer({**QUICK, "images": "all", "label_tag": "final", "max_batch_size": 2})
+    assert app.datastore().get_labeled_images() == ["first"]
+    assert app.batch_infer({**QUICK, "images": "labeled"}).keys() == {"first"}
+    assert app.batch_infer({**QUICK, "images": "unlabeled"}).keys() == {"broken", "second"}
+
+
+def test_models_that_need_nothing_drawn_get_every_image(app: LabelPropApp) -> None:
+    answers = app.batch_infer({"model": "threshold_islands", "label_tag": "bone"})
+    assert answers.keys() == {"bare", "broken", "first", "second"}
