@@ -77,8 +77,8 @@ reliability: $(TEST_STAMP) ## faults on purpose, 100,000 inputs, half an hour of
 
 TOOLS := .venv-release
 
-audit: $(STAMP) $(TOOLS)/.installed ## ask for known advisories of what is installed; needs the network
-	PIPAPI_PYTHON_LOCATION=$(BIN)/python $(TOOLS)/bin/pip-audit
+audit: lock ## ask for known advisories of what is installed; fails where the registry does not tell of every package
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
 sbom: $(STAMP) $(TOOLS)/.installed ## write sbom.json, a bill of materials (CycloneDX) of what is installed
 	$(TOOLS)/bin/cyclonedx-py environment --output-file sbom.json $(BIN)/python

@@ -6,6 +6,6 @@ venv=$1 tools=$2 file=$3
 list=$(mktemp)
 trap 'rm -f "$list"' EXIT
 "$venv/bin/python" -m pip freeze --exclude-editable --all |
-    grep --invert-match --extended-regexp ' @ |\+left\.out|^(pip|setuptools)==' | sed 's/+cpu$//' >"$list"
+    grep --invert-match --extended-regexp ' @ |\+left\.out|^pip==' | sed 's/+cpu$//' >"$list"
 "$tools/bin/uv" pip compile --quiet --no-deps --no-header --no-annotate --generate-hashes \
     --python "$venv/bin/python" --output-file "$file" "$list"

@@ -8,7 +8,7 @@ import os
 import tracemalloc
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -81,8 +81,9 @@ def test_only_numbers_are_sent_and_else_nothing_is(strange: NDArray[Any]) -> Non
     assert stream.getvalue() == b""
 
 
-def test_large_arrays_go_through_a_pipe_without_a_copy() -> None:
-    array = np.asfortranarray(np.arange(32 << 20, dtype=np.uint8).reshape(2, -1))
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_large_arrays_go_through_a_pipe_without_a_copy(order: Literal["C", "F"]) -> None:
+    array = np.arange(32 << 20, dtype=np.uint8).reshape((2, -1), order=order)
     source, sink = os.pipe()
     tracemalloc.start()
     try:

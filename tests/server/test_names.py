@@ -115,3 +115,14 @@ def test_names_that_are_not_configured_are_refused_only_if_they_were_painted(tmp
     with pytest.raises(InputError, match="x"):
         table.mapping({1}, info)
     assert table.names == ["a"]
+
+
+def test_names_that_another_process_adds_are_seen(table, tmp_path):
+    other = LabelNames(tmp_path / "sub" / "names.json")
+    assert table.names == other.names == []
+    table.register(["a"])
+    assert table.names == other.names == ["a"]
+    other.register(["b"])
+    assert table.names == other.names == ["a", "b"]
+    table.names.append("c")
+    assert table.names == ["a", "b"]

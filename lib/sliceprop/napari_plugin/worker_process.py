@@ -84,6 +84,9 @@ def train(task: Task, job: Job, folder: Path) -> None:
     if settings.save_to is not None:
         check_folder(settings.save_to)
     models.keep_labels(opened, job)
+    init = models.start_of(opened, settings.start, go_on=settings.go_on)
+    if init is None and settings.go_on:
+        init = pretrained()
 
     def keep(best: Model) -> None:
         models.keep(opened, best)
@@ -94,7 +97,7 @@ def train(task: Task, job: Job, folder: Path) -> None:
         study.train(
             opened,
             settings.train,
-            init=models.start_of(opened, settings.start, go_on=settings.go_on),
+            init=init,
             device=settings.device,
             progress=task.report,
             cancelled=task.cancelled.is_set,
@@ -153,6 +156,15 @@ def preview(_task: Task, job: Job) -> Result:
 
 
 WORK: dict[str, Any] = {function.__name__: function for function in (train, propagate, suggest, save_model, preview)}
+
+
+def pretrained() -> Model | None:
+    """The model that the first learning on a scan starts from: what the variable of `warm_start` names, if anything."""
+    from sliceprop.checkpoint import load_checkpoint
+    from sliceprop.warm_start import WarmStart
+
+    file = WarmStart().checkpoint()
+    return None if file is None else load_checkpoint(file)
 
 
 def open_job(job: Job) -> Study:

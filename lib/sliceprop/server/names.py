@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -132,7 +133,7 @@ class LabelNames:
         """Names in the order of their indices; the first one has index 1."""
         if self._configured is not None:
             return list(self._configured)
-        return list(read_table(self._file) or [])
+        return list(_read_names(self._file, _version(self._file)))
 
     @property
     def indices(self) -> dict[str, int]:
@@ -232,3 +233,17 @@ class LabelNames:
         if top <= _NUMBERED_UP_TO:
             values = range(known + 1, top + 1)
         return [f"label_{value}" for value in values if value > known]
+
+
+@lru_cache(maxsize=8)
+def _read_names(file: Path, version: tuple[int, ...]) -> tuple[str, ...]:
+    """The table of a file, read again only if the file is another one: every `GET /info/` asks for each model."""
+    return tuple(read_table(file) or ())
+
+
+def _version(file: Path) -> tuple[int, ...]:
+    try:
+        known = file.stat()
+    except OSError:
+        return ()
+    return known.st_ino, known.st_mtime_ns, known.st_size
