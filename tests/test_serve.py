@@ -144,6 +144,14 @@ def test_what_the_operator_chose_reaches_the_server(tokens: Path, certificate: t
     assert Security().options() == []
 
 
+def test_dask_is_missed_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dask", None)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(InputError, match="pip install"):
+        serve(str(tmp_path), port=port, conf=[("scheduler", "local")])
+
+
 def test_an_open_server_does_not_start(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["serve", "--studies", str(tmp_path), "--host", "0.0.0.0"]) == 2
     assert main(["ohif", "--folder", str(tmp_path), "--host", "0.0.0.0"]) == 2

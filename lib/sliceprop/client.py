@@ -158,14 +158,22 @@ class Client:
         """Start to learn on a study; `progress` tells how far it is."""
         self._json("POST", f"/train/{MODEL}", json={"image": image, **options})
 
-    def progress(self) -> dict[str, Any]:
-        """`status`, `epoch`, `total_epochs`, `best_metric`, `seconds`, `seconds_left`, `image` of the last training."""
-        return dict(self._json("GET", "/labelprop/progress"))
+    def progress(self, image: str = "") -> dict[str, Any]:
+        """`status`, `epoch`, `total_epochs`, `best_metric`, `seconds`, `seconds_left`, `image` of the last training.
 
-    def stop(self) -> None:
-        """End the training; the best model so far stays. None running is fine."""
+        Args:
+            image: the study that is meant, where the server trains several at once.
+        """
+        return dict(self._json("GET", "/labelprop/progress", params={"image": image}))
+
+    def stop(self, image: str = "") -> None:
+        """End the training; the best model so far stays. None running is fine.
+
+        Args:
+            image: the study that is meant, where the server trains several at once.
+        """
         try:
-            self._request("DELETE", "/train/")
+            self._request("DELETE", "/train/", params={"image": image})
         except RefusedError as error:
             if error.status != 404:
                 raise

@@ -128,7 +128,8 @@ def serve(
         the server's exit code, 0 after a signal.
 
     Raises:
-        InputError: if the address cannot be listened on, or is open to others who are not asked for anything.
+        InputError: if the address cannot be listened on, or is open to others who are not asked for anything; or if
+            trainings are to go to Dask, which is not installed.
         FileError: if the app's folder is not there, or a file of `security` cannot be used.
     """
     check_server(host, port, security)
@@ -160,6 +161,11 @@ def run_server(
     ready: Callable[[], None] = lambda: None,
 ) -> int:
     """Start the server among `programs` and wait for its end; arguments and answer as those of `serve`."""
+    conf = list(conf)
+    if any(key == "scheduler" for key, _ in conf):
+        from sliceprop.cohort.workers import check_installed
+
+        check_installed()
     options = ["--app", str(APP_FOLDER), "--studies", studies, "--host", host, "--port", str(port)]
     options += [part for pair in conf for part in ("--conf", *pair)]
     options += (security or Security()).options()

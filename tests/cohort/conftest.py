@@ -14,5 +14,6 @@ from distributed import LocalCluster
 @pytest.fixture(scope="session")
 def scheduler() -> Iterator[str]:
     """Address of a scheduler with two workers that are threads of this process."""
-    with LocalCluster(2, threads_per_worker=1, processes=False, dashboard_address=None, silence_logs=50) as cluster:
+    options = {"threads_per_worker": 1, "processes": False, "dashboard_address": ":0", "silence_logs": False}
+    with LocalCluster(n_workers=2, **options) as cluster:
         yield cluster.scheduler_address

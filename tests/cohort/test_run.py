@@ -30,6 +30,7 @@ from sliceprop.io import Image, read_image, write_image
 
 QUICK = CohortConfig(propagate=PropagateConfig("shape"), device="cpu", pictures=False)
 SHORT = TrainConfig(max_epochs=1, refine_steps=4)
+THREADS = {"threads_per_worker": 1, "processes": False, "dashboard_address": ":0", "silence_logs": False}
 
 
 def run(source: Path, output: Path, scheduler: str, config: CohortConfig = QUICK, **options: Any) -> Cohort:
@@ -229,7 +230,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_scheduler_that_goes_away_loses_nothing_that_is_done(tmp_path: Path, scheduler: str, impatient: None) -> None:
     for name in "abcdef":
         write_study(tmp_path / "in" / name, seed=ord(name))
-    with LocalCluster(1, threads_per_worker=1, processes=False, dashboard_address=":0", silence_logs=50) as cluster:
+    with LocalCluster(n_workers=1, **THREADS) as cluster:
 
         def stop(done: int, total: int, failed: int) -> None:
             if done == 2:
@@ -249,8 +250,7 @@ def test_gpus_are_asked_for_where_workers_offer_them(tmp_path: Path, scheduler: 
     write_study(tmp_path / "in/a")
     config = CohortConfig(propagate=PropagateConfig("nearest"), device="cuda", pictures=False)
     assert "no worker offers a GPU" in told(run(tmp_path / "in", tmp_path / "out", scheduler, config))["a"]
-    gpu = {"GPU": 1}
-    with LocalCluster(1, processes=False, dashboard_address=":0", silence_logs=50, resources=gpu) as cluster:
+    with LocalCluster(n_workers=1, resources={"GPU": 1}, **THREADS) as cluster:
         config = CohortConfig(propagate=PropagateConfig("nearest"), pictures=False)
         assert not run(tmp_path / "in", tmp_path / "out", cluster.scheduler_address, config).failures
 
@@ -283,7 +283,7 @@ def test_a_study_whose_worker_is_killed_is_done_again(tmp_path: Path) -> None:
     cpu = CohortConfig(propagate=PropagateConfig("nearest"), device="cpu", pictures=False)
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        LocalCluster(1, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=False) as cluster,
         Client(cluster) as client,
     ):
         client.register_plugin(killer(tmp_path))

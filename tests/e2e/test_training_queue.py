@@ -1,54 +1,86 @@
-"""A server whose trainings go to Dask workers that it starts itself, and its batch inference."""
+"""A server whose trainings go to Dask workers that it starts itself, for users with tokens; and its batch inference."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import psutil
 import pytest
+import requests
 
 pytest.importorskip("distributed")
 
-from serving import DRAWN, Server, eventually, only, truth
+from serving import DRAWN, Client, Server, eventually, only, truth
+from sliceprop.tokens import add_token
 
 pytestmark = pytest.mark.e2e
 
 
-def test_workers_train_for_stock_clients_and_end_with_the_server(tmp_path: Path) -> None:
-    server = Server(tmp_path / "studies", tmp_path, {"scheduler": "local", "workers": "1"})
-    with server as client:
-        assert client.stats()["status"] == "NONE"
-        assert client.call("GET", "/train/").status_code == 404
-        for seed, image in enumerate(("one", "two")):
-            client.add_image(image, seed)
-            client.submit(image, only(truth(seed)))
-        client.ok("POST", "/train/labelprop", json={"image": "one", "budget_s": 600})
-        task = client.ok("POST", "/train/labelprop", json={"image": "two"})
-        assert task["status"] == "SUBMITTED" and task["request"]["image"] == "two"
-        assert client.call("POST", "/train/labelprop", json={"image": "two"}).status_code == 429
-        eventually(lambda: client.stats()["epoch"] > 0, "the first epoch")
-        assert client.ok("GET", "/train/?check_if_running=true")["request"]["image"] == "one"
-        assert client.study("one")["training"]["image"] == "one"
-        assert client.ok("GET", "/labelprop/progress?image=two")["status"] == "SUBMITTED"
-        assert client.ok("GET", "/labelprop/progress")["image"] == "one"
-        assert client.ok("DELETE", "/train/?image=one")["details"]
-        eventually(lambda: client.ok("GET", "/labelprop/progress?image=two")["status"] == "DONE", "the other one")
-        assert client.ok("GET", "/labelprop/progress?image=one")["status"] in ("STOPPED", "DONE")
-        assert [each["request"]["image"] for each in client.ok("GET", "/train/?all=true")] == ["one", "two"]
-        assert client.call("GET", "/train/?check_if_running=true").status_code == 404
-        assert client.ok("DELETE", "/train/") is None
-        assert client.infer("image=two")[1]["trained"]
-        assert client.ok("POST", "/train/labelprop?run_sync=true", json={"image": "one"})["status"] == "DONE"
+@dataclass
+class User(Client):
+    """A client with a token."""
 
-        client.ok("POST", "/batch/infer/labelprop?images=all", json={"label_tag": "round_one", "method": "nearest"})
-        eventually(lambda: client.ok("GET", "/batch/infer")["status"] == "DONE", "the batch to end")
+    token: str = ""
+
+    def call(self, method: str, path: str, **options: Any) -> requests.Response:
+        return super().call(method, path, headers={"Authorization": f"Bearer {self.token}"}, **options)
+
+
+class Guarded(Server):
+    """A server that asks for tokens."""
+
+    def _ready(self, client: Client) -> bool:
+        try:
+            return client.call("GET", "/healthz").ok
+        except requests.ConnectionError:
+            return False
+
+
+def test_users_train_at_once_and_workers_end_with_the_server(tmp_path: Path) -> None:
+    tokens = {name: add_token(tmp_path / "tokens", name, "train") for name in ("anna", "ben")}
+    conf = {"scheduler": "local", "workers": "1", "token_file": str(tmp_path / "tokens")}
+    server = Guarded(tmp_path / "studies", tmp_path, conf)
+    with server as client:
+        anna, ben = (User(client.url, client.folder, token) for token in tokens.values())
+        assert anna.stats()["status"] == "NONE"
+        assert anna.call("GET", "/train/").status_code == 404
+        for seed, image in enumerate(("one", "two")):
+            anna.add_image(image, seed)
+            anna.submit(image, only(truth(seed)))
+
+        anna.ok("POST", "/train/labelprop", json={"image": "one", "budget_s": 600})
+        task = ben.ok("POST", "/train/labelprop", json={"image": "two"})
+        assert task["status"] == "SUBMITTED" and task["request"] == {"image": "two", "user": "ben"}
+        assert anna.call("POST", "/train/labelprop", json={"image": "two"}).status_code == 429
+        eventually(lambda: anna.stats()["epoch"] > 0, "the first epoch")
+        assert anna.study("one")["training"]["image"] == "one"
+        for user, image, status in ((anna, "one", "RUNNING"), (ben, "two", "SUBMITTED")):
+            assert user.ok("GET", "/train/?check_if_running=true")["request"]["image"] == image
+            progress = user.ok("GET", "/labelprop/progress")
+            assert (progress["image"], progress["status"]) == (image, status)
+        assert anna.ok("GET", "/labelprop/progress?image=two")["status"] == "SUBMITTED"
+
+        assert anna.ok("DELETE", "/train/")["details"]
+        assert anna.ok("GET", "/labelprop/progress?image=two")["status"] != "STOPPED"
+        eventually(lambda: ben.ok("GET", "/labelprop/progress")["status"] == "DONE", "the other one")
+        assert ben.ok("GET", "/labelprop/progress?image=one")["status"] in ("STOPPED", "DONE")
+        assert {each["request"]["image"] for each in ben.ok("GET", "/train/?all=true")} == {"one", "two"}
+        assert ben.call("GET", "/train/?check_if_running=true").status_code == 404
+        assert ben.ok("DELETE", "/train/") is None
+        assert ben.infer("image=two")[1]["trained"]
+        assert anna.ok("POST", "/train/labelprop?run_sync=true", json={"image": "one"})["status"] == "DONE"
+
+        anna.ok("POST", "/batch/infer/labelprop?images=all", json={"label_tag": "round_one", "method": "nearest"})
+        eventually(lambda: anna.ok("GET", "/batch/infer")["status"] == "DONE", "the batch to end")
         for seed, image in enumerate(("one", "two")):
             label = nib.load(tmp_path / "studies/labels/round_one" / f"{image}.nii.gz")
             values = np.asarray(label.dataobj)[..., list(DRAWN)]
             np.testing.assert_array_equal(values, truth(seed)[..., list(DRAWN)])
-            info = client.ok("GET", f"/datastore/image/info?image={image}")
+            info = anna.ok("GET", f"/datastore/image/info?image={image}")
             assert info["batch"] == {"model": "labelprop", "label_tag": "round_one", "error": None}
         left = psutil.Process(server.process.pid).children(recursive=True)
     assert left and not psutil.wait_procs(left, timeout=60)[1]

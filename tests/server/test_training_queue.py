@@ -76,7 +76,7 @@ def threads() -> Iterator[Callable[[int], str]]:
 
     def address(n: int) -> str:
         if n not in clusters:
-            options = {"threads_per_worker": 1, "processes": False, "dashboard_address": ":0", "silence_logs": 50}
+            options = {"threads_per_worker": 1, "processes": False, "dashboard_address": ":0", "silence_logs": False}
             clusters[n] = LocalCluster(n_workers=n, **options)
         return str(clusters[n].scheduler_address)
 
@@ -209,7 +209,7 @@ def test_the_operator_decides(workspace: Workspace, tmp_path: Path) -> None:
 
 
 def test_a_study_that_fits_no_worker_is_told(workspace: Workspace, queue_at: Callable[[str], TrainingQueue]) -> None:
-    options = {"processes": False, "dashboard_address": ":0", "silence_logs": 50, "resources": {"MEMORY": 2**29}}
+    options = {"processes": False, "dashboard_address": ":0", "silence_logs": False, "resources": {"MEMORY": 2**29}}
     with LocalCluster(n_workers=1, threads_per_worker=1, **options) as cluster:
         queue = queue_at(cluster.scheduler_address)
         queue.add({"image": "a"}, "anna")
@@ -221,7 +221,7 @@ def test_a_study_that_fits_no_worker_is_told(workspace: Workspace, queue_at: Cal
 
 def cluster_at(port: int) -> LocalCluster:
     """A scheduler at this port with one worker, a thread of this process."""
-    options = {"processes": False, "dashboard_address": ":0", "silence_logs": 50}
+    options = {"processes": False, "dashboard_address": ":0", "silence_logs": False}
     return LocalCluster(n_workers=1, threads_per_worker=1, protocol="tcp", scheduler_port=port, **options)
 
 
@@ -263,7 +263,7 @@ def test_what_a_killed_worker_did_is_done_again_unless_that_kills_too(
     kills = tmp_path / "kills"
     kills.mkdir()
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=False) as cluster,
         Client(cluster) as client,
     ):
         client.register_plugin(killer(kills))

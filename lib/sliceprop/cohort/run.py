@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,19 +16,15 @@ from filelock import FileLock, Timeout
 from sliceprop.cohort.finding import Entry, Failure
 from sliceprop.cohort.pages import review_order, summary, write_cohort_page
 from sliceprop.cohort.work import PICTURE, REPORT, CohortConfig, Task, finished, run_study
-from sliceprop.cohort.workers import GPU, MEMORY, WorkersConfig, workers
-from sliceprop.errors import FileError, InputError
-from sliceprop.io import image_shape, make_folder, write_json
+from sliceprop.cohort.workers import WorkersConfig, needed, offers, workers
+from sliceprop.errors import FileError, InputError, TooLargeError
+from sliceprop.io import make_folder, write_json
 from sliceprop.study import resolve_device
-from sliceprop.volume import BYTES_PER_VOXEL, BYTES_PER_WORKED_VOXEL
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
 COHORT, PAGE = "cohort.json", "index.html"
-
-PROCESS_BYTES = 0.7 * 2**30
-"""Memory of a worker that does nothing, with its libraries loaded."""
 
 IN_HAND = 2
 """Studies given to each worker: the one in work and the next, so that none waits for this process."""
@@ -226,13 +221,13 @@ def _drain(client: Client, tasks: Sequence[Task], tell: Tell) -> list[Task]:
     most = dict[str, float]()
     try:
         while waiting or running:
-            offers = [worker["resources"] for worker in client.scheduler_info()["workers"].values()]
-            if not offers and not running:
+            offered = offers(client)
+            if not offered and not running:
                 client.wait_for_workers(1)
                 continue
-            for name, amount in (item for offer in offers for item in offer.items()):
+            for name, amount in (item for offer in offered for item in offer.items()):
                 most[name] = max(amount, most.get(name, 0))
-            while waiting and len(running) < IN_HAND * len(offers):
+            while waiting and len(running) < IN_HAND * len(offered):
                 task = waiting.popleft()
                 asked = _asked(task, most)
                 if isinstance(asked, Failure):
@@ -286,15 +281,10 @@ def _asked(task: Task, most: Mapping[str, float]) -> dict[str, float] | Failure:
         task: the study.
         most: of each resource, the most that a worker was seen to offer.
     """
-    asked, name = dict[str, float](), str(task.entry.image)
-    if task.config.device != "cpu" and GPU in most:
-        asked[GPU] = 1
-    elif task.config.device == "cuda":
-        return Failure(name, f"no worker offers a GPU; start workers with --resources {GPU}=1", task.entry.id)
-    shape = image_shape(task.entry.image)
-    if shape is not None and MEMORY in most:
-        asked[MEMORY] = PROCESS_BYTES + math.prod(shape) * (BYTES_PER_VOXEL + BYTES_PER_WORKED_VOXEL)
-        if asked[MEMORY] > most[MEMORY]:
-            found = f"may need {asked[MEMORY] / 2**30:.1f} GiB, the largest worker has {most[MEMORY] / 2**30:.1f}"
-            return Failure(name, f"{found}; run again with more --memory and fewer --workers", task.entry.id)
-    return asked
+    name = str(task.entry.image)
+    try:
+        return needed(task.entry.image, task.config.device, most)
+    except TooLargeError as error:
+        return Failure(name, f"{error}; run again with more --memory and fewer --workers", task.entry.id)
+    except InputError as error:
+        return Failure(name, str(error), task.entry.id)

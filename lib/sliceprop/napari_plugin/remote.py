@@ -118,11 +118,11 @@ class RemoteBackend:
         Raises:
             ServerError: if it failed.
         """
-        while (state := self.client.progress())["status"] in ("SUBMITTED", "RUNNING"):
+        while (state := self.client.progress(study))["status"] in ("SUBMITTED", "RUNNING"):
             if state.get("image") not in (None, study):
                 raise ServerError(f"the server learns on {state['image']} now; try again when it is done")
             if cancelled():
-                self.client.stop()
+                self.client.stop(study)
                 return
             progress(_progress(state))
             time.sleep(POLL_S)

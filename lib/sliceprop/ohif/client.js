@@ -90,8 +90,8 @@
       return this._json('GET', '/labelprop/progress', { image });
     }
 
-    cancelTraining() {
-      return this._json('DELETE', '/train/');
+    cancelTraining(image) {
+      return this._json('DELETE', '/train/', { image });
     }
 
     propagate(image) {

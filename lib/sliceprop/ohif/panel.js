@@ -509,7 +509,7 @@
 
     async cancelTraining() {
       try {
-        await this._client.cancelTraining();
+        await this._client.cancelTraining(this._session.image);
       } catch (error) {
         this._notify('error', this._sentence(error), 'Try again', () => this.cancelTraining());
       }

@@ -35,10 +35,11 @@ def metrics(request: Request, user: Reader) -> Response:
     """Figures for Prometheus."""
     counters: Counters = request.app.state.counters
     queue: Queue = request.app.state.queue
+    trainings = running_app().queue
     now = {
         "jobs_running": queue.running,
         "jobs_waiting": queue.waiting,
-        "trainings_running": len(processes("train")),
+        "trainings_running": len(processes("train")) if trainings is None else trainings.running,
         "studies": len(running_app().datastore().list_images()),
     }
     return PlainTextResponse(counters.text(now), media_type="text/plain; version=0.0.4")

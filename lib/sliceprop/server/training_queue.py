@@ -24,7 +24,7 @@ from sliceprop.errors import FileError, InputError, SlicePropError, TooLargeErro
 from sliceprop.io import make_folder
 from sliceprop.server.errors import BusyError
 from sliceprop.server.learning import NOTHING, OPEN, StateFile
-from sliceprop.server.requests import number
+from sliceprop.server.requests import whole_number
 from sliceprop.server.trainer import PropagateTrainer
 from sliceprop.server.training_work import Job, Outcome, run_job
 from sliceprop.study import resolve_device
@@ -59,6 +59,9 @@ class Ticket:
         number: ascending, in the order in which they came.
         user: who wants it.
         request: of `PropagateTrainer.prepare`.
+        id: for clients.
+        began: when it came, as MONAI Label writes it.
+        finished: when it ended; empty until then.
         job: what the worker got; None while it waits here.
         future: Dask's; None while it waits here, and when it is over.
         outcome: how it ended; empty until then.
@@ -128,7 +131,7 @@ class TrainingQueue:
         address = str(conf.get("scheduler") or "")
         if not address:
             return None
-        n = int(number(conf, "workers", 0)) if conf.get("workers") is not None else None
+        n = whole_number(conf, "workers", 0) if conf.get("workers") is not None else None
         return cls(trainer, studies, WorkersConfig(n, scheduler=None if address == LOCAL else address))
 
     def add(self, request: Mapping[str, Any], user: str) -> Ticket:

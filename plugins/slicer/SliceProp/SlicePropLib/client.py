@@ -75,9 +75,9 @@ class Client:
         """`status`, `epoch`, `total_epochs`, `seconds_left` of the last learning."""
         return self._json("GET", "/labelprop/progress", image=image)
 
-    def stop(self) -> None:
-        """End learning; the best so far is kept."""
-        self._json("DELETE", "/train/")
+    def stop(self, image: str = "") -> None:
+        """End learning; the best so far is kept. `image` is meant where the server trains several at once."""
+        self._json("DELETE", "/train/", image=image)
 
     def propagate(self, image: str, **options: Any) -> dict[str, Any]:
         """Fill the volume; the labels are then at `voxels`."""
