@@ -51,6 +51,7 @@ def test_users_train_at_once_and_workers_end_with_the_server(tmp_path: Path) -> 
         for seed, image in enumerate(("one", "two")):
             anna.add_image(image, seed)
             anna.submit(image, only(truth(seed)))
+        assert anna.ok("GET", "/labelprop/versions?image=one")["versions"][0]["by"]["user"] == "anna"
 
         anna.ok("POST", "/train/labelprop", json={"image": "one", "budget_s": 600})
         task = ben.ok("POST", "/train/labelprop", json={"image": "two"})

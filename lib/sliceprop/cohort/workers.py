@@ -122,7 +122,7 @@ def check_installed() -> None:
 
 def offers(client: Client) -> list[dict[str, float]]:
     """The resources of each worker that is there now."""
-    return [worker["resources"] for worker in client.scheduler_info()["workers"].values()]
+    return [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
 
 
 def needed(image: Path, device: str, most: Mapping[str, float]) -> dict[str, float]:

@@ -12,18 +12,22 @@ from typing import Annotated
 
 from fastapi import Depends, Form, UploadFile
 from monailabel.config import settings
-from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.utils.app import app_instance
 
 from sliceprop.errors import InputError
 from sliceprop.io import SUFFIXES
+from sliceprop.server.access import current_user
 from sliceprop.server.app import LabelPropApp
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import CREATING, inside, new_name, plain_filename
 
-Reader = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
-Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
-Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
+Reader = Annotated[User, Depends(current_user)]
+Annotator = Annotated[User, Depends(current_user)]
+Admin = Annotated[User, Depends(current_user)]
+"""Whoever sends a request; `Access` has asked for the role before. MONAI Label's own dependency would say `admin` of
+all of them: FastAPI replaces dependencies only in routes that the application itself includes."""
+
 Params = Annotated[str, Form()]
 
 _HEADER_BYTES = 1 << 20
