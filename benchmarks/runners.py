@@ -18,8 +18,10 @@ from methods import CLASSICAL, Method
 from peering import run_peer
 from refinements import unseen
 from sliceprop import study as use_cases
+from sliceprop.checkpoint import load_checkpoint
 from sliceprop.config import PREDICTORS, PropagateConfig, TrainConfig
 from sliceprop.engine.interpolation import interpolate
+from sliceprop.warm_start import SHIPPED
 
 Labels = NDArray[np.int32]
 
@@ -104,7 +106,7 @@ class Runner:
         if config not in self._learnt:
             start = time.perf_counter()
             with PeakMemory() as memory:
-                model = use_cases.train(self._study, config, device=str(self._device))
+                model = use_cases.train(self._study, config, init=load_checkpoint(SHIPPED), device=str(self._device))
             peak = memory.mib + memory.children_mib
             self._learnt[config] = model, {"train_s": time.perf_counter() - start, "peak_mib": peak}
         return self._learnt[config]

@@ -42,8 +42,8 @@ PLACEMENT = "centres"
 
 NOTHING, PHANTOM, OTHERS = "nothing", "phantom", "others"
 STARTS = {
-    NOTHING: "random weights, as without `--init`",
-    PHANTOM: "pretrained on synthetic thighs alone",
+    NOTHING: "random weights, as with `--init none`",
+    PHANTOM: "pretrained on synthetic thighs alone, the network that comes with the package",
     OTHERS: "pretrained on all other volumes but those of the same patient",
 }
 
@@ -240,7 +240,8 @@ def _harm(pairs: Sequence[tuple[Row, Row]]) -> tuple[str, int, str, float | None
 def _volumes(rows: Sequence[Row]) -> str:
     """A line per volume and number of slices: Dice from nothing in full, and the change by each start and budget."""
     found = {row.key: row for row in rows}
-    others = [(start, steps) for start, steps in product((PHANTOM, OTHERS), BUDGETS)]
+    measured_at = {(row.start, row.steps) for row in rows}
+    others = [(start, steps) for start, steps in product((PHANTOM, OTHERS), BUDGETS) if (start, steps) in measured_at]
     header = ["volume", "slices", "from nothing", *(f"{start} {steps}" for start, steps in others)]
     lines = []
     for volume, count in sorted({(row.volume, row.annotated) for row in rows}):
@@ -270,7 +271,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--budgets", nargs="+", type=int, choices=BUDGETS, default=BUDGETS, help="in steps")
     result.add_argument("--same-patient", nargs="+", default=[], help="volumes to leave out together, a,b c,d")
     result.add_argument("--work", type=Path, required=True, metavar="DIR", help="keeps networks and prepared scans")
-    result.add_argument("--epochs", type=int, default=20, help="of pretraining; default %(default)s")
+    result.add_argument("--epochs", type=int, default=8, help="of pretraining; default %(default)s")
     result.add_argument("--steps", type=int, default=50, help="per epoch; default %(default)s")
     result.add_argument("--batch", type=int, default=4, help="samples per step; default %(default)s")
     result.add_argument("--out", type=Path, default=common.RESULTS / "warm_start.csv", help="the table")

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from sliceprop.checkpoint import load_checkpoint
 from sliceprop.dicom import write_dicom_series
+from sliceprop.engine.flow import integrate_velocity, warp
+from sliceprop.engine.losses import lncc_loss
 from sliceprop.errors import FileError, InputError
 from sliceprop.io import Image
-from sliceprop.warm_start import ENVIRONMENT, Kind, WarmStart, common_kind, kind_of
+from sliceprop.phantom import make_phantom
+from sliceprop.warm_start import CARD, ENVIRONMENT, SHIPPED, Kind, WarmStart, common_kind, kind_of
 
 
 def put(folder: Path, name: str, date: str, modality: str = "", anatomy: str = "") -> Path:
@@ -47,7 +52,7 @@ def models(tmp_path: Path) -> Path:
         ("MR", "HEART", "mr"),  # the others are for other parts
         ("", "LSPINE", "ct"),  # newer than the other one for it
         ("", "", "mr"),
-        ("PT", "", None),
+        ("PT", "", SHIPPED.stem),
     ],
 )
 def test_the_newest_of_those_that_agree_in_most(models: Path, modality: str, anatomy: str, name: str | None) -> None:
@@ -62,12 +67,29 @@ def test_a_checkpoint_is_taken_as_it_is_whatever_its_card_says(models: Path) -> 
 
 def test_auto_is_what_the_environment_names(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
+    assert WarmStart().checkpoint() == SHIPPED
+    monkeypatch.setenv(ENVIRONMENT, "none")
     assert WarmStart().checkpoint() is None
     monkeypatch.setenv(ENVIRONMENT, str(models))
     assert WarmStart(said=Kind("CT")).checkpoint() == models / "ct.safetensors"
     monkeypatch.setenv(ENVIRONMENT, str(models / "none"))
     with pytest.raises(FileError, match="no such checkpoint"):
         WarmStart().checkpoint()
+
+
+def test_the_network_that_comes_along_has_seen_synthetic_thighs_only() -> None:
+    model = load_checkpoint(SHIPPED)
+    assert model.study_hash is None and model.fields is None
+    card = json.loads(SHIPPED.with_suffix(CARD).read_text())
+    assert card["data"]["licence"].startswith("synthetic")
+    assert SHIPPED.stat().st_size < 5e6
+    scans = [torch.from_numpy(make_phantom(64, 8, seed=99).image[None, None, :, :, k] / 1000).float() for k in (3, 4)]
+    with torch.no_grad():
+        velocity = model.network()(*scans)
+    before, after = (
+        float(lncc_loss(moved, scans[1])) for moved in (scans[0], warp(scans[0], integrate_velocity(velocity)))
+    )
+    assert after < before
 
 
 def test_only_checkpoints_with_a_card_are_pretrained_models(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from sliceprop.errors import InputError
 from sliceprop.labels import check_labels
 from sliceprop.study import Progress, Propagation, Source, Study, Suggestion, open_study
 from sliceprop.volume import resolve_slice_axis, voxel_spacing
+from sliceprop.warm_start import AUTO, WarmStart
 
 if TYPE_CHECKING:
     from sliceprop.engine.registration import Model
@@ -43,7 +44,7 @@ def train(
     labels: Source | None = None,
     *,
     config: TrainConfig | None = None,
-    init: Model | str | Path | None = None,
+    init: Model | str | Path | None = AUTO,
     device: str = "auto",
     progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -55,7 +56,8 @@ def train(
         image: scan, or a `Study` from `open_study`, which then brings labels and options with it.
         labels: painted slices on the scan's grid, None for none.
         config: budget in seconds and the rest; see `TrainConfig`.
-        init: model or checkpoint file to start from.
+        init: model, checkpoint file or folder of pretrained models to start from; None for nothing, `auto` for what the
+            variable `SLICEPROP_PRETRAINED` names, else the network that comes with the package.
         device: `auto`, `cpu`, `cuda`, `cuda:1`...
         progress: called after every epoch.
         cancelled: asked after every step; True ends learning and keeps the best so far.
@@ -64,7 +66,7 @@ def train(
     Returns:
         the model, to be given to `propagate` and `suggest`.
     """
-    start = _model(init)
+    start = _model(WarmStart(str(init)).checkpoint() if isinstance(init, str | Path) else init)
     return study.train(
         _study(image, labels, options), config, init=start, device=device, progress=progress, cancelled=cancelled
     )
@@ -97,7 +99,7 @@ def propagate(
     """
     opened, loaded = _study(image, labels, options), _model(model)
     if loaded is None and worth_learning(opened, config or PropagateConfig()):
-        loaded = study.train(opened, training, device=device)
+        loaded = study.train(opened, training, init=_model(WarmStart().checkpoint()), device=device)
     return study.propagate(opened, loaded, config, device=device)
 
 

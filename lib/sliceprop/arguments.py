@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, default=Path("sliceprop-demo"), metavar="DIR", help="default: sliceprop-demo"
     )
     _add_learning(demo, _BUDGET)
-    demo.set_defaults(model=None, init=None)
+    demo.set_defaults(model=None)
     add_json(demo)
 
     sample = add("sample-data", "write the synthetic scan, its reference and three annotated slices")

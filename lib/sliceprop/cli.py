@@ -191,7 +191,9 @@ def _demo(chosen: argparse.Namespace) -> None:
     from sliceprop.io import Image, write_image
     from sliceprop.overlay import write_overlay
     from sliceprop.phantom import make_phantom, write_sample_data
+    from sliceprop.warm_start import WarmStart
 
+    chosen.init = WarmStart().checkpoint()
     phantom, output, picture = make_phantom(), chosen.output / "propagated.nii.gz", chosen.output / "overlay.png"
     write_sample_data(chosen.output, phantom)
     scan = Image(phantom.image, phantom.affine)
@@ -278,9 +280,10 @@ def _choose_start(chosen: argparse.Namespace) -> None:
 def _learn(study: Study, chosen: argparse.Namespace, save: Callable[[Model], None] | None = None) -> Model:
     from sliceprop import study as use_cases
     from sliceprop.checkpoint import load_checkpoint
+    from sliceprop.warm_start import SHIPPED
 
     config, init = _train_config(chosen), load_checkpoint(chosen.init) if chosen.init else None
-    if init is not None:
+    if chosen.init not in (None, SHIPPED):
         print(f"learning starts from {chosen.init}", file=sys.stderr)
     with _progress_bar("similarity") as progress, _ctrl_c_stops() as cancelled:
         return use_cases.train(
@@ -348,6 +351,9 @@ def _progress_bar(measure: str) -> Iterator[Callable[[Progress], None]]:
             bar.update(event.epoch - bar.n)
 
         yield update
+        if bar.total:  # its end is shown, however soon that comes
+            bar.mininterval = 0
+            bar.update(0)
 
 
 @contextmanager

@@ -132,6 +132,7 @@ def _cohort(chosen: argparse.Namespace) -> dict[str, Any]:
         target=SuggestConfig(target=chosen.target).target,
         device=chosen.device,
         model=chosen.model and chosen.model.absolute(),
+        shipped=chosen.init != "none",
         keep_models=chosen.keep_models,
         pictures=not chosen.no_pictures,
         names=label_names(chosen.studies),
@@ -145,12 +146,13 @@ def _cohort(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _started(entries: list[Entry], chosen: argparse.Namespace) -> list[Entry]:
     """The studies with the models that they start from, chosen here, since `auto` may mean others on other machines."""
-    from sliceprop.warm_start import Kind, WarmStart
+    from sliceprop.warm_start import SHIPPED, Kind, WarmStart
 
     if chosen.model is not None:
         return entries
     start = WarmStart(chosen.init, Kind(chosen.modality, chosen.anatomy))
-    return [replace(each, model=each.model or start.checkpoint(each.image)) for each in entries]
+    found = ((each, each.model or start.checkpoint(each.image)) for each in entries)
+    return [replace(each, model=None if file == SHIPPED else file) for each, file in found]
 
 
 def _export_dataset(chosen: argparse.Namespace) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def add_init(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="auto|none|FILE|DIR",
         help="checkpoint to start learning from, or a folder of pretrained ones, of which the newest that fits counts "
-        "(default: auto, what SLICEPROP_PRETRAINED names, if anything)",
+        "(default: auto, what SLICEPROP_PRETRAINED names, else a network that comes along)",
     )
     add_kind(parser)
 

