@@ -356,7 +356,7 @@ def measure(part: str, chosen: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def keep(part: str, found: dict[str, dict[str, Any]], file: Path) -> None:
     """Write the results of a part beside those of the others."""
     before = json.loads(file.read_text())["parts"] if file.is_file() else {}
-    others = {name: one for name, one in before.items() if one.get("part", part) != part}
+    others = {name: one for name, one in before.items() if one.get("part") != part}
     results = {"machine": common.machine(), "parts": others | {n: {"part": part, **one} for n, one in found.items()}}
     common.write_results(file, results, report(results))
 

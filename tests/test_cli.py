@@ -205,6 +205,9 @@ def test_learning_starts_from_the_pretrained_model_that_fits(
     code, _, err = run("propagate", *scan_and_labels(data), *options, "--modality", "PT")
     assert code == 0, err
     assert "starts from" not in err
+    monkeypatch.setenv("SLICEPROP_PRETRAINED", str(tmp_path / "gone"))
+    code, _, err = run("propagate", *scan_and_labels(data), "-o", tmp_path / "out.nii.gz", "--method", "shape")
+    assert code == 0, "what learns nothing does not look for a start"
 
 
 @pytest.mark.parametrize("labels", [["labels.nii.gz"], ["nothing.nii.gz"], []], ids=["some", "all zero", "left out"])

@@ -103,7 +103,7 @@ def test_only_checkpoints_with_a_card_are_pretrained_models(tmp_path: Path) -> N
     assert taken(tmp_path) == "good"
 
 
-def test_what_the_files_of_a_scan_tell(models: Path, tmp_path: Path) -> None:
+def test_what_the_files_of_a_scan_tell(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     series, scan = tmp_path / "scan", tmp_path / "scan.nii.gz"
     write_dicom_series(series, Image(np.arange(60, dtype=np.int16).reshape(5, 4, 3), np.eye(4)))
     (series / "0_readme.txt").write_text("no DICOM")
@@ -112,7 +112,9 @@ def test_what_the_files_of_a_scan_tell(models: Path, tmp_path: Path) -> None:
     assert kind_of(scan) == Kind("CT", "LSPINE")
     assert taken(models, image=scan) == "ct"
     assert taken(models, "MR", image=scan) == "spine"  # what the user says counts first
-    assert kind_of(tmp_path / "other.nrrd") == Kind()
+    assert kind_of(tmp_path / "other.nrrd") == kind_of(Path(models.anchor)) == Kind()
+    monkeypatch.chdir(series)
+    assert kind_of(Path()) == kind_of(series)
 
 
 def test_what_all_scans_agree_on() -> None:

@@ -24,7 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 from sliceprop.arguments import parse
 from sliceprop.cohort_commands import COHORT_COMMANDS, cohort_text
-from sliceprop.config import PREDICTORS, PredictorConfig, PropagateConfig, SuggestConfig, TrainConfig, parse_extrapolate
+from sliceprop.config import (
+    LEARNED_METHODS,
+    PREDICTORS,
+    PredictorConfig,
+    PropagateConfig,
+    SuggestConfig,
+    TrainConfig,
+    parse_extrapolate,
+)
 from sliceprop.errors import FileError, SlicePropError
 from sliceprop.study_commands import STUDY_COMMANDS
 from sliceprop.tool_commands import TOOL_COMMANDS, tool_text
@@ -91,7 +99,10 @@ def _propagate(chosen: argparse.Namespace) -> None:
     texts = [file for file in (chosen.report, chosen.manifest) if file]
     for file in texts:
         check_folder(file)
-    _choose_start(chosen)
+    if config.method in LEARNED_METHODS:
+        _choose_start(chosen)
+    else:
+        chosen.init = None
     _check_not_inputs([*images.values(), *texts], chosen)
     with making() as noted:
         scan, study = _open(chosen)

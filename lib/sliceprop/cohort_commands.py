@@ -119,6 +119,7 @@ def _cohort(chosen: argparse.Namespace) -> dict[str, Any]:
     from sliceprop.cohort.run import COHORT, PAGE, run_cohort
     from sliceprop.cohort.work import CohortConfig
     from sliceprop.cohort.workers import WorkersConfig
+    from sliceprop.warm_start import WarmStart
 
     config, team = (
         CohortConfig(),
@@ -132,7 +133,7 @@ def _cohort(chosen: argparse.Namespace) -> dict[str, Any]:
         target=SuggestConfig(target=chosen.target).target,
         device=chosen.device,
         model=chosen.model and chosen.model.absolute(),
-        shipped=chosen.init != "none",
+        shipped=chosen.method in LEARNED_METHODS and WarmStart(chosen.init).checkpoint() is not None,
         keep_models=chosen.keep_models,
         pictures=not chosen.no_pictures,
         names=label_names(chosen.studies),
@@ -148,7 +149,7 @@ def _started(entries: list[Entry], chosen: argparse.Namespace) -> list[Entry]:
     """The studies with the models that they start from, chosen here, since `auto` may mean others on other machines."""
     from sliceprop.warm_start import SHIPPED, Kind, WarmStart
 
-    if chosen.model is not None:
+    if chosen.model is not None or chosen.method not in LEARNED_METHODS:
         return entries
     start = WarmStart(chosen.init, Kind(chosen.modality, chosen.anatomy))
     found = ((each, each.model or start.checkpoint(each.image)) for each in entries)

@@ -110,7 +110,11 @@ def describe_series(folder: str | Path) -> dict[str, Any]:
 
 def series_tags(folder: Path, keywords: Sequence[str]) -> dict[str, str]:
     """Attributes of the first DICOM file in a folder, those that it has; none where there is no such file."""
-    for file in sorted(folder.iterdir()):
+    try:
+        files = sorted(folder.iterdir())
+    except OSError:
+        return {}
+    for file in files:
         try:
             header = dcmread(file, stop_before_pixels=True, specific_tags=list(keywords))
         except (OSError, InvalidDicomError, ValueError):

@@ -115,8 +115,9 @@ def kind_of(image: Path) -> Kind:
         image: folder with a DICOM series, or a file; a folder of the same name beside it counts too, which is where the
             server keeps the series of an archive.
     """
-    stem = next((image.name.removesuffix(s) for s in reversed(SUFFIXES) if image.name.endswith(s)), image.name)
-    told = _series_tags(image.with_name(stem)) | _read_json(image.with_name(f"{stem}.json"))
+    name, folder = image.absolute().name, image.absolute().parent
+    stem = next((name.removesuffix(suffix) for suffix in reversed(SUFFIXES) if name.endswith(suffix)), name)
+    told = _series_tags(folder / stem) | _read_json(folder / f"{stem}.json")
     return Kind(*(str(told.get(tag) or "") for tag in _TAGS))
 
 

@@ -80,16 +80,20 @@ def test_a_checkpoint_of_another_scan_is_a_start_but_no_result(tmp_path: Path) -
         backend.train(job(5, start=str(file)), ignore, lambda: True)
 
 
-def test_the_first_learning_starts_from_a_pretrained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is damaged, so that its use is told."""
-    task = worker_process.Task(0, lambda *_: None)
+def test_the_first_learning_starts_from_a_pretrained_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is damaged, so that its use is told; learning goes on without it."""
+    task, told = worker_process.Task(0, lambda *_: None), "learning starts from nothing"
     task.cancelled.set()
     (tmp_path / "any.safetensors").write_bytes(b"damaged")
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "any.safetensors"))
-    with pytest.raises(CheckpointError):
-        worker_process.train(task, job(), tmp_path / "models")
-    worker_process.train(task, job(go_on=False), tmp_path / "models")
+    worker_process.train(task, job(go_on=False), tmp_path / "afresh")
+    assert told not in caplog.text
     worker_process.train(task, job(), tmp_path / "models")
+    assert caplog.text.count(told) == 1
+    worker_process.train(task, job(), tmp_path / "models")
+    assert caplog.text.count(told) == 1, "the second time it goes on from its own"
 
 
 def test_a_kept_model_that_was_damaged_is_as_good_as_none(tmp_path: Path) -> None:

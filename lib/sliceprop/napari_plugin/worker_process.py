@@ -159,12 +159,16 @@ WORK: dict[str, Any] = {function.__name__: function for function in (train, prop
 
 
 def pretrained() -> Model | None:
-    """The model that the first learning on a scan starts from, see `warm_start`; None if the user wants none."""
+    """The model that the first learning on a scan starts from, see `warm_start`; one that cannot be used is as none."""
     from sliceprop.checkpoint import load_checkpoint
     from sliceprop.warm_start import WarmStart
 
-    file = WarmStart().checkpoint()
-    return None if file is None else load_checkpoint(file)
+    try:
+        file = WarmStart().checkpoint()
+        return None if file is None else load_checkpoint(file)
+    except InputError as error:
+        logger.warning("learning starts from nothing: %s", error)
+        return None
 
 
 def open_job(job: Job) -> Study:
