@@ -48,7 +48,7 @@ def test_users_train_at_once_and_workers_end_with_the_server(tmp_path: Path) -> 
         anna, ben = (User(client.url, client.folder, token) for token in tokens.values())
         assert anna.stats()["status"] == "NONE"
         assert anna.call("GET", "/train/").status_code == 404
-        for seed, image in enumerate(("one", "two")):
+        for seed, image in enumerate(("one", "two", "three")):
             anna.add_image(image, seed)
             anna.submit(image, only(truth(seed)))
         assert anna.ok("GET", "/labelprop/versions?image=one")["versions"][0]["by"]["user"] == "anna"
@@ -65,16 +65,19 @@ def test_users_train_at_once_and_workers_end_with_the_server(tmp_path: Path) -> 
             assert (progress["image"], progress["status"]) == (image, status)
         assert anna.ok("GET", "/labelprop/progress?image=two")["status"] == "SUBMITTED"
 
+        assert anna.ok("POST", "/train/labelprop", json={"image": "three"})["request"]["image"] == "three"
+        assert anna.ok("DELETE", "/train/?image=three")["status"] == "STOPPED"
         assert anna.ok("DELETE", "/train/")["details"]
         assert anna.ok("GET", "/labelprop/progress?image=two")["status"] != "STOPPED"
         eventually(lambda: ben.ok("GET", "/labelprop/progress")["status"] == "DONE", "the other one")
         assert ben.ok("GET", "/labelprop/progress?image=one")["status"] in ("STOPPED", "DONE")
-        assert {each["request"]["image"] for each in ben.ok("GET", "/train/?all=true")} == {"one", "two"}
+        assert {each["request"]["image"] for each in ben.ok("GET", "/train/?all=true")} == {"one", "two", "three"}
         assert ben.call("GET", "/train/?check_if_running=true").status_code == 404
         assert ben.ok("DELETE", "/train/") is None
         assert ben.infer("image=two")[1]["trained"]
         assert anna.ok("POST", "/train/labelprop?run_sync=true", json={"image": "one"})["status"] == "DONE"
 
+        assert anna.call("POST", "/batch/infer/labelprop", json={"label_tag": "sparse"}).status_code == 400
         anna.ok("POST", "/batch/infer/labelprop?images=all", json={"label_tag": "round_one", "method": "nearest"})
         eventually(lambda: anna.ok("GET", "/batch/infer")["status"] == "DONE", "the batch to end")
         for seed, image in enumerate(("one", "two")):

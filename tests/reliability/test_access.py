@@ -244,7 +244,8 @@ def test_clients_of_monai_label_give_the_token_as_password(
     given = client.post("/auth/token", data={"username": "anybody", "password": f"{token}\n", "grant_type": "password"})
     assert given.json() == {"token_type": "Bearer", "access_token": token}
     assert given.headers["Cache-Control"] == "no-store" and "Set-Cookie" not in given.headers
-    assert client.get("/auth/token/valid", headers=bearer(token)).json()["username"] == "alice"
+    known = client.get("/auth/token/valid", headers=bearer(token)).json()
+    assert (known["username"], known["roles"]) == ("alice", ["annotate"])
     assert "guess" not in caplog.text and token not in caplog.text
 
 

@@ -12,9 +12,13 @@ import pytest
 
 pytest.importorskip("monailabel")
 
+from dicomweb_client import DICOMwebClient
+
 from columns import AFFINE, NAMES, SHAPE, column
 from sliceprop import io
+from sliceprop.errors import InputError
 from sliceprop.server.app import LabelPropApp
+from sliceprop.server.archive import ArchivedStudies
 from sliceprop.server.requests import label_options
 
 DRAWN = [2, 7]
@@ -67,6 +71,16 @@ def test_results_are_stored_by_tag_and_annotated_slices_stay(app: LabelPropApp, 
         assert app.datastore().get_image_info(image)["batch"] == {"model": "labelprop", "label_tag": tag, "error": None}
 
 
+@pytest.mark.parametrize("tag", ["sparse", "scribbles"])
+def test_results_never_become_what_users_drew(app: LabelPropApp, tag: str) -> None:
+    with pytest.raises(InputError, match="are what users drew"):
+        app.infer({**QUICK, "image": "first", "save_label": True, "label_tag": tag})
+    answers = app.batch_infer({**QUICK, "label_tag": tag})
+    assert all("are what users drew" in answer["error"] for answer in answers.values())
+    drawn(app, "first")
+    assert app.workspace.scribbles(app.workspace.case("first")) is None
+
+
 def test_an_image_that_fails_is_told_and_ends_nothing(app: LabelPropApp) -> None:
     answers = app.batch_infer({**QUICK, "label_tag": "round_one"})
     reason = answers["broken"]["error"]
@@ -81,6 +95,13 @@ def test_images_can_be_chosen(app: LabelPropApp) -> None:
     assert app.datastore().get_labeled_images() == ["first"]
     assert app.batch_infer({**QUICK, "images": "labeled"}).keys() == {"first"}
     assert app.batch_infer({**QUICK, "images": "unlabeled"}).keys() == {"broken", "second"}
+
+
+def test_labeled_images_of_an_archive_are_those_with_a_final_label(app: LabelPropApp) -> None:
+    app.batch_infer({**QUICK, "images": "all", "label_tag": "final", "max_batch_size": 2})
+    archive = ArchivedStudies(DICOMwebClient("http://127.0.0.1:9"), {}, app.datastore()._datastore_path)
+    request = {"model": "labelprop", "images": "labeled", "label_tag": "round_one"}
+    assert app.init_batch_infer().get_images(request, archive) == ["first"]
 
 
 def test_models_that_need_nothing_drawn_get_every_image(app: LabelPropApp) -> None:

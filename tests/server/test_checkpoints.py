@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -44,3 +46,14 @@ def test_a_model_saved_anew_is_read_anew(checkpoints):
 def test_ids_cannot_leave_the_folder(checkpoints, name):
     with pytest.raises(InputError):
         checkpoints.save(name, MODEL)
+
+
+def test_leftovers_go_even_if_another_process_takes_one_away(checkpoints):
+    checkpoints.save("a", MODEL)
+    folder = checkpoints.file("a").parent
+    (folder / ".writing-gone").symlink_to(folder / "nothing")  # listed, but not there
+    for name in (".writing-new", ".writing-old"):
+        (folder / name).touch()
+    os.utime(folder / ".writing-old", (0, 0))
+    checkpoints.remove_leftovers()
+    assert (folder / ".writing-new").exists() and not (folder / ".writing-old").exists()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import nibabel as nib
@@ -16,7 +17,7 @@ pytest.importorskip("monailabel")
 pytest.importorskip("distributed")
 
 import dask
-from distributed import Client, LocalCluster, WorkerPlugin
+from distributed import Client, Future, LocalCluster, WorkerPlugin
 
 from columns import AFFINE, NAMES
 from serving import eventually, free_port
@@ -28,6 +29,7 @@ from sliceprop.server.errors import BusyError
 from sliceprop.server.requests import label_options
 from sliceprop.server.trainer import PropagateTrainer
 from sliceprop.server.training_queue import DIED, GONE, Ticket, TrainingQueue, next_in_turn
+from sliceprop.server.training_work import Job
 from sliceprop.server.workspace import Workspace
 
 SLOW, QUICK, DRAWN = (100, 90, 24), (20, 18, 12), [3, 9]
@@ -162,6 +164,79 @@ def test_users_take_turns_and_what_waits_can_be_stopped(
     ended = {image: workspace.checkpoints.file(image).stat().st_mtime_ns for image in "abd"}
     assert sorted(ended, key=ended.__getitem__) == ["a", "d", "b"]
     assert "c" not in workspace.checkpoints
+
+
+def test_a_study_that_is_worked_on_holds_up_no_other(
+    workspace: Workspace, queue_at: Callable[[str], TrainingQueue], threads: Callable[[int], str]
+) -> None:
+    queue = queue_at(threads(1))
+    with workspace.lock(workspace.case("a")):
+        for image in "ab":
+            queue.add({"image": image}, "anna")
+        eventually(lambda: over(queue, "b"), "the other one to end")
+        assert (status(queue, "a"), status(queue, "b")) == ("SUBMITTED", "DONE")
+    eventually(lambda: over(queue, "a"), "the first one's turn")
+    assert status(queue, "a") == "DONE"
+
+
+def test_workers_hear_of_the_server_while_a_scan_is_slow_to_read(
+    workspace: Workspace, threads: Callable[[int], str]
+) -> None:
+    reading, read = Event(), Event()
+
+    class Slow(PropagateTrainer):
+        def job(self, request: Mapping[str, Any], folder: Path, state: Path) -> Job:
+            if request["image"] == "a":
+                reading.set()
+                read.wait()
+            return super().job(request, folder, state)
+
+    queue = TrainingQueue(Slow(workspace, 2.0), workspace.folder / "studies", WorkersConfig(scheduler=threads(2)))
+    try:
+        queue.add({"image": "slow0", "budget_s": 600}, "anna")
+        eventually(lambda: learning(queue, "slow0"), "learning")
+        queue.add({"image": "a"}, "anna")
+        assert reading.wait(60)
+        [folder] = (workspace.folder / "studies/slow0").glob("training-*")
+        before = folder.stat().st_mtime_ns
+        eventually(lambda: folder.stat().st_mtime_ns > before + 1e9, "two signs of life")
+    finally:
+        read.set()
+        queue.close()
+
+
+def test_a_stop_while_the_end_is_told_ends_no_other(
+    queue_at: Callable[[str], TrainingQueue], threads: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, result = queue_at(threads(2)), Future.result
+    queue.add({"image": "slow0", "budget_s": 600}, "ben")
+    eventually(lambda: learning(queue, "slow0"), "learning")
+
+    def stopped_first(future: Future, timeout: float | None = None) -> Any:
+        queue.stop("anna")
+        return result(future, timeout)
+
+    monkeypatch.setattr(Future, "result", stopped_first)
+    queue.add({"image": "a"}, "anna")
+    eventually(lambda: over(queue, "a"), "the stop")
+    monkeypatch.undo()
+    queue.add({"image": "b"}, "anna")
+    eventually(lambda: over(queue, "b"), "one that came later")
+    assert [status(queue, image) for image in ("a", "b", "slow0")] == ["STOPPED", "DONE", "RUNNING"]
+    queue.stop("ben")
+
+
+def test_a_request_is_answered_with_its_own_training(
+    queue_at: Callable[[str], TrainingQueue], threads: Callable[[int], str]
+) -> None:
+    queue = queue_at(threads(1))
+    queue.add({"image": "slow0", "budget_s": 600}, "anna")
+    eventually(lambda: learning(queue, "slow0"), "learning")
+    told = queue.task(queue.add({"image": "a"}, "anna"))
+    assert (told["request"]["image"], told["status"]) == ("a", "SUBMITTED")
+    queue.close()
+    with pytest.raises(BusyError, match="server is ending"):
+        queue.add({"image": "b"}, "anna")
 
 
 def test_what_cannot_be_learnt_is_told_and_stops_no_other(

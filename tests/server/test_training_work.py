@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -52,6 +53,19 @@ def test_without_its_folder_nothing_is_begun(job: Job) -> None:
     job.discard()
     assert run_job(job) == {"status": "STOPPED"}
     assert not job.checkpoint.exists() and not job.state.exists()
+
+
+def test_a_stop_before_anything_is_read_is_no_error(job: Job) -> None:
+    class Stopped(Job):
+        def touched(self) -> int | None:
+            answer = super().touched()
+            self.discard()  # right after it began
+            return answer
+
+    stopped = Stopped(**{each.name: getattr(job, each.name) for each in fields(job)})
+    assert run_job(stopped) == {"status": "STOPPED"}
+    state = StateFile(job.state).read()
+    assert state["status"] == "STOPPED" and "error" not in state
 
 
 def test_a_server_that_falls_silent_ends_it_and_the_model_is_kept(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

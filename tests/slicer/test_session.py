@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import urllib.request
+
 import numpy as np
 import pytest
 
@@ -93,6 +95,12 @@ def test_the_buttons_of_the_panel(slicer, server, monkeypatch):
     seen = set()
     eventually(lambda: seen.add(panel.poll()) or not panel.ticking, "the learning to end")
     assert 0 in seen and len(seen) > 1 and panel.said == "annotated: 2, 7, 11", "the bar moves, nothing went wrong"
+
+    sent, send = [], urllib.request.urlopen
+    with monkeypatch.context() as patch:
+        patch.setattr(urllib.request, "urlopen", lambda one, **more: sent.append(one) or send(one, **more))
+        panel.press("Stop learning")
+    assert sent[-1].full_url == f"{server.url}/train/?image=by_buttons", "not what this user learns elsewhere"
 
     panel.press("Propagate")
     eventually(lambda: panel.poll() is not None and "propagated" in panel.said, "the propagation to end")

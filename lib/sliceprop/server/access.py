@@ -205,14 +205,15 @@ class Access:
             return await self._log_in(request)
         elif path not in PUBLIC:
             try:
-                _admit(request, path, self._holder(request))
+                holder = self._holder(request)
+                _admit(request, path, holder)
             except UnauthorizedError:
                 if request.method == "GET" and "text/html" in request.headers.get("Accept", ""):
                     here = path + (f"?{request.url.query}" if request.url.query else "")
                     return RedirectResponse(f"{_root(request)}{SIGN_IN}?next={quote(here)}", status_code=303)
                 raise
             if path == LOGGED_IN:
-                return JSONResponse((await current_user(request)).model_dump())
+                return JSONResponse(User(username=holder.name, roles=[holder.role]).model_dump())
         return None
 
     def _check_page(self, request: HTTPConnection) -> None:

@@ -39,9 +39,22 @@ from sliceprop.server.tools import tool_tasks
 from sliceprop.server.trainer import PropagateTrainer
 from sliceprop.server.training_queue import TrainingQueue
 from sliceprop.server.workspace import Workspace
+from sliceprop.versions import SCRIBBLES, SPARSE
 from sliceprop.warm_start import AUTO, Kind, WarmStart
 
 NAME = "labelprop"
+
+
+def result_tag(options: Mapping[str, Any]) -> str:
+    """The tag of a result, `label_tag` or `original`.
+
+    Raises:
+        InputError: if it is no plain name, or that of what users draw, for which a result is never taken.
+    """
+    tag = plain_name(str(options.get("label_tag") or DefaultLabelTag.ORIGINAL.value), "label_tag")
+    if tag in (SPARSE, SCRIBBLES):
+        raise InputError(f"labels with the tag {tag} are what users drew; choose another label_tag for results")
+    return tag
 
 
 class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
@@ -173,7 +186,7 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         request = first_choices(request)
         task = self.known("model", request.get("model"), self._infers)
         image_id = request.get("image_id", request.get("image"))
-        tag = plain_name(str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value), "label_tag")
+        tag = result_tag(request)
         file, params = task({**request, "image_id": image_id})
         label = file
         if image_id and flag(request, "save_label"):

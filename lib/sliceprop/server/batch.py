@@ -39,7 +39,8 @@ class BatchTask(BatchInferTask):  # type: ignore[misc]
 
     def get_images(self, request: Mapping[str, Any], datastore: Studies) -> list[str]:
         """Ids of the images to work on: `all`, `labeled` (those with a final label) or `unlabeled`."""
-        chosen: list[str] = list(super().get_images(request, datastore))
+        asked = {key: value for key, value in request.items() if key != "label_tag"}  # that of the results
+        chosen: list[str] = list(super().get_images(asked, datastore))
         if request["model"] not in self._propagating:
             return chosen
         annotated = set(self._workspace.annotated_images())

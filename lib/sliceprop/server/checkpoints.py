@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -94,8 +95,9 @@ class Checkpoints:
     def remove_leftovers(self) -> None:
         """Delete what killed trainings left half written an hour ago or earlier."""
         for file in self._folder.glob(".writing-*"):
-            if file.stat().st_mtime < time.time() - 3600:
-                file.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # finished, or deleted, by another process at this moment
+                if file.stat().st_mtime < time.time() - 3600:
+                    file.unlink()
 
     def __contains__(self, checkpoint_id: str) -> bool:
         return self.file(checkpoint_id).is_file()

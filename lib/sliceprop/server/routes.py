@@ -1,12 +1,14 @@
 """Routes of the app: its own, and those of MONAI Label that must check first or must not block the event loop.
 
-They are plain functions, which FastAPI runs in its thread pool; MONAI Label's are coroutines around the same work.
+Most are plain functions, which FastAPI runs in its thread pool; MONAI Label's are coroutines around the same work.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,12 @@ from sliceprop.checkpoint import load_checkpoint
 from sliceprop.errors import CheckpointError, InputError
 from sliceprop.server import export_routes, operator_routes, panel_routes, proxy, version_routes
 from sliceprop.server.access import Access, current_user
-from sliceprop.server.app import NAME, LabelPropApp
+from sliceprop.server.app import NAME, LabelPropApp, result_tag
 from sliceprop.server.audit import Auditor, note
+from sliceprop.server.batch import INFO as BATCH
 from sliceprop.server.checkpoints import SUFFIX
 from sliceprop.server.errors import BusyError, NotFoundError, install_error_handlers
-from sliceprop.server.guard import NameGuard, new_name, plain_name
+from sliceprop.server.guard import NameGuard, new_name
 from sliceprop.server.health import Counters
 from sliceprop.server.learning import OPEN
 from sliceprop.server.limits import LimitGuard, Queue, Slot
@@ -39,6 +42,8 @@ from sliceprop.server.records import KINDS
 from sliceprop.server.requests import LabelOptions, first_choices, label_options, parse_params, whole_number
 from sliceprop.server.results import write_result
 from sliceprop.server.strategy import NO_STUDY
+from sliceprop.server.trainer import PropagateTrainer
+from sliceprop.server.training_queue import LOOK_S
 from sliceprop.server.web import (
     Admin,
     Annotator,
@@ -64,7 +69,7 @@ _RESERVED = frozenset({"model", "image", "image_id", "session", "label", "descri
 _SERVERS_INFO = frozenset(
     {"path", "name", "ts", "user", "quality", "suggestion", "strategy", "label_info", "slice_axis", "annotated_slices"}
     | {"partial", "background_scribble", "reviewed_slices", "annotation_version", "dicom_seg", "dicom_seg_series"}
-    | {"sentence", "Modality", "InstanceNumbers", "SeriesInstanceUID", "StudyInstanceUID", "params"}
+    | {BATCH, "sentence", "Modality", "InstanceNumbers", "SeriesInstanceUID", "StudyInstanceUID", "params"}
 )
 """Entries of an image's or label's info that routes rely on."""
 
@@ -241,29 +246,37 @@ def next_sample(strategy: str, user: Reader, slot: Slot, params: dict[str, Any] 
 
 
 @router.post("/train/{model}")
-def start_training(
+async def start_training(
     model: str, user: Admin, params: dict[str, Any] | None = None, run_sync: bool = False, enqueue: bool = False
 ) -> Any:
     """Start a training after checking its request; a second one is refused with 429 while one runs.
 
-    With a queue that is a second one of the same study; the others wait for a worker.
+    With a queue that is a second one of the same study; the others wait for a worker. Whoever waits for the end of
+    one takes up no thread.
     """
     app = running_app()
     trainer = app.known("model", model, app._trainers)
-    request = trainer.prepare(params or {})
+    request = await run_in_threadpool(trainer.prepare, params or {})
     note(study=request["image"])
-    if app.queue is not None:
-        ticket = app.queue.add(request, user.username)
-        if run_sync:
-            ticket.over.wait()
-            return app.training(request["image"])
-        return app.queue.tasks(user.username)[-1]
+    if app.queue is None:
+        return await run_in_threadpool(_train, trainer, request, run_sync, enqueue)
+    ticket = await run_in_threadpool(app.queue.add, request, user.username)
+    if not run_sync:
+        return await run_in_threadpool(app.queue.task, ticket)
+    while not ticket.over.is_set():
+        await asyncio.sleep(LOOK_S)
+    return await run_in_threadpool(app.training, ticket.image)
+
+
+def _train(trainer: PropagateTrainer, request: Mapping[str, Any], run_sync: bool, enqueue: bool) -> Any:
+    """Start MONAI Label's training process."""
+    app = running_app()
     waiting = [task for task in tasks("train") if task["status"] in ("SUBMITTED", "RUNNING")]
     if enqueue and len(waiting) >= MAX_TRAININGS:
         raise BusyError(f"{MAX_TRAININGS} trainings wait already; try again later", retry_after_s=60)
     over = app.training()["status"] not in ("SUBMITTED", "RUNNING")  # its process takes a second longer to end
     try:
-        answer = train.run_model(model, dict(request), run_sync, enqueue or over)
+        answer = train.run_model(NAME, dict(request), run_sync, enqueue or over)
     except HTTPException as error:
         busy = f"a training is running already, of {app.training().get('image')}; wait for its end or stop it"
         raise BusyError(busy, retry_after_s=10) from error
@@ -273,10 +286,10 @@ def start_training(
 
 
 @router.post("/train/", include_in_schema=False)
-def start_all_trainings(user: Admin, params: dict[str, Any] | None = None, run_sync: bool = False) -> Any:
+async def start_all_trainings(user: Admin, params: dict[str, Any] | None = None, run_sync: bool = False) -> Any:
     """The same for the only trainer; options may lie under its name, as OHIF sends them."""
     options = first_choices(params or {})
-    answer = start_training(NAME, user, options.get(NAME, options), run_sync, enqueue=True)
+    answer = await start_training(NAME, user, options.get(NAME, options), run_sync, enqueue=True)
     return {NAME: {"result": answer, "detail": None}}
 
 
@@ -296,7 +309,7 @@ def get_trainings(user: Reader, all: bool = False, check_if_running: bool = Fals
 def stop_training(user: Admin, image: str = "") -> Any:
     """Stop the training; the best model so far is kept. 3D Slicer fails where there is no last line of `details`.
 
-    With a queue that of `image`, without it the user's latest.
+    With a queue that of `image`, without it the user's latest running one.
     """
     queue = running_app().queue
     answer = train.stop() if queue is None else queue.stop(user.username, image)
@@ -335,7 +348,7 @@ def start_batch(
     """Start a batch inference after checking its request."""
     app, options = running_app(), first_choices(params or {})
     app.known("model", model, app._infers)
-    plain_name(str(options.get("label_tag") or ""), "label_tag")
+    result_tag(options)
     if options.get("max_batch_size") is not None:
         options["max_batch_size"] = whole_number(options, "max_batch_size", 0)
     if strange := sorted((_RESERVED | _SERVERS_OWN) & options.keys()):

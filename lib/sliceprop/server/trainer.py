@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import psutil
@@ -13,11 +15,15 @@ from monailabel.utils.async_tasks.utils import tasks
 
 from sliceprop.errors import InputError
 from sliceprop.io import make_folder
+from sliceprop.server.errors import BusyError
 from sliceprop.server.learning import OPEN, Report, StateFile, as_stats, learn
 from sliceprop.server.requests import first_choices, label_options, train_config
 from sliceprop.server.training_work import Job
 from sliceprop.server.workspace import Workspace
 from sliceprop.study import Progress
+
+PATIENCE_S = 0.1
+"""How long a training that is handed to a worker waits for other work on its study; it is tried again later."""
 
 
 class TrainingState(StateFile):
@@ -44,6 +50,21 @@ def _is_alive(pid: int, started: float) -> bool:
         return bool(process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+@contextmanager
+def _held(lock: RLock, image_id: str) -> Iterator[None]:
+    """Holds the lock of a study, unless others hold it for long: a propagation may take minutes.
+
+    Raises:
+        BusyError: in that case.
+    """
+    if not lock.acquire(timeout=PATIENCE_S):
+        raise BusyError(f"{image_id} is being worked on; try again later", 10)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class PropagateTrainer(TrainTask):  # type: ignore[misc]
@@ -102,12 +123,13 @@ class PropagateTrainer(TrainTask):  # type: ignore[misc]
             state: file in which the worker says how far it is.
 
         Raises:
+            BusyError: while something else works on the study.
             InputError: or a subclass, for anything that cannot be used any more.
         """
         options, checkpoints = first_choices(request), self._workspace.checkpoints
         case = self._workspace.case(options["image"])
         checkpoints.remove_leftovers()
-        with self._workspace.lock(case):
+        with _held(self._workspace.lock(case), case.image_id):
             opened = self._workspace.open(case, label_options(options))
             chosen = self._workspace.choose_start(case, opened.study, options.get("init"))
         job = Job(

@@ -119,6 +119,7 @@ class TrainingQueue:
             shutil.rmtree(left, ignore_errors=True)
         self._thread = threading.Thread(target=self._run, name="trainings", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._show_life, name="trainings-life", daemon=True).start()
         atexit.register(self.close)  # before Dask's own, which were registered when it was imported
 
     @classmethod
@@ -142,10 +143,12 @@ class TrainingQueue:
             user: who wants it.
 
         Raises:
-            BusyError: if one of the study is not over, or the user has too many.
+            BusyError: if one of the study is not over, the user has too many, or the server is ending.
             FileError: if the folder of the study is read-only or full.
         """
         with self._changed:
+            if self._closed:
+                raise BusyError("the server is ending; train again when it is back", 60)
             self._count += 1
             ticket = Ticket(self._count, user, request)
             if any(other.image == ticket.image for other in self._open()):
@@ -173,7 +176,7 @@ class TrainingQueue:
                 ticket.job.discard()  # the worker keeps its model, then tells that it has stopped
             else:
                 self._end(ticket, {"status": "STOPPED"})
-            return self._task(ticket)
+            return self.task(ticket)
 
     def state(self, image: str = "", user: str | None = None) -> dict[str, Any]:
         """How far the last training of a study is, without `image` the user's latest, without both anybody's."""
@@ -192,7 +195,17 @@ class TrainingQueue:
         """The trainings of a user, or of all, as MONAI Label tells of its tasks; the latest comes last."""
         with self._changed:
             found = [one for one in self._tickets if _concerns(one, "", user)]
-            return [self._task(one) for one in sorted(found, key=_rank)]
+            return [self.task(one) for one in sorted(found, key=_rank)]
+
+    def task(self, ticket: Ticket) -> dict[str, Any]:
+        """A training as MONAI Label tells of a task."""
+        with self._changed:
+            status = ticket.outcome.get("status") or self._state(ticket.image).read()["status"]
+            if not ticket.outcome and status not in OPEN:
+                status = "RUNNING"
+        told = {"id": ticket.id, "status": status, "request": {**ticket.request, "user": ticket.user}}
+        ended = {"end_ts": ticket.finished} if ticket.finished else {}
+        return {**told, "start_ts": ticket.began, **ended, "details": [ticket.outcome.get("error", status.lower())]}
 
     @property
     def running(self) -> int:
@@ -214,14 +227,6 @@ class TrainingQueue:
 
     def _state(self, image: str) -> StateFile:
         return StateFile(self._studies / image / STATE)
-
-    def _task(self, ticket: Ticket) -> dict[str, Any]:
-        status = ticket.outcome.get("status") or self._state(ticket.image).read()["status"]
-        if not ticket.outcome and status not in OPEN:
-            status = "RUNNING"
-        told = {"id": ticket.id, "status": status, "request": {**ticket.request, "user": ticket.user}}
-        ended = {"end_ts": ticket.finished} if ticket.finished else {}
-        return {**told, "start_ts": ticket.began, **ended, "details": [ticket.outcome.get("error", status.lower())]}
 
     def _end(self, ticket: Ticket, outcome: Outcome) -> None:
         """Remember how a training ended, and clear up after it."""
@@ -272,7 +277,6 @@ class TrainingQueue:
                 while not self._closed and client.status == "running":
                     self._collect()
                     self._hand_over(client)
-                    self._show_life()
                     with self._changed:
                         self._changed.wait(LOOK_S)
         finally:
@@ -280,9 +284,13 @@ class TrainingQueue:
                 self._lose(ticket)
 
     def _show_life(self) -> None:
-        for job in [ticket.job for ticket in self._open()]:
-            if job is not None:
-                job.touch()
+        """What another thread does, so that workers hear of the server also while a scan is slow to read."""
+        while not self._closed:
+            for job in [ticket.job for ticket in self._open()]:
+                if job is not None:
+                    job.touch()
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, LOOK_S)
 
     def _collect(self) -> None:
         """Take what workers have finished."""
@@ -292,16 +300,16 @@ class TrainingQueue:
             future = ticket.future
             if future is None:
                 continue  # stopped meanwhile
-            if future.status == "finished":
-                self._end(ticket, dict(future.result()))
-            elif future.status == "error":
-                self._end(ticket, {"status": "ERROR", "error": _reason(future.exception())})
-            else:
+            try:
+                self._end(ticket, _outcome(future))
+            except CancelledError:
                 self._lose(ticket)
 
     def _lose(self, ticket: Ticket) -> None:
         """Of what Dask knows nothing any more: what has begun ends, what has not waits again."""
         with self._changed:
+            if ticket.outcome:
+                return  # stopped meanwhile, so that its future was let go
             begun = self._state(ticket.image).read()["status"] != "SUBMITTED"
             if self._closed or begun:
                 self._end(ticket, {"status": "STOPPED"} if self._closed else {"status": "ERROR", "error": GONE})
@@ -314,37 +322,41 @@ class TrainingQueue:
         offered, most = offers(client), dict[str, float]()
         for name, amount in (item for offer in offered for item in offer.items()):
             most[name] = max(amount, most.get(name, 0))
-        while ticket := self._next(max(1, len(offered))):
-            self._submit(client, ticket, most)
+        held = list[Ticket]()
+        while ticket := self._next(max(1, len(offered)), held):
+            if not self._submit(client, ticket, most):
+                held.append(ticket)
 
-    def _next(self, n_workers: int) -> Ticket | None:
+    def _next(self, n_workers: int, held: Sequence[Ticket]) -> Ticket | None:
         with self._changed:
             running = [ticket for ticket in self._open() if ticket.future is not None]
-            waiting = [ticket for ticket in self._open() if ticket.future is None]
-            ticket = next_in_turn(waiting, running, self._served) if len(running) < n_workers else None
-            if ticket is not None:
-                self._served[ticket.user] = max(self._served.values(), default=0) + 1
-            return ticket
+            waiting = [ticket for ticket in self._open() if ticket.future is None and ticket not in held]
+            return next_in_turn(waiting, running, self._served) if len(running) < n_workers else None
 
-    def _submit(self, client: Any, ticket: Ticket, most: Mapping[str, float]) -> None:
+    def _submit(self, client: Any, ticket: Ticket, most: Mapping[str, float]) -> bool:
+        """Hand one over, or end it where that cannot be; False if it has to wait for other work on the study."""
         folder = self._studies / ticket.image / FOLDERS.replace("*", ticket.id)
         try:
             job = self._trainer.job(ticket.request, folder, self._studies / ticket.image / STATE)
             asked = _asked(job, most)
+        except BusyError:
+            return False
         except SlicePropError as error:
             self._fail(ticket, folder, str(error))
-            return
+            return True
         except Exception:
             logger.exception("a training cannot be prepared")
             self._fail(ticket, folder, UNEXPECTED)
-            return
+            return True
         with self._changed:
             if ticket.outcome:
                 job.discard()
-                return
+                return True
+            self._served[ticket.user] = max(self._served.values(), default=0) + 1
             options = {"key": f"training-{ticket.id}-{uuid.uuid4().hex}", "resources": asked, "priority": SOON}
             ticket.job, ticket.future = job, client.submit(run_job, job, pure=False, **options)
             ticket.future.add_done_callback(self._notice)
+        return True
 
     def _fail(self, ticket: Ticket, folder: Path, reason: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -365,6 +377,19 @@ def _asked(job: Job, most: Mapping[str, float]) -> dict[str, float]:
         return needed(job.image, "auto", most)
     except TooLargeError as error:
         raise TooLargeError(f"learning on this scan {error}; tell the server's operator, or crop it") from error
+
+
+def _outcome(future: Any) -> Outcome:
+    """What a worker told of its training, or why it could not.
+
+    Raises:
+        CancelledError: if Dask knows nothing of it any more.
+    """
+    if future.status == "finished":
+        return dict(future.result())
+    if future.status == "error":
+        return {"status": "ERROR", "error": _reason(future.exception())}
+    raise CancelledError
 
 
 def _reason(error: BaseException) -> str:

@@ -103,7 +103,12 @@ def run_job(job: Job) -> Outcome:
         return {"status": "STOPPED"}
     try:
         with Report(StateFile(job.state), job.image_id, job.config, job.note) as report:
-            _run(job, report)
+            try:
+                _run(job, report)
+            except Exception:
+                if job.touched() is not None:
+                    raise
+                report.ended = "STOPPED"  # with its folder, from under its feet
         return {"status": report.ended}
     except (SlicePropError, MemoryError) as error:
         return {"status": "ERROR", "error": str(error) or "the memory of the worker is full; crop or downsample"}

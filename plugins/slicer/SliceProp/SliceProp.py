@@ -119,7 +119,8 @@ class SlicePropWidget(ScriptedLoadableModuleWidget):
 
     def stop(self) -> None:
         """End learning."""
-        self._session().client.stop()
+        session = self._session()
+        session.client.stop(session.image)
 
     def propagate(self) -> None:
         """Submit, fill the volume without blocking Slicer, then show it."""
