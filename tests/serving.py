@@ -73,13 +73,13 @@ def running_orthanc(folder: Path) -> Iterator[Orthanc]:
         yield orthanc
 
 
-def eventually(condition: Callable[[], Any], what: str) -> Any:
-    """The first true value of `condition`."""
+def eventually(condition: Callable[[], Any], what: str, every_s: float = 0.2) -> Any:
+    """The first true value of `condition`, which is asked every so often."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         if value := condition():
             return value
-        time.sleep(0.2)
+        time.sleep(every_s)
     raise AssertionError(f"waited {PATIENCE_S} s for {what}")
 
 

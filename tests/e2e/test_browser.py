@@ -117,14 +117,14 @@ class Annotator:
         self._affine, self._axis = np.array(study["affine_lps"]), study["slice_axis"]
         self.painted: dict[int, np.ndarray] = {}
 
-    def paint(self, number: int, names: tuple[str, ...] = ("disc", "core")) -> int:
-        """Paint structures on the slice with this number; its index on the server."""
+    def paint(self, number: int, names: tuple[str, ...] = ("disc", "core"), *, wider: int = 0) -> int:
+        """Paint structures on the slice with this number, so many pixels wider; its index on the server."""
         self.tab.go(number)
         focus = np.array([*self.tab.focus(), 1])
         index, k = (round((np.linalg.inv(grid) @ focus)[AXIS]) for grid in (self._affine, self._written))
         for name in names:
             self.tab.page.locator(f"[data-label={name}]").click()
-            self.tab.set_radius(RADII[name])
+            self.tab.set_radius(RADII[name] + wider)
             self.tab.dab((self._written @ [*CENTRES[name](k), k, 1])[:3])
         self.painted[index] = self._slice(self.voxels(), index)
         assert set(names) <= {name for name, value in VALUES.items() if value in self.painted[index]}
@@ -161,13 +161,13 @@ def begin(tab: Tab, client: Client, series: Series) -> Annotator:
 
 
 def hold_training(work: Path) -> None:
-    """Suspend a training once it has learnt something, so that it cannot end by itself."""
+    """Suspend a training once it has learnt something, so that it cannot end by itself; it takes less than a second."""
 
     def reported() -> dict[str, Any] | None:
         state = read_json(work / "kept" / ".labelprop" / "training.json") or {}
         return state if state.get("status") == "RUNNING" and state["epoch"] else None
 
-    os.kill(eventually(reported, "the first epoch")["process"]["pid"], signal.SIGSTOP)
+    os.kill(eventually(reported, "the first epoch", every_s=0.005)["process"]["pid"], signal.SIGSTOP)
 
 
 def segmentations_of(orthanc: Orthanc, image: str) -> list[pydicom.Dataset]:
@@ -218,7 +218,7 @@ def test_annotates_from_the_list_to_the_segmentation(
 
     expect(tab.part("suggestion")).to_contain_text("Expected gain")
     before = set(annotator.painted)
-    assert annotator.paint(tab.go_to_suggestion()) not in before
+    assert annotator.paint(tab.go_to_suggestion(), wider=2) not in before  # else it is as the result has it
     tab.shot("5_corrected")
     tab.press("propagate")
     annotator.check()
