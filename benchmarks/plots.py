@@ -131,7 +131,8 @@ def _cost_figure(rows: Sequence[Row]) -> Figure:
     panels = figure.subplots(1, 2, sharey=True)
     for axes, measure, name in zip(panels, ("total_s", "peak_mib"), ("seconds", "peak memory, MiB"), strict=True):
         for height, method in enumerate(methods):
-            values = [max(getattr(row, measure) or 0, 1e-3) for row in rows if row.method == method]
+            known = [getattr(row, measure) for row in rows if row.method == method]
+            values = [max(value, 1e-3) for value in known if value is not None] or [1e-3]
             colour = COLOURS[kind_of(method)]
             axes.plot(values, [height] * len(values), "o", color=colour, alpha=0.35, markersize=5, markeredgewidth=0)
             axes.plot([median(values)] * 2, [height - 0.3, height + 0.3], color=colour, linewidth=2.5)

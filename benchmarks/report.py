@@ -74,7 +74,7 @@ def _cost_table(scope: Scope) -> str:
 
 
 def _spread(rows: Sequence[Row], name: str) -> list[str]:
-    values = [getattr(row, name) or 0.0 for row in rows]
+    values = [seconds for row in rows if (seconds := getattr(row, name)) is not None] or [0.0]
     return [f"{f(values):.2f}" for f in (median, max)]
 
 

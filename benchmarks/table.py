@@ -41,7 +41,7 @@ class Row:
         dice_labels: JSON, `dice` of each label.
         train_s: learning before the propagation.
         propagate_s: the rest.
-        total_s: both; imports, reading and scoring are left out.
+        total_s: both; imports, reading and scoring are left out. None where the clock says nothing, see `note`.
         peak_mib: largest resident memory of learning and propagation, children included.
         note: what stood in for what was asked for.
         settings: JSON, all of them.
