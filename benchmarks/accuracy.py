@@ -7,7 +7,6 @@ whatever, goes on where it ended.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -20,7 +19,7 @@ import table
 from jobs import Job, run_all
 from methods import PEERS, parse, together
 from placements import PLACEMENTS
-from sliceprop.errors import FileError, InputError
+from sliceprop.errors import FileError
 
 COUNTS = (3, 5, 7)
 METHODS = ("nearest", "shape", "contour", "registration", "auto")
@@ -158,12 +157,7 @@ def _peer_python(text: str) -> tuple[str, str]:
 
 def main() -> None:
     """Run; what a user can mend is one line."""
-    try:
-        run(parse_arguments())
-    except InputError as error:
-        sys.exit(f"accuracy.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("accuracy.py: stopped; the same command goes on where it ended")
+    common.run_command(lambda: run(parse_arguments()))
 
 
 if __name__ == "__main__":

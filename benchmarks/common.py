@@ -6,11 +6,14 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sliceprop.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -49,6 +52,17 @@ def write_results(path: Path, results: dict[str, Any], report: str) -> None:
     partial.write_text(json.dumps(results, indent=1) + "\n")
     partial.replace(path)
     path.with_suffix(".md").write_text(report)
+
+
+def run_command(run: Callable[[], None]) -> None:
+    """Run a benchmark that can go on where it was stopped; what a user can mend is one line."""
+    program = Path(sys.argv[0]).name
+    try:
+        run()
+    except InputError as error:
+        sys.exit(f"{program}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{program}: stopped; the same command goes on where it ended")
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:

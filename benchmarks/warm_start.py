@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +30,6 @@ from sliceprop.cohort.pretrain import PretrainFiles, pretrain
 from sliceprop.config import PropagateConfig, TrainConfig
 from sliceprop.engine.pretraining import PretrainConfig
 from sliceprop.engine.registration import Model
-from sliceprop.errors import InputError
 from sliceprop.io import Image, write_image
 from sliceprop.phantom import make_phantom
 from sliceprop.study import Progress, Study
@@ -316,12 +314,7 @@ def _settings(config: PretrainConfig) -> str:
 
 def main() -> None:
     """Run; what a user can mend is one line."""
-    try:
-        run(parser().parse_args())
-    except InputError as error:
-        sys.exit(f"warm_start.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("warm_start.py: stopped; the same command goes on where it ended")
+    common.run_command(lambda: run(parser().parse_args()))
 
 
 if __name__ == "__main__":
