@@ -80,7 +80,7 @@ def add_cohort_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> N
     pretrain.add_argument("--device", default="auto", metavar="D", help="auto, cpu or cuda (default: auto)")
     pretrain.add_argument("--cache", type=Path, metavar="DIR", help="for prepared scans (default: beside MODEL)")
     pretrain.add_argument("--tensorboard", type=Path, metavar="DIR", help="track in this folder")
-    pretrain.add_argument("--mlflow", metavar="URI", help="track in this store")
+    pretrain.add_argument("--mlflow", metavar="URI", help="track in this MLflow store: an address or a folder")
     pretrain.add_argument("--licence", default="not stated", help="of the data, for the model card")
     add_kind(pretrain)
     pretrain.add_argument("--redo", action="store_true", help="start anew instead of going on")

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cohorts import write_study
 from phantoms import moving_disc
 from sliceprop.checkpoint import load_checkpoint
 from sliceprop.cli import main
-from sliceprop.cohort.pretrain import PretrainFiles, pretrain
+from sliceprop.cohort.pretrain import MLFLOW_FILE, PretrainFiles, pretrain
 from sliceprop.engine.pretraining import PretrainConfig
 from sliceprop.engine.threads import one_thread
 from sliceprop.errors import FileError, InputError
@@ -66,6 +68,24 @@ def test_a_checkpoint_to_start_from_and_its_card(data: Path, tmp_path: Path) -> 
     assert model.study_hash is None and model.fields is None
     learned = train(open_study(moving_disc()[0], slice_axis=0), init=model, device="cpu")
     assert learned.fields is not None
+
+
+def test_every_epoch_is_tracked_under_its_number(data: Path, tmp_path: Path) -> None:
+    where = files(data, tmp_path, tracking=tmp_path / "board", mlflow=str(tmp_path / "flow"))
+    epochs = {event.epoch: event.similarity for event in pretrain(where, SMALL, device="cpu").events}
+    client = MlflowClient(f"sqlite:///{tmp_path}/flow/{MLFLOW_FILE}")
+    (run,) = client.search_runs(["0"])
+    assert (run.info.run_name, run.info.status) == ("model", "FINISHED")
+    assert run.data.params["batch"] == "2"
+    tracked = client.get_metric_history(run.info.run_id, "pretraining similarity")
+    assert {each.step: each.value for each in tracked} == pytest.approx(epochs)
+    board = EventAccumulator(str(tmp_path / "board")).Reload()
+    assert {each.step: each.value for each in board.Scalars("pretraining/similarity")} == pytest.approx(epochs)
+
+
+def test_a_store_that_cannot_be_used_is_told(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothing://x: cannot be used to track \(.+\)"):
+        pretrain(files(data, tmp_path, mlflow="nothing://x"), SMALL, device="cpu")
 
 
 def test_put_down_and_taken_up_is_the_same_as_in_one_go(data: Path, tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from sliceprop.versions import now
 from sliceprop.warm_start import CARD, Kind, common_kind, kind_of
 
 STATE_KEY = "sliceprop-pretraining"
+
+MLFLOW_FILE = "mlflow.db"
+"""In a folder for MLflow: `mlflow ui --backend-store-uri sqlite:///FOLDER/mlflow.db` shows it."""
 
 HELD_OUT = 0.1
 """Share of the studies that learning is judged by, where none are named."""
@@ -136,9 +140,7 @@ def _work(
             _save(files, run, config, signature, result, event)
             progress(event)
 
-    with ExitStack() as stack:
-        if rank == 0:
-            _track(files, run, stack)
+    with _tracked(files, config, run) if rank == 0 else nullcontext():
         run.run(after_epoch)
 
 
@@ -228,23 +230,52 @@ def _load_state(file: Path, signature: str) -> tuple[dict[str, torch.Tensor], di
     return tensors, values
 
 
-def _track(files: PretrainFiles, run: Pretraining, stack: ExitStack) -> None:
-    """Have ignite's loggers follow the epochs."""
-    from ignite.engine import Events
+@contextmanager
+def _tracked(files: PretrainFiles, config: PretrainConfig, run: Pretraining) -> Iterator[None]:
+    """Have ignite's loggers follow the epochs.
 
-    loggers = list[Any]()
+    Raises:
+        InputError: if their packages are missing, or the MLflow store cannot be used; what was learnt is kept.
+    """
+    from ignite.engine import Engine, Events
+
+    with ExitStack() as stack:
+        loggers = list[Any]()
+        try:
+            if files.tracking is not None:
+                from ignite.handlers.tensorboard_logger import TensorboardLogger
+
+                make_folder(files.tracking)
+                loggers.append(stack.enter_context(TensorboardLogger(str(files.tracking))))
+            if files.mlflow is not None:
+                loggers.append(stack.enter_context(_mlflow_logger(files.mlflow, files.output.stem, config)))
+        except (ImportError, RuntimeError) as error:
+            raise InputError("tracking needs packages: pip install 'sliceprop[tracking]'") from error
+
+        @run.trainer.on(Events.STARTED)  # after the run's own handler, which measures what is logged
+        def _(trainer: Engine) -> None:
+            for logger in loggers:
+                logger.attach_output_handler(trainer, Events.EPOCH_COMPLETED, tag="pretraining", metric_names="all")
+
+        yield
+
+
+@contextmanager
+def _mlflow_logger(store: str, name: str, config: PretrainConfig) -> Iterator[Any]:
+    """A logger of a new run in an MLflow store, an address or a folder."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would tell its makers of its use
+    from ignite.handlers.mlflow_logger import MLflowLogger
+    from mlflow.exceptions import MlflowException
+
+    if "://" not in store:  # MLflow's stores without a database are no longer kept up
+        make_folder(Path(store))
+        store = f"sqlite:///{Path(store).absolute() / MLFLOW_FILE}"
     try:
-        if files.tracking is not None:
-            from ignite.handlers.tensorboard_logger import TensorboardLogger
-
-            make_folder(files.tracking)
-            loggers.append(TensorboardLogger(str(files.tracking)))
-        if files.mlflow is not None:
-            from ignite.handlers.mlflow_logger import MLflowLogger
-
-            loggers.append(MLflowLogger(files.mlflow))
-    except (ImportError, RuntimeError) as error:
-        raise InputError("tracking needs packages: pip install 'sliceprop[tracking]'") from error
-    for logger in loggers:
-        logger.attach_output_handler(run.trainer, Events.EPOCH_COMPLETED, tag="pretraining", metric_names="all")
-        stack.callback(logger.close)
+        logger: Any = MLflowLogger(store)
+        with logger:
+            logger.set_tag("mlflow.runName", name)
+            logger.log_params(asdict(config))
+            yield logger
+    except MlflowException as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{store}: cannot be used to track ({reason}); the same command goes on") from error
