@@ -76,19 +76,30 @@ def read_image(path: str | Path) -> Image:
 
 
 def image_shape(path: str | Path) -> tuple[int, ...] | None:
-    """The shape of a file by its header alone; None where that does not tell, as of a DICOM folder."""
+    """The shape of a file by its header alone; None where that does not tell.
+
+    Of a folder with a DICOM series one header is read, and all files are taken for slices of it.
+    """
     file = Path(path)
     try:
+        if file.is_dir():
+            files = [each for each in file.iterdir() if each.is_file()]
+            width, height, frames = _header_size(max(files, key=lambda each: each.stat().st_size))
+            return width, height, frames * len(files)
         if file.name.endswith(NIFTI_SUFFIXES):
             return tuple(nib.squeeze_image(nib.load(file)).shape)
         if file.name.endswith(SITK_SUFFIXES):
-            reader = sitk.ImageFileReader()
-            reader.SetFileName(str(file))
-            reader.ReadImageInformation()
-            return tuple(reader.GetSize())
+            return _header_size(file)
     except (OSError, EOFError, RuntimeError, ValueError, zlib.error, ImageFileError, HeaderDataError):
         return None
     return None
+
+
+def _header_size(file: Path) -> tuple[int, ...]:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    return tuple(reader.GetSize())
 
 
 def check_same_grid(image: Image, other: Image, name: str) -> None:

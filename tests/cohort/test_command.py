@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cohorts import write_study
 from sliceprop.cli import main
-from sliceprop.cohort.workers import WorkersConfig, slurm_cluster
-from sliceprop.errors import InputError
+from sliceprop.cohort.workers import WorkersConfig, needed, slurm_cluster
+from sliceprop.dicom import write_dicom_series
+from sliceprop.errors import InputError, TooLargeError
+from sliceprop.io import Image, write_image
 
 
 def test_some_studies_done_some_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,6 +95,19 @@ def test_slurm_jobs_offer_one_gpu_and_their_memory(tmp_path: Path) -> None:
     assert f"--resources MEMORY={6 * 2**30},GPU=1" in script
     assert script.rindex("--nthreads 1") > script.rindex("--nthreads 8")
     assert "tls://" in script
+
+
+def test_what_a_series_needs_is_known_from_one_header(tmp_path: Path) -> None:
+    array = np.zeros((200, 180, 30), np.int16)
+    write_image(tmp_path / "scan.nii.gz", array, Image(array, np.eye(4)))
+    write_dicom_series(tmp_path / "series", Image(array, np.eye(4)))
+    asked = [needed(tmp_path / name, "cpu", {"MEMORY": 2.0**40}) for name in ("scan.nii.gz", "series")]
+    assert asked[0] == asked[1] and asked[0]["MEMORY"] > array.size
+    with pytest.raises(TooLargeError, match="may need"):
+        needed(tmp_path / "scan.nii.gz", "cpu", {"MEMORY": 1.0})
+    assert needed(tmp_path / "series", "cpu", {"MEMORY": 1.0}) == {"MEMORY": 1.0}  # it may hold other series too
+    (tmp_path / "empty").mkdir()
+    assert needed(tmp_path / "empty", "cpu", {"MEMORY": 1.0}) == {}
 
 
 def test_a_running_scheduler_has_its_own_workers() -> None:

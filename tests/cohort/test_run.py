@@ -14,16 +14,18 @@ import dask
 import nibabel as nib
 import numpy as np
 import pytest
+from dask_jobqueue.local import LocalCluster as JobCluster
 from distributed import Client, LocalCluster, WorkerPlugin
 from filelock import FileLock
 
 from cohorts import AFFINE, write_study
 from phantoms import dice, moving_disc
+from serving import eventually
 from sliceprop.cohort import workers
 from sliceprop.cohort.finding import Entry, find_studies
-from sliceprop.cohort.run import Cohort, run_cohort
+from sliceprop.cohort.run import Cohort, _work_off, run_cohort
 from sliceprop.cohort.work import CohortConfig, Task, finished, run_study
-from sliceprop.cohort.workers import WorkersConfig
+from sliceprop.cohort.workers import WorkersConfig, offers
 from sliceprop.config import PropagateConfig, TrainConfig
 from sliceprop.errors import InputError
 from sliceprop.io import Image, read_image, write_image
@@ -61,6 +63,10 @@ def test_results_lie_on_the_grid_of_each_scan_whatever_its_orientation(tmp_path:
         np.testing.assert_allclose(found.affine, scan.affine)
         truth = moving_disc(seed=seed)[1].transpose(axes)
         np.testing.assert_array_equal(found.array.take(5, axes.index(0)), truth.take(5, axes.index(0)))
+        drawn = read_image(tmp_path / f"out/{name}_image/drawn.nii.gz").array
+        rest = tuple(axis for axis in range(3) if axis != axes.index(0))
+        np.testing.assert_array_equal(np.flatnonzero(drawn.any(axis=rest)), [1, 5, 9])
+        assert drawn.take([1, 5, 9], axes.index(0)).all()
         assert dice(found.array == 7, truth == 7) > 0.9
     assert progress[0] == (0, 2, 0)
     assert progress[-1] == (2, 2, 0)
@@ -292,3 +298,24 @@ def test_a_study_whose_worker_is_killed_is_done_again(tmp_path: Path) -> None:
     assert {each["id"] for each in result.summaries} == {"fine_image", "unlucky_image"}
     assert told(result).keys() == {"poison"}
     assert "the worker died" in told(result)["poison"]
+
+
+def test_a_job_that_ends_is_submitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sliceprop.cohort.run.LOOK_S", 0.2)
+    write_study(tmp_path / "in/only")
+    [entry], _ = find_studies(tmp_path / "in")
+    task = Task(entry, tmp_path / "out", CohortConfig(propagate=PropagateConfig("nearest"), device="cpu"))
+    reports, jobs = list[Any](), {"cores": 1, "processes": 1, "memory": "4GiB", "silence_logs": False}
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
+        JobCluster(n_workers=1, scheduler_options={"dashboard_address": ":0"}, **jobs) as cluster,
+        Client(cluster) as client,
+    ):
+        client.wait_for_workers(1)
+        next(iter(cluster.workers.values())).process.proc.kill()  # as SLURM does when its time is up
+        eventually(lambda: not offers(client), "the scheduler to notice")
+        _work_off(client, [task], reports.append)
+    assert [report["id"] for report in reports] == [entry.id]
+    assert "there is no worker; waiting" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,13 +17,15 @@ from filelock import FileLock, Timeout
 from sliceprop.cohort.finding import Entry, Failure
 from sliceprop.cohort.pages import review_order, summary, write_cohort_page
 from sliceprop.cohort.work import PICTURE, REPORT, CohortConfig, Task, finished, run_study
-from sliceprop.cohort.workers import WorkersConfig, needed, offers, workers
+from sliceprop.cohort.workers import WorkersConfig, needed, offers, replace_ended, workers
 from sliceprop.errors import FileError, InputError, TooLargeError
 from sliceprop.io import make_folder, write_json
 from sliceprop.study import resolve_device
 
 if TYPE_CHECKING:
     from distributed import Client, Future
+
+logger = logging.getLogger(__name__)
 
 COHORT, PAGE = "cohort.json", "index.html"
 
@@ -31,6 +34,9 @@ IN_HAND = 2
 
 LOOK_S = 5.0
 """Seconds after which to look for more workers."""
+
+LOOKS_BEFORE_WORD = 2
+"""Looks without any worker before the user is told: one that died is soon replaced."""
 
 GONE = "the scheduler went away; run the same command again"
 STOPPED = "interrupted; run the same command again"
@@ -67,8 +73,9 @@ def run_cohort(
 ) -> Cohort:
     """Learn and propagate every study that is not done yet, and write the report of the cohort.
 
-    Results are `output/<id>/labels.nii.gz`, `uncertainty.nii.gz`, `overlay.png`, `report.json`, `report.html`, and
-    `output/cohort.json`, `output/index.html`. Each file appears whole or not at all, `report.json` last.
+    Results are `output/<id>/labels.nii.gz`, `uncertainty.nii.gz`, `drawn.nii.gz`, `overlay.png`, `report.json`,
+    `report.html`, and `output/cohort.json`, `output/index.html`. Each file appears whole or not at all, `report.json`
+    last.
 
     Args:
         found: studies and what could not be one, from `finding.find_studies`.
@@ -218,12 +225,17 @@ def _drain(client: Client, tasks: Sequence[Task], tell: Tell) -> list[Task]:
         OSError, CancelledError: the scheduler went away.
     """
     waiting, running, killed = deque(tasks), dict[Any, Task](), list[Task]()
-    most = dict[str, float]()
+    most, absent = dict[str, float](), 0
     try:
         while waiting or running:
             offered = offers(client)
+            absent = 0 if offered else absent + 1
+            if absent == LOOKS_BEFORE_WORD:
+                logger.warning("there is no worker; waiting for one. Ctrl-C ends this, and keeps what is done")
+            replace_ended(client)
             if not offered and not running:
-                client.wait_for_workers(1)
+                with suppress(TimeoutError):
+                    client.wait_for_workers(1, timeout=LOOK_S)
                 continue
             for name, amount in (item for offer in offered for item in offer.items()):
                 most[name] = max(amount, most.get(name, 0))

@@ -22,6 +22,8 @@ from sliceprop.volume import BYTES_PER_VOXEL, BYTES_PER_WORKED_VOXEL
 if TYPE_CHECKING:
     from distributed import Client, SpecCluster
 
+logger = logging.getLogger(__name__)
+
 GPU, MEMORY = "GPU", "MEMORY"
 
 WORKER_GIB = 4.0
@@ -101,9 +103,12 @@ def workers(config: WorkersConfig, *, gpu: bool, shared: Path) -> Iterator[Clien
         except (OSError, ValueError) as error:
             raise InputError(f"{config.scheduler or 'Dask'}: no scheduler answers there ({error})") from error
         try:
-            client.wait_for_workers(1, timeout=None if config.slurm else START_S)
+            client.wait_for_workers(1, timeout=START_S)
         except TimeoutError as error:
-            raise InputError(f"{client.scheduler.address}: no worker came within {START_S:g} s") from error
+            if not config.slurm:
+                raise InputError(f"{client.scheduler.address}: no worker came within {START_S:g} s") from error
+            logger.warning("no SLURM job has begun yet, squeue tells why; waiting for the first")
+            client.wait_for_workers(1)
         yield client
 
 
@@ -125,11 +130,17 @@ def offers(client: Client) -> list[dict[str, float]]:
     return [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
 
 
+def replace_ended(client: Client) -> None:
+    """Submit jobs again that have ended, at their time limit say; Dask forgets them some seconds after that."""
+    if client.cluster is not None:
+        client.cluster.scale(len(client.cluster.worker_spec))
+
+
 def needed(image: Path, device: str, most: Mapping[str, float]) -> dict[str, float]:
     """The resources that a study needs of a worker.
 
     Args:
-        image: file of the scan; only its header is read.
+        image: file of the scan, or folder of a series; only a header is read.
         device: `auto`, `cpu` or `cuda`.
         most: of each resource, the most that a worker offers.
 
@@ -145,6 +156,8 @@ def needed(image: Path, device: str, most: Mapping[str, float]) -> dict[str, flo
     shape = image_shape(image)
     if shape is not None and MEMORY in most:
         asked[MEMORY] = PROCESS_BYTES + math.prod(shape) * (BYTES_PER_VOXEL + BYTES_PER_WORKED_VOXEL)
+        if image.is_dir():  # which may hold other series too
+            asked[MEMORY] = min(asked[MEMORY], most[MEMORY])
         if asked[MEMORY] > most[MEMORY]:
             found = f"may need {asked[MEMORY] / 2**30:.1f} GiB, the largest worker has {most[MEMORY] / 2**30:.1f}"
             raise TooLargeError(found)
