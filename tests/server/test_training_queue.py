@@ -28,7 +28,7 @@ from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import BusyError
 from sliceprop.server.requests import label_options
 from sliceprop.server.trainer import PropagateTrainer
-from sliceprop.server.training_queue import DIED, GONE, Ticket, TrainingQueue, next_in_turn
+from sliceprop.server.training_queue import DIED, GONE, WAITING, Ticket, TrainingQueue, next_in_turn
 from sliceprop.server.training_work import Job
 from sliceprop.server.workspace import Workspace
 
@@ -237,6 +237,29 @@ def test_a_request_is_answered_with_its_own_training(
     queue.close()
     with pytest.raises(BusyError, match="server is ending"):
         queue.add({"image": "b"}, "anna")
+
+
+def test_what_waited_when_a_server_ended_is_taken_up_by_the_next(
+    workspace: Workspace, queue_at: Callable[[str], TrainingQueue], threads: Callable[[int], str]
+) -> None:
+    queue = queue_at(threads(1))
+    queue.add({"image": "slow0", "budget_s": 600}, "anna")
+    eventually(lambda: learning(queue, "slow0"), "learning")
+    queue.add({"image": "b", "budget_s": 1.5}, "anna")
+    queue.add({"image": "a"}, "ben")
+    queue.add({"image": "c"}, "ben")
+    queue.stop("ben", "c")
+    queue.close()
+    (workspace.folder / "studies/d").mkdir(exist_ok=True)
+    (workspace.folder / "studies/d" / WAITING).write_text('{"request": ')  # as a full disk leaves it
+    again = queue_at(threads(1))
+    waiting = [(task["request"]["image"], task["request"]["user"]) for task in again.tasks()]
+    assert waiting == [("b", "anna"), ("a", "ben")]
+    assert again.tasks()[0]["request"]["budget_s"] == 1.5
+    eventually(lambda: over(again, "a") and over(again, "b"), "both to end")
+    assert [status(again, image) for image in ("a", "b", "c", "slow0")] == ["DONE", "DONE", "STOPPED", "STOPPED"]
+    again.close()
+    assert not queue_at(threads(1)).tasks()
 
 
 def test_what_cannot_be_learnt_is_told_and_stops_no_other(

@@ -1,7 +1,8 @@
 """Trainings of several studies at once, on Dask workers; users who wait take turns.
 
 A training waits here until a worker is free, so that whoever comes later with one request does not wait for all of
-another one's. With Dask it waits only where others keep the same workers busy.
+another one's. With Dask it waits only where others keep the same workers busy. What waits lies on the disk too, so that
+it still waits when the server was ended and is back.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import Any
 
 from sliceprop.cohort.workers import WorkersConfig, check_installed, has_died, needed, offers, workers
 from sliceprop.errors import FileError, InputError, SlicePropError, TooLargeError
-from sliceprop.io import make_folder
+from sliceprop.io import make_folder, write_json
 from sliceprop.server.errors import BusyError
+from sliceprop.server.files import read_json
 from sliceprop.server.learning import NOTHING, OPEN, StateFile
 from sliceprop.server.requests import whole_number
 from sliceprop.server.trainer import PropagateTrainer
@@ -34,8 +36,8 @@ logger = logging.getLogger(__name__)
 LOCAL = "local"
 """In place of a scheduler's address: workers on this machine, which end with the server."""
 
-STATE, FOLDERS = "training.json", "training-*"
-"""In the folder of each study: how far its training is, and what workers read."""
+STATE, WAITING, FOLDERS = "training.json", "training_waits.json", "training-*"
+"""In the folder of each study: how far its training is, the request as long as it waits, and what workers read."""
 
 MAX_OPEN, MAX_ENDED = 100, 100
 """Trainings that a user may have waiting and running, and that are remembered when they are over."""
@@ -117,6 +119,7 @@ class TrainingQueue:
         check_installed()
         for left in self._studies.glob(f"*/{FOLDERS}"):  # workers that a server before this one left behind stop
             shutil.rmtree(left, ignore_errors=True)
+        self._take_up()
         self._thread = threading.Thread(target=self._run, name="trainings", daemon=True)
         self._thread.start()
         threading.Thread(target=self._show_life, name="trainings-life", daemon=True).start()
@@ -157,6 +160,7 @@ class TrainingQueue:
                 raise BusyError(f"{MAX_OPEN} of your trainings wait already; try again later", 60)
             make_folder(self._studies / ticket.image)
             self._trainer.submitted(request, self._state(ticket.image))
+            self._park(ticket)
             self._tickets.append(ticket)
             self._changed.notify_all()
         return ticket
@@ -213,23 +217,41 @@ class TrainingQueue:
         return sum(ticket.future is not None for ticket in self._open())
 
     def close(self) -> None:
-        """Stop all trainings and end the workers of this machine; the best models so far are kept."""
+        """Stop all trainings and end the workers of this machine.
+
+        The best models so far are kept; what waits is taken up when the server is back.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join(LOOK_S)
         for ticket in self._open():
-            self._end(ticket, {"status": "STOPPED"})
+            self._end(ticket, {"status": "STOPPED"}, parked=ticket.future is None)
         self._thread.join(10 * LOOK_S)
 
     def _open(self) -> list[Ticket]:
         return [ticket for ticket in self._tickets if not ticket.outcome]
 
+    def _take_up(self) -> None:
+        """Have those wait again that waited when a server before this one ended, in their order."""
+        for file in sorted(self._studies.glob(f"*/{WAITING}"), key=lambda file: file.stat().st_mtime_ns):
+            told = read_json(file)
+            try:
+                self.add(told["request"], told["user"])
+            except (InputError, KeyError, TypeError):
+                logger.warning("a training that waited when the server ended cannot be taken up", exc_info=True)
+
+    def _park(self, ticket: Ticket) -> None:
+        write_json(self._waiting(ticket.image), {"user": ticket.user, "request": dict(ticket.request)})
+
+    def _waiting(self, image: str) -> Path:
+        return self._studies / image / WAITING
+
     def _state(self, image: str) -> StateFile:
         return StateFile(self._studies / image / STATE)
 
-    def _end(self, ticket: Ticket, outcome: Outcome) -> None:
-        """Remember how a training ended, and clear up after it."""
+    def _end(self, ticket: Ticket, outcome: Outcome, *, parked: bool = False) -> None:
+        """Remember how a training ended, and clear up after it; a `parked` one goes on when the server is back."""
         if trace := outcome.pop("trace", ""):
             logger.error("a training failed on a worker:\n%s", trace)
         with self._changed:
@@ -241,8 +263,10 @@ class TrainingQueue:
             if ticket.job is not None:
                 ticket.job.discard()
             ticket.future = ticket.job = None
-            with suppress(FileError):  # a full disk; or the study was erased
-                self._state(ticket.image).end(**outcome)
+            if not parked:
+                self._waiting(ticket.image).unlink(missing_ok=True)
+                with suppress(FileError):  # a full disk; or the study was erased
+                    self._state(ticket.image).end(**outcome)
             ended = [one for one in self._tickets if one.outcome]
             self._tickets = [one for one in self._tickets if one not in ended[:-MAX_ENDED]]
             ticket.over.set()
@@ -316,6 +340,8 @@ class TrainingQueue:
             elif ticket.job is not None:
                 ticket.job.discard()
                 ticket.future = ticket.job = None
+                with suppress(FileError):  # it waits all the same
+                    self._park(ticket)
 
     def _hand_over(self, client: Any) -> None:
         """Give each free worker the ticket whose turn it is; one is always handed over, for clusters that grow."""
@@ -356,6 +382,7 @@ class TrainingQueue:
             options = {"key": f"training-{ticket.id}-{uuid.uuid4().hex}", "resources": asked, "priority": SOON}
             ticket.job, ticket.future = job, client.submit(run_job, job, pure=False, **options)
             ticket.future.add_done_callback(self._notice)
+            self._waiting(ticket.image).unlink(missing_ok=True)
         return True
 
     def _fail(self, ticket: Ticket, folder: Path, reason: str) -> None:
