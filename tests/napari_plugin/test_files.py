@@ -57,6 +57,7 @@ def test_a_dicom_folder_opens(tmp_path: Path, viewer: Any) -> None:
     viewer.layers.clear()
     again = file_image(layer)
     assert layer.name == "series" and again.array.shape == array.shape
+    assert layer.source.path == str(folder)
     i, j, k = np.round(np.linalg.inv(again.affine) @ RIGHT_ANGLED @ [1, 2, 3, 1]).astype(int)[:3]
     assert again.array[i, j, k] == array[1, 2, 3]
 

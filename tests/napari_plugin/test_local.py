@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,9 @@ import psutil
 import pytest
 
 from serving import AFFINE, DRAWN, eventually, only, scan, truth
+from sliceprop import study as use_cases
+from sliceprop.checkpoint import save_checkpoint
+from sliceprop.config import TrainConfig
 from sliceprop.errors import CheckpointError, InputError, NoAnnotationError
 from sliceprop.napari_plugin import worker_process
 from sliceprop.napari_plugin.backend import Job, Progress
@@ -94,6 +98,20 @@ def test_the_first_learning_starts_from_a_pretrained_model(
     assert caplog.text.count(told) == 1
     worker_process.train(task, job(), tmp_path / "models")
     assert caplog.text.count(told) == 1, "the second time it goes on from its own"
+
+
+def test_the_pretrained_model_fits_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = use_cases.open_study(scan(), affine=AFFINE, slice_axis=2)
+    for n, modality in enumerate(("CT", "MR"), start=1):
+        config = TrainConfig(max_epochs=0, refine_steps=0, seed=n)
+        save_checkpoint(tmp_path / f"{modality}.safetensors", use_cases.train(study, config, device="cpu"))
+        (tmp_path / f"{modality}.card.json").write_text(
+            json.dumps({"data": {"modality": modality}, "date": f"2026-{n}"})
+        )
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
+    (tmp_path / "knee.json").write_text('{"Modality": "CT"}')  # as dcm2niix writes it
+    started = [worker_process.pretrained(image) for image in (str(tmp_path / "knee.nii.gz"), "")]
+    assert [model and model.config.seed for model in started] == [1, 2], "what is known, else the newest"
 
 
 def test_a_kept_model_that_was_damaged_is_as_good_as_none(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ FULL = replace(
     names={1: "disc", 3: "Kern"},
     settings=SETTINGS,
     study="1.2.3",
+    file="/scans/knee.nii.gz",
 )
 
 

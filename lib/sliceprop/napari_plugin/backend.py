@@ -66,6 +66,7 @@ class Job:
         names: of the label values.
         settings: options.
         study: id on the server; empty for an image that is not there.
+        file: from which napari read the image, or a folder; empty if it did not.
     """
 
     image: Any
@@ -76,6 +77,7 @@ class Job:
     names: Mapping[int, str] = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     study: str = ""
+    file: str = ""
 
     def loaded(self) -> Job:
         """The same with the image in memory."""

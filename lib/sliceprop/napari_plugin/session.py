@@ -222,6 +222,7 @@ class Session:
             full_names(self.annotation, self.values | marked),
             self.settings,
             str(self.image.metadata.get(STUDY, "")),
+            str(self.image.source.path or ""),
         )
 
     # ------------------------------------------------------------------ work

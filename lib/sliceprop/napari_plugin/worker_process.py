@@ -86,7 +86,7 @@ def train(task: Task, job: Job, folder: Path) -> None:
     models.keep_labels(opened, job)
     init = models.start_of(opened, settings.start, go_on=settings.go_on)
     if init is None and settings.go_on:
-        init = pretrained()
+        init = pretrained(job.file)
 
     def keep(best: Model) -> None:
         models.keep(opened, best)
@@ -158,13 +158,17 @@ def preview(_task: Task, job: Job) -> Result:
 WORK: dict[str, Any] = {function.__name__: function for function in (train, propagate, suggest, save_model, preview)}
 
 
-def pretrained() -> Model | None:
-    """The model that the first learning on a scan starts from, see `warm_start`; one that cannot be used is as none."""
+def pretrained(image: str) -> Model | None:
+    """The model that the first learning on a scan starts from, see `warm_start`; one that cannot be used is as none.
+
+    Args:
+        image: file of the scan, or folder of its series, which may tell modality and anatomy; may be empty.
+    """
     from sliceprop.checkpoint import load_checkpoint
     from sliceprop.warm_start import WarmStart
 
     try:
-        file = WarmStart().checkpoint()
+        file = WarmStart().checkpoint(Path(image) if image else None)
         return None if file is None else load_checkpoint(file)
     except InputError as error:
         logger.warning("learning starts from nothing: %s", error)
