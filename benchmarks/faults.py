@@ -93,12 +93,13 @@ def submit(workspace: Any, number: int, tag: str = "sparse") -> tuple[int, str]:
     return _newest(workspace, tag)
 
 
-def propagate(workspace: Any) -> None:
-    """Run the server's model."""
+def propagate(workspace: Any, method: str = "shape") -> dict[str, Any]:
+    """Run the server's model; what it tells of the result."""
     from sliceprop.server.infer import PropagateTask
 
-    file, _ = PropagateTask(workspace, 0.95)({"image_id": STUDY, "method": "shape"})
+    file, told = PropagateTask(workspace, 0.95)({"image_id": STUDY, "method": method})
     Path(file).unlink()
+    return dict(told)
 
 
 def finish(workspace: Any) -> tuple[int, str]:
@@ -400,10 +401,30 @@ def served_wrongly(folder: Path, good: Path, numbers: list[int]) -> list[str]:
     chosen = workspace.choose_model(case, workspace.open(case, LabelOptions()).study)
     if chosen.model is None and not chosen.note:
         wrong.append("the checkpoint is left out without a word")
+    sound = (folder / CHECKPOINT).read_bytes() == (good / CHECKPOINT).read_bytes()
+    told = propagate(workspace, "auto")
+    if sound and not told["trained"]:
+        wrong.append("the checkpoint is sound and not used")
+    wrong += [f"the result's manifest: {reason}" for reason in _not_reproduced(case.record.folder, told["manifest"])]
     submit(workspace, numbers[-1] + 1)
     if list(workspace.annotation(case).annotated_slices) != slices_of(numbers[-1] + 1):
         wrong.append("a new drawing does not count")
     return wrong
+
+
+def _not_reproduced(folder: Path, number: int | None) -> list[str]:
+    """Why a result cannot be made again from its manifest; empty if it can."""
+    from sliceprop.errors import SlicePropError
+    from sliceprop.manifest import check_same, reproduce
+
+    if number is None:
+        return ["there is none"]
+    file = folder / "manifests" / f"{number:06d}" / "manifest.json"
+    try:
+        check_same(file, reproduce(file))
+    except SlicePropError as error:
+        return [str(error)]
+    return []
 
 
 def work_with_little_space(folder: Path, seed: int, pipe: Connection) -> None:

@@ -97,6 +97,7 @@ def test_propagate_with_a_model_writes_everything(
 ) -> None:
     outputs = ["-o", tmp_path / "out.nii.gz", "--uncertainty", tmp_path / "uncertainty.nii.gz"]
     outputs += ["--candidates", tmp_path / "candidate", "--report", tmp_path / "report.json"]
+    outputs += ["--drawn", tmp_path / "drawn.nii.gz"]
     code, out, err = run("propagate", *scan_and_labels(data), "--model", model, *outputs)
     assert code == 0, err
     assert "estimated Dice" in out
@@ -110,6 +111,9 @@ def test_propagate_with_a_model_writes_everything(
     assert 0 < uncertainty.max() <= 1
     for side in ("lower", "upper"):
         assert read_image(tmp_path / f"candidate_from_{side}.nii.gz").array.any()
+    drawn = read_image(tmp_path / "drawn.nii.gz")
+    np.testing.assert_array_equal(np.unique(np.nonzero(drawn.array)[2]), slices)
+    assert drawn.array[..., slices].all() and np.allclose(drawn.affine, scan.affine)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report.keys() >= REPORT_KEYS
     assert report["label_names"] == {str(value): value for value in np.unique(phantom.sparse)[1:]}

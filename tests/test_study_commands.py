@@ -1,6 +1,8 @@
 """Versions, provenance, manifests and erasure on the command line, on a folder as a server leaves it."""
 
+import getpass
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -75,6 +77,21 @@ def test_versions_are_listed_and_restored(studies, run):
     assert "nothing is kept" in run("versions", "../case", code=2)
 
 
+def test_what_the_command_line_does_to_a_study_is_in_the_audit(studies, run, tmp_path):
+    run("versions", "case")
+    run("restore", "case", 1)
+    run("provenance", "case", "--version", 2, "-o", tmp_path / "drawn.nii.gz")
+    lines = list(AuditLog(studies / ".labelprop").lines("case"))
+    assert [(line["event"], line["client"]) for line in lines] == [
+        ("read", "sliceprop versions"),
+        ("write", "sliceprop restore"),
+        ("export", "sliceprop provenance"),
+    ]
+    run("erase", "case")
+    *_, last = AuditLog(studies / ".labelprop").lines("case")
+    assert {last["user"], *(line["user"] for line in lines)} == {getpass.getuser()}
+
+
 def test_versions_are_listed_for_people(studies, capsys):
     (studies / ".labelprop" / "studies" / "case" / "versions" / "000001" / "record.json").write_text("{")
     assert main(["versions", "case", "--studies", str(studies)]) == 0
@@ -123,6 +140,24 @@ def test_the_scan_is_erased_only_if_asked_for(studies, run):
     assert "case" not in json.loads((studies / "datastore_v2.json").read_text())["objects"]
     assert "nothing is kept" in run("erase", "case", code=2)
     assert "nothing is kept" in run("erase", "..", code=2)
+
+
+def test_a_mistyped_study_is_not_erased_whatever_else_there_is_to_remove(studies, run):
+    left = studies / ".labelprop" / ".writing-abc"
+    left.touch()
+    os.utime(left, (0, 0))
+    assert "nothing is kept" in run("erase", "caes", code=2)
+    assert left.is_file() and not list(AuditLog(studies / ".labelprop").lines())
+    run("erase", "case")
+    assert not left.exists()
+
+
+def test_the_checkpoint_of_another_study_on_the_same_scan_stays(studies, run):
+    checkpoints = studies / ".labelprop" / "checkpoints"
+    for ending in ("safetensors", "json"):
+        shutil.copyfile(checkpoints / f"case.{ending}", checkpoints / f"other.{ending}")
+    run("erase", "case")
+    assert {file.stem for file in checkpoints.glob("*.safetensors")} == {"other", "copy of other"}
 
 
 @pytest.mark.parametrize("method", [["--budget-s", "0.5"], ["--method", "shape"], ["--method", "registration"]])

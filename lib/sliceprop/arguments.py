@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         help="beyond the outermost annotated slices: while the evidence holds (auto), not at all, or N slices",
     )
     propagate.add_argument("--uncertainty", type=Path, metavar="F", help="write the uncertainty of each voxel, 0 to 1")
+    propagate.add_argument("--drawn", type=Path, metavar="F", help="write which voxels were drawn (1), not propagated")
     propagate.add_argument(
         "--candidates", metavar="PREFIX", help="write PREFIX_from_lower and PREFIX_from_upper, in the format of OUT"
     )

@@ -89,7 +89,7 @@ def _train(chosen: argparse.Namespace) -> None:
 
 def _propagate(chosen: argparse.Namespace) -> None:
     from sliceprop.io import check_folder, check_writable, write_image, write_json
-    from sliceprop.manifest import make_manifest, making
+    from sliceprop.manifest import make_manifest, making, write_manifest
 
     extrapolate = parse_extrapolate(chosen.extrapolate)
     config = PropagateConfig(chosen.method, chosen.fusion, extrapolate, _predictor_config(chosen))
@@ -109,13 +109,13 @@ def _propagate(chosen: argparse.Namespace) -> None:
         result = _learn_and_propagate(study, chosen, config)
     with _one_line_on_errors():
         for name, file in images.items():
-            write_image(file, getattr(result, name), scan)
+            write_image(file, study.drawn.astype("uint8") if name == "drawn" else getattr(result, name), scan)
     report = _report(study, result)
     if chosen.report:
         write_json(chosen.report, report)
     if chosen.manifest:
         recipe = _recipe(chosen, study, config)
-        write_json(chosen.manifest, make_manifest(chosen.manifest.parent, recipe, noted, result, images))
+        write_manifest(chosen.manifest, make_manifest(chosen.manifest.parent, recipe, noted, result, images))
     _print(chosen, report, f"{chosen.output}: written\n{_report_text(report)}")
 
 
@@ -391,6 +391,8 @@ def _image_files(chosen: argparse.Namespace) -> dict[str, Path]:
     files = {"labels": chosen.output}
     if chosen.uncertainty:
         files["uncertainty"] = chosen.uncertainty
+    if chosen.drawn:
+        files["drawn"] = chosen.drawn
     if chosen.candidates:
         ending = next((suffix for suffix in OUTPUT_SUFFIXES if chosen.output.name.endswith(suffix)), "")
         files |= {side: Path(f"{chosen.candidates}_{side}{ending}") for side in ("from_lower", "from_upper")}

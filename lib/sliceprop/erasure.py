@@ -38,7 +38,7 @@ def study_folder(studies: Path, study: str) -> Path:
     return folder / study
 
 
-def erase_study(studies: Path, study: str, *, scan: bool = False) -> list[Path]:
+def erase_study(studies: Path, study: str, *, scan: bool = False, user: str | None = None) -> list[Path]:
     """Remove all versions, results, manifests, checkpoints and label files of a study; the audit says so.
 
     The scan of an archive is a copy and goes too; another one stays unless that is asked for.
@@ -47,6 +47,7 @@ def erase_study(studies: Path, study: str, *, scan: bool = False) -> list[Path]:
         studies: the folder of the scans, or the server's folder for an archive.
         study: id of the image.
         scan: remove the scan as well.
+        user: who erases, for the audit.
 
     Returns:
         files and folders that are gone.
@@ -56,25 +57,28 @@ def erase_study(studies: Path, study: str, *, scan: bool = False) -> list[Path]:
         FileError: if something cannot be removed.
     """
     known = _known_to_monai_label(studies, study)
-    found = sorted(set(_traces(studies, study, known, scan)))
+    found = set(_traces(studies, study, known, scan))
     if not found and not known:
         raise InputError(f"nothing is kept of a study {study!r} in {studies}; --studies names the folder of the scans")
     kept = Versions(studies / FOLDER / "studies" / study / "versions").numbers()
+    gone = sorted(found.union(_unfinished(studies)))
     try:
-        for path in found:
+        for path in gone:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         _forget(studies, study, whole=not any(_scans(studies, study)))
     except OSError as error:
         raise FileError(f"{error.filename}: cannot be removed ({error.strerror}); erase again") from error
-    AuditLog(studies / FOLDER).record("erase", study=study, versions=len(kept), files=len(found), scan=scan)
-    return found
+    about = {"user": user, "versions": len(kept), "files": len(gone), "scan": scan}
+    AuditLog(studies / FOLDER).record("erase", study=study, **about)
+    return gone
 
 
 def _traces(studies: Path, study: str, known: dict[str, Any], scan: bool) -> Iterator[Path]:
     ours = studies / FOLDER
     if study in {one.name for one in (ours / "studies").glob("*")}:
         yield ours / "studies" / study
-    yield from _checkpoints(ours / "checkpoints", study)
+    others = {*_objects(studies), *(one.name for one in (ours / "studies").glob("*"))} - {study}
+    yield from (file for file in _checkpoints(ours / "checkpoints", study) if file.stem not in others)
     for file in (studies / "labels").glob("*/*"):
         if _id(file) == study:
             yield file
@@ -83,12 +87,17 @@ def _traces(studies: Path, study: str, known: dict[str, Any], scan: bool) -> Ite
             yield ours / name
     if scan or "SeriesInstanceUID" in known.get("image", {}).get("info", {}):
         yield from _scans(studies, study)
+
+
+def _unfinished(studies: Path) -> Iterator[Path]:
+    """Of whichever study they are."""
+    ours = studies / FOLDER
     for folder in (ours, ours / "checkpoints", studies, *(studies / "labels").glob("*")):
         yield from (file for file in folder.glob(_UNFINISHED) if file.stat().st_mtime < time.time() - _FRESH_S)
 
 
 def _checkpoints(folder: Path, study: str) -> Iterator[Path]:
-    """Of the study, and those stored under another id that were learned on it."""
+    """Of the study, and those stored under another name that were learned on it."""
     described = {file: _read(file) for file in folder.glob("*.json")}
     learned_on = {str(content.get("study_hash")) for file, content in described.items() if file.stem == study}
     learned_on -= {"None"}
@@ -129,8 +138,14 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _known_to_monai_label(studies: Path, study: str) -> dict[str, Any]:
-    entry: dict[str, Any] = _read(studies / _OF_MONAI_LABEL).get("objects", {}).get(study, {})
+    entry: dict[str, Any] = _objects(studies).get(study, {})
     return entry
+
+
+def _objects(studies: Path) -> dict[str, Any]:
+    """MONAI Label's list of images, by id."""
+    objects: dict[str, Any] = _read(studies / _OF_MONAI_LABEL).get("objects", {})
+    return objects
 
 
 def _forget(studies: Path, study: str, *, whole: bool) -> None:

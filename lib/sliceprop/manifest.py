@@ -1,6 +1,7 @@
 """What it takes to make a result again: inputs by hash, settings, versions, device, and how far learning got.
 
-A manifest is JSON beside a result. Its paths are relative to it, so that a folder can be moved or copied as a whole.
+A manifest is JSON beside a result, with a checksum of itself. Its paths are relative to it, so that a folder can be
+moved or copied as a whole.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from sliceprop.checkpoint import load_checkpoint
 from sliceprop.config import PredictorConfig, PropagateConfig, SuggestConfig, TrainConfig
 from sliceprop.engine.replay import Steps, counted_steps
 from sliceprop.errors import FileError, InputError, SlicePropError
-from sliceprop.hashing import array_digest, known_digest
+from sliceprop.hashing import array_digest, checksum, known_digest
 from sliceprop.study import Progress, Propagation, Study, open_study, propagate, resolve_device, train
 from sliceprop.versions import now
 
-FORMAT = 1
+FORMAT = 2
+"""Those of format 1 hold no checksum; they are read too."""
 
 PACKAGES = ("sliceprop", "torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "scikit-learn")
 KINDS = ("labels", "from_lower", "from_upper", "uncertainty")
@@ -129,12 +131,22 @@ def make_manifest(
     }
 
 
+def write_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
+    """Write what `make_manifest` made, with its checksum.
+
+    Raises:
+        FileError: if the folder is read-only or full.
+    """
+    content = json.loads(json.dumps(manifest))
+    io.write_json(file, {**content, "sha256": checksum(content)})
+
+
 def read_manifest(file: Path) -> dict[str, Any]:
     """A manifest.
 
     Raises:
         FileError: if it cannot be read.
-        InputError: if it is none, or of a later release.
+        InputError: if it is none, damaged, or of a later release.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -142,10 +154,12 @@ def read_manifest(file: Path) -> dict[str, Any]:
         raise FileError(f"{file}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"{file}: is not a manifest, or damaged ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise InputError(f"{file}: has manifest format {found}, this program reads {FORMAT}")
-    return content
+    found = content.get("format") if isinstance(content, dict) else None
+    if found not in (1, FORMAT):
+        raise InputError(f"{file}: has manifest format {found}, this program reads 1 and {FORMAT}")
+    if found == FORMAT and content.get("sha256") != checksum(content):
+        raise InputError(f"{file}: is damaged, it does not match its checksum")
+    return dict(content)
 
 
 def reproduce(file: Path, *, progress: Callable[[Progress], None] | None = None) -> Reproduction:

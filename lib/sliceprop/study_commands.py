@@ -51,6 +51,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 def _versions(chosen: argparse.Namespace) -> dict[str, Any]:
     kept = _kept(chosen)
     found, damaged = [one.told() for one in kept.newest_first()], kept.damaged()
+    _audit(chosen, "read")
     lines = [_line(one) for one in found]
     lines += [f"{number:>6}  {reason}" for number, reason in damaged.items()]
     text = "\n".join([f"{'number':>6}  {'time':<24}  {'tag':<10}  {'how':<10}  slices, by", *lines])
@@ -58,7 +59,9 @@ def _versions(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _restore(chosen: argparse.Namespace) -> dict[str, Any]:
-    version = _kept(chosen).restore(chosen.version, {"user": _user(), "client": "sliceprop restore"})
+    by = {"user": _user(), "client": "sliceprop restore"}
+    version = _kept(chosen).restore(chosen.version, by)
+    _audit(chosen, "write")
     text = f"version {chosen.version} counts again, as version {version.number}; the server takes it up at its next use"
     return {**version.told(), "text": text}
 
@@ -80,6 +83,7 @@ def _provenance(chosen: argparse.Namespace) -> dict[str, Any]:
     image = chosen.image or _scan(chosen.studies, chosen.study)
     check_not_inputs([chosen.output], [image])
     write_image(chosen.output, drawn.astype(np.uint8), read_image(image))
+    _audit(chosen, "export")
     share = float(drawn.mean())
     text = f"{chosen.output}: written, {100 * share:.1f} % of the voxels were drawn by hand"
     return {"files": [str(chosen.output)], "drawn": int(drawn.sum()), "share": share, "text": text}
@@ -88,7 +92,7 @@ def _provenance(chosen: argparse.Namespace) -> dict[str, Any]:
 def _erase(chosen: argparse.Namespace) -> dict[str, Any]:
     from sliceprop.erasure import erase_study
 
-    gone = erase_study(chosen.studies, chosen.study, scan=chosen.scan)
+    gone = erase_study(chosen.studies, chosen.study, scan=chosen.scan, user=_user())
     return {"erased": [str(path) for path in gone], "text": "\n".join([*map(str, gone), f"{len(gone)} removed"])}
 
 
@@ -104,6 +108,14 @@ def _reproduce(chosen: argparse.Namespace) -> dict[str, Any]:
     check_same(chosen.manifest, again)
     text = f"{', '.join(again.same)}: the same bytes"
     return {"same": dict(again.same), "files": [str(chosen.output)] if chosen.output else [], "text": text}
+
+
+def _audit(chosen: argparse.Namespace, event: str) -> None:
+    from sliceprop.audit import AuditLog
+    from sliceprop.versions import FOLDER
+
+    about = {"user": _user(), "client": f"sliceprop {chosen.command}"}
+    AuditLog(chosen.studies / FOLDER).record(event, **about, study=chosen.study)
 
 
 def _kept(chosen: argparse.Namespace) -> Any:

@@ -63,6 +63,7 @@ def test_users_train_at_once_and_workers_end_with_the_server(tmp_path: Path) -> 
             assert user.ok("GET", "/train/?check_if_running=true")["request"]["image"] == image
             progress = user.ok("GET", "/labelprop/progress")
             assert (progress["image"], progress["status"]) == (image, status)
+            assert (user.stats()["image"], user.stats()["status"]) == (image, status)
         assert anna.ok("GET", "/labelprop/progress?image=two")["status"] == "SUBMITTED"
 
         assert anna.ok("POST", "/train/labelprop", json={"image": "three"})["request"]["image"] == "three"

@@ -195,14 +195,35 @@ def test_wrong_tokens_are_counted_per_address(behind: Opener, file: Path, caplog
     assert waiting.status_code == 429 and int(waiting.headers["Retry-After"]) > 0
 
 
+def test_wrong_tokens_of_one_do_not_keep_out_those_who_work_at_the_same_address(behind: Opener, file: Path) -> None:
+    alice, bob, carol = (add_token(file, name, "annotate") for name in ("alice", "bob", "carol"))
+    client = behind(Policy(TokenFile(file)), "192.0.2.7", "https://scans.example")
+    assert client.get("/info/", headers=bearer(alice)).status_code == 200
+    assert client.post("/sign-in", data={"token": bob}).status_code == 303
+    client.cookies.clear()
+    for _ in range(access.MAX_FAILURES):
+        assert client.get("/info/", headers=bearer("guess")).status_code == 401
+    for token in ("guess", carol):
+        assert client.get("/info/", headers=bearer(token)).status_code == 429
+    assert client.get("/info/", headers=bearer(alice)).json() == {"user": "alice"}
+    assert client.post("/auth/token", data={"password": bob}).status_code == 200
+    assert client.post("/sign-in", data={"token": alice}).status_code == 303
+
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if "alice" not in line))
+    statuses = [client.get("/info/", headers=bearer(alice)).status_code for _ in range(2)]
+    assert statuses == [401, 429], "a token that is taken away is a wrong one"
+
+
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "MAX_ADDRESSES", 3)
     monkeypatch.setattr(access, "MAX_SIGNED_IN", 3)
+    monkeypatch.setattr(access, "MAX_LET_IN", 3)
     failures, signed_in = access.Failures(), access.SignedIn()
     for number in range(10):
-        failures.add(str(number), 0.0)
+        failures.add(str(number), "digest", 0.0)
+        failures.let_in("address", str(number))
         signed_in.add(str(number), 0.0)
-    assert len(failures._times) == len(signed_in._known) == 3
+    assert len(failures._times) == len(failures._let_in) == len(signed_in._known) == 3
 
 
 def test_a_browser_signs_in_once(behind: Opener, file: Path) -> None:

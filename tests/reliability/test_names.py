@@ -35,6 +35,7 @@ from monailabel.endpoints import (
 from starlette.testclient import TestClient
 
 from serving import AFFINE, nifti, only, scan, truth
+from sliceprop.erasure import erase_study
 from sliceprop.server import export_routes, operator_routes, panel_routes, routes, version_routes
 from sliceprop.server import proxy as own_proxy
 
@@ -219,6 +220,9 @@ def test_one_bad_name_among_good_ones_is_enough(guarded: TestClient, method: str
         ("GET", "/datastore/label/info?label=nope&tag=sparse"),
         ("PUT", "/datastore/label/info?label=case&tag=nope"),
         ("PUT", "/datastore/updatelabelinfo?label=nope&tag=sparse"),
+        ("PUT", "/datastore/?id=nope"),
+        ("PUT", "/datastore/image?image=fresh&id=nope"),
+        ("PUT", "/datastore/image?image=fresh&label=nope"),
         ("DELETE", "/datastore/?id=nope"),
         ("DELETE", "/datastore/image?id=nope"),
         ("DELETE", "/datastore/label?id=nope&tag=sparse"),
@@ -293,6 +297,17 @@ def test_new_tags_get_ordinary_names(guarded: TestClient, studies: Path, tag: st
     assert refused(answer.status_code)
 
 
+@pytest.mark.parametrize("tag", STRANGE_NEW)
+@pytest.mark.usefixtures("unharmed")
+def test_tags_of_results_get_ordinary_names(guarded: TestClient, studies: Path, tag: str) -> None:
+    before = sorted((studies / "labels").iterdir())
+    params = json.dumps({"method": "nearest", "save_label": True, "label_tag": tag})
+    assert refused(guarded.post("/infer/labelprop?image=case", data={"params": params}).status_code)
+    batch = {"label_tag": tag, "method": "nearest"}
+    assert refused(guarded.post("/batch/infer/labelprop?run_sync=true", json=batch).status_code)
+    assert sorted((studies / "labels").iterdir()) == before
+
+
 @pytest.mark.usefixtures("unharmed")
 def test_new_checkpoints_get_ordinary_names(guarded: TestClient) -> None:
     for name in STRANGE_NEW:
@@ -359,3 +374,38 @@ def test_headers_of_images_open_no_other_file(guarded: TestClient, studies: Path
             answer = guarded.request(method, address, files={part: (name, text)})
             assert refused(answer.status_code), (name, address, answer.status_code, answer.text[:300])
     np.testing.assert_equal(guarded.head("/datastore/image?image=opened").status_code, 404)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [one for one in ROUTES if one[0] in ("POST", "PUT") and not one[1].startswith("/proxy/")]
+)
+@pytest.mark.parametrize("kind", ["application/octet-stream", "application/json", "text/plain", "multipart/form-data"])
+def test_bytes_that_are_no_text_do_no_harm(guarded: TestClient, method: str, path: str, kind: str) -> None:
+    headers = {"Content-Type": kind}
+    answer = guarded.request(method, filled(path, "case") + "?image=case", content=b"\xff\x00{", headers=headers)
+    reads_no_body = (method, path) in {("POST", "/labelprop/final"), ("PUT", "/datastore/image/info")}
+    assert refused(answer.status_code) or (reads_no_body and answer.status_code == 200), answer.text[:300]
+
+
+def test_another_scan_under_a_name_that_is_taken_is_refused(guarded: TestClient) -> None:
+    def send(address: str, seed: int, name: str = "fresh.nii") -> tuple[int, str]:
+        answer = guarded.put(address, files={"file": (name, nifti(scan(seed)))})
+        return answer.status_code, answer.text
+
+    before = guarded.get("/labelprop/study?image=case").json()
+    assert send("/datastore/image?image=case", 0)[0] == 200, "the same one"
+    assert send("/datastore/?image=case", 5)[0] == 409
+    assert send("/datastore/image", 5, "case.nii")[0] == 409
+    status, told = send("/datastore/image", 5, "/home/jürgen/case.nii")
+    assert status == 409 and "choose another name" in told and "jürgen" not in told
+    assert guarded.get("/labelprop/study?image=case").json() == before
+    assert guarded.get("/datastore/image?image=case").content == IMAGE
+
+
+def test_once_a_study_is_erased_its_name_is_free(guarded: TestClient, studies: Path) -> None:
+    def send(seed: int) -> int:
+        return guarded.put("/datastore/image?image=again", files={"file": ("f.nii", nifti(scan(seed)))}).status_code
+
+    assert [send(1), send(2)] == [200, 409]
+    erase_study(studies, "again", scan=True)
+    assert [send(2), send(1)] == [200, 409]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +85,17 @@ def test_the_work_on_a_study_leaves_no_name_in_the_log(
     assert words and not [word for word in words if word in written]
 
 
+def test_warnings_of_python_are_logged_without_names(caplog: pytest.LogCaptureFixture) -> None:
+    before = logging.getLogRecordFactory()
+    with warnings.catch_warnings(action="always"):
+        logging.captureWarnings(False)
+        Redaction(lambda: ["DOE^JOHN"], lambda name: "0123").install()
+        warnings.warn("cannot watch /studies/DOE^JOHN/versions", RuntimeWarning, stacklevel=1)
+        logging.captureWarnings(False)
+    logging.setLogRecordFactory(before)
+    assert "/studies/study-0123/versions" in caplog.text and "DOE" not in caplog.text
+
+
 def test_lines_about_requests_hide_names_however_they_are_written() -> None:
     redaction = Redaction(lambda: ["DOE^JOHN"], lambda name: "0123")
     about = ("127.0.0.1:5", "GET", "/session/DOE%5eJOHN?image=%44%4F%45%5EJOHN", "1.1", 200)
@@ -145,6 +157,50 @@ def test_every_use_of_a_study_is_a_line_of_the_audit(client: TestClient, studies
     last = json.loads(text.splitlines()[-1])
     assert {"time", "event", "user", "client", "method"} <= last.keys() and last["client"] == "127.0.0.1"
     assert '"event": "refused"' in text and "audited" not in text
+
+
+def test_an_upload_is_a_line_of_the_study_that_its_file_names(client: TestClient, studies: Path) -> None:
+    for path in ("/datastore/", "/datastore/image"):
+        assert client.put(path, files={"file": ("by name.nii", nifti(scan()))}).status_code == 200
+    assert lines_of(client, studies, "by name") == [("write", "/datastore/", 200), ("write", "/datastore/image", 200)]
+
+
+def test_every_study_of_a_batch_has_a_line(client: TestClient, studies: Path) -> None:
+    for image in ("batch a", "batch b"):
+        add_study(client, image)
+    params = {"method": "nearest", "label_tag": "round_one", "user": "somebody else"}
+    answer = client.post("/batch/infer/labelprop?run_sync=true", json=params)
+    assert answer.status_code == 200, answer.text
+    for image in ("batch a", "batch b"):
+        *_, last = AuditLog(studies / ".labelprop").lines(image)
+        assert (last["event"], last["route"], last["done"]) == ("compute", "/batch/infer/{model}", True)
+        assert last["user"] == "local"
+
+
+def test_every_study_of_an_exported_dataset_has_a_line(client: TestClient, studies: Path) -> None:
+    for image in ("export a", "export b"):
+        add_study(client, image)
+        assert client.post("/labelprop/final", params={"image": image}).status_code == 200
+    add_study(client, "export c")
+    assert client.get("/datastore/dataset").status_code == 200
+    exported = ("export", "/datastore/dataset", 200)
+    assert [exported in lines_of(client, studies, f"export {name}") for name in "abc"] == [True, True, False]
+
+
+def test_every_version_says_who_made_it(client: TestClient) -> None:
+    add_study(client, "whose")
+    image, agent = {"image": "whose"}, {"User-Agent": "viewer\x7f 1.0"}
+    client.post("/infer/labelprop", params=image, data={"params": '{"method": "nearest"}'})
+    requests = [("POST", "/labelprop/final", image), ("POST", "/labelprop/restore", {**image, "version": 1})]
+    requests += [("DELETE", "/datastore/label", {"id": "whose", "tag": "sparse"})]
+    requests += [("DELETE", "/datastore/label", {"id": "whose", "tag": "final"})]
+    for method, path, query in requests:
+        answer = client.request(method, path, params=query, headers=agent)
+        assert answer.status_code == 200, answer.text
+    versions = client.get("/labelprop/versions", params=image).json()["versions"]
+    assert [one["event"] for one in versions] == ["removed", "removed", "restored", "final", "submitted"]
+    assert all(one["by"] == {"user": "local", "client": "viewer 1.0"} for one in versions[:-1])
+    assert versions[-1]["by"] == {"user": "local", "client": "testclient"}
 
 
 def test_the_line_of_a_training_names_its_study(

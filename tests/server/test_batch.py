@@ -19,6 +19,7 @@ from sliceprop import io
 from sliceprop.errors import InputError
 from sliceprop.server.app import LabelPropApp
 from sliceprop.server.archive import ArchivedStudies
+from sliceprop.server.outcome import finalise
 from sliceprop.server.requests import label_options
 
 DRAWN = [2, 7]
@@ -51,13 +52,20 @@ def stored(app: LabelPropApp, image: str, tag: str) -> np.ndarray:
     return io.read_image(app.datastore().label_file(image, tag)).array
 
 
+def masked(app: LabelPropApp, image: str, tag: str = "original") -> list[int]:
+    """The slices that the mask of a result says to be drawn; all of each."""
+    mask = stored(app, image, f"{tag}_drawn")
+    assert set(np.unique(mask)) <= {0, 1} and (mask.any(axis=(0, 1)) == mask.all(axis=(0, 1))).all()
+    return [int(index) for index in np.flatnonzero(mask.any(axis=(0, 1)))]
+
+
 def drawn(app: LabelPropApp, image: str) -> np.ndarray:
     annotation = app.workspace.annotation(app.workspace.case(image))
     assert annotation is not None and list(annotation.annotated_slices) == DRAWN
     return annotation.labels
 
 
-@pytest.mark.parametrize("tag", ["round_one", "original", "final"])
+@pytest.mark.parametrize("tag", ["round_one", "original"])
 def test_results_are_stored_by_tag_and_annotated_slices_stay(app: LabelPropApp, tag: str) -> None:
     labels = {image: drawn(app, image)[..., DRAWN] for image in ("first", "second")}
     request = QUICK if tag == "original" else {**QUICK, "label_tag": tag}
@@ -67,11 +75,12 @@ def test_results_are_stored_by_tag_and_annotated_slices_stay(app: LabelPropApp, 
         result = stored(app, image, tag)
         np.testing.assert_array_equal(result[..., DRAWN], values)
         assert result[..., 5].any()
+        assert masked(app, image, tag) == DRAWN
         np.testing.assert_array_equal(drawn(app, image)[..., DRAWN], values)
         assert app.datastore().get_image_info(image)["batch"] == {"model": "labelprop", "label_tag": tag, "error": None}
 
 
-@pytest.mark.parametrize("tag", ["sparse", "scribbles"])
+@pytest.mark.parametrize("tag", ["sparse", "scribbles", "final", "Final"])
 def test_results_never_become_what_users_drew(app: LabelPropApp, tag: str) -> None:
     with pytest.raises(InputError, match="are what users drew"):
         app.infer({**QUICK, "image": "first", "save_label": True, "label_tag": tag})
@@ -79,6 +88,24 @@ def test_results_never_become_what_users_drew(app: LabelPropApp, tag: str) -> No
     assert all("are what users drew" in answer["error"] for answer in answers.values())
     drawn(app, "first")
     assert app.workspace.scribbles(app.workspace.case("first")) is None
+
+
+@pytest.mark.parametrize("tag", ["we~ird", "con", ".hid", " sp ", "a_drawn", "x" * 250])
+def test_results_have_tags_that_are_allowed(app: LabelPropApp, tag: str) -> None:
+    with pytest.raises(InputError, match="label_tag"):
+        app.infer({**QUICK, "image": "first", "save_label": True, "label_tag": tag})
+
+
+def test_the_mask_is_that_of_the_result_beside_it(app: LabelPropApp, tmp_path: Path) -> None:
+    tool = {"model": "threshold_islands", "label_name": "disc", "lower": 50, "save_label": True}
+    app.infer({**QUICK, "image": "first", "save_label": True})
+    nib.save(nib.Nifti1Image(column([4]), AFFINE), tmp_path / "drawn.nii.gz")
+    app.workspace.submit("first", "sparse", tmp_path / "drawn.nii.gz", label_options({"label_info": NAMES}))
+    assert masked(app, "first") == DRAWN
+    app.infer({**tool, "image": "first"})
+    assert masked(app, "first") == [4]
+    app.infer({**tool, "image": "bare"})
+    assert stored(app, "bare", "original").any() and masked(app, "bare") == []
 
 
 def test_an_image_that_fails_is_told_and_ends_nothing(app: LabelPropApp) -> None:
@@ -91,14 +118,16 @@ def test_an_image_that_fails_is_told_and_ends_nothing(app: LabelPropApp) -> None
 
 
 def test_images_can_be_chosen(app: LabelPropApp) -> None:
-    app.batch_infer({**QUICK, "images": "all", "label_tag": "final", "max_batch_size": 2})
+    app.infer({**QUICK, "image": "first"})
+    finalise(app.workspace, app.workspace.case("first"))
     assert app.datastore().get_labeled_images() == ["first"]
+    assert app.batch_infer({**QUICK, "images": "all", "max_batch_size": 2}).keys() == {"broken", "first"}
     assert app.batch_infer({**QUICK, "images": "labeled"}).keys() == {"first"}
     assert app.batch_infer({**QUICK, "images": "unlabeled"}).keys() == {"broken", "second"}
 
 
 def test_labeled_images_of_an_archive_are_those_with_a_final_label(app: LabelPropApp) -> None:
-    app.batch_infer({**QUICK, "images": "all", "label_tag": "final", "max_batch_size": 2})
+    finalise(app.workspace, app.workspace.case("first"))
     archive = ArchivedStudies(DICOMwebClient("http://127.0.0.1:9"), {}, app.datastore()._datastore_path)
     request = {"model": "labelprop", "images": "labeled", "label_tag": "round_one"}
     assert app.init_batch_infer().get_images(request, archive) == ["first"]

@@ -1,6 +1,8 @@
 import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -8,9 +10,13 @@ import pytest
 
 pytest.importorskip("monailabel")
 from monailabel.interfaces.exception import ImageNotFoundException
+from watchdog.events import FileCreatedEvent, FileMovedEvent
 
+from serving import eventually
 from sliceprop.errors import FileError
+from sliceprop.server import datastore
 from sliceprop.server.datastore import LocalStudies
+from sliceprop.server.errors import ConflictError
 
 
 def save(path, value=1):
@@ -88,11 +94,10 @@ def test_a_damaged_list_does_not_keep_the_server_from_starting(stores, tmp_path,
     assert sorted(again.list_images()) == ["a", "b"] and again.label_file("a", "sparse")
 
 
-def test_an_image_that_cannot_be_copied_leaves_the_old_one(stores, tmp_path, folder):
-    before = (folder / "a.nii.gz").read_bytes()
+def test_an_image_that_cannot_be_copied_leaves_nothing(stores, tmp_path, folder):
     with pytest.raises(FileError):
-        stores[0].add_image("a", str(tmp_path / "missing.nii.gz"), {})
-    assert (folder / "a.nii.gz").read_bytes() == before
+        stores[0].add_image("c", str(tmp_path / "missing.nii.gz"), {})
+    assert sorted(stores[1].list_images()) == ["a", "b"] and not (folder / "c.nii.gz").exists()
     assert stores[0].add_image("", save(tmp_path / "new.nii.gz"), {"from": "a test"}) == "new"
     assert stores[1].get_image_info("new")["from"] == "a test"
 
@@ -104,3 +109,94 @@ def test_a_file_that_is_being_written_is_no_image_and_old_ones_go(folder):
     os.utime(old, (0, 0))
     assert sorted(LocalStudies(str(folder)).list_images()) == ["a", "b"]
     assert young.exists() and not old.exists()
+
+
+def test_a_scan_that_is_sent_again_stays_as_it_is(stores, tmp_path, folder):
+    stores[0].save_label("a", save(tmp_path / "l.nii.gz"), "sparse", {})
+    before = (folder / "a.nii.gz").read_bytes()
+    again = nib.load(folder / "a.nii.gz")
+    nib.save(again, tmp_path / "again.nii")  # not the same bytes
+    assert stores[1].add_image("a", str(tmp_path / "again.nii"), {"from": "another client"}) == "a"
+    assert (folder / "a.nii.gz").read_bytes() == before and not (folder / "a.nii").exists()
+    assert stores[0].label_file("a", "sparse") and "from" not in stores[0].get_image_info("a")
+
+
+@pytest.mark.parametrize("other", ["voxels", "shape", "place"])
+def test_another_scan_does_not_take_the_place_of_one_that_is_there(stores, tmp_path, folder, other):
+    stores[0].save_label("a", save(tmp_path / "l.nii.gz"), "sparse", {})
+    before = {file: file.read_bytes() for file in folder.rglob("*.nii.gz")}
+    array, affine = np.ones((3, 3, 4 if other == "shape" else 3), np.uint8), np.eye(4)
+    array[0, 0, 0] = 2 if other == "voxels" else 1
+    affine[2, 3] = 1 if other == "place" else 0
+    nib.save(nib.Nifti1Image(array, affine), tmp_path / "a.nii.gz")
+    for given in ("a", ""):
+        with pytest.raises(ConflictError, match="another scan called 'a'"):
+            stores[1].add_image(given, str(tmp_path / "a.nii.gz"), {})
+    assert {file: file.read_bytes() for file in folder.rglob("*.nii.gz")} == before
+
+
+def test_a_picture_in_colour_that_is_there_is_another_scan(stores, tmp_path, folder):
+    colour = np.zeros((3, 3, 3), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colour, np.eye(4)), folder / "colour.nii.gz")
+    with pytest.raises(ConflictError):
+        stores[0].add_image("colour", save(tmp_path / "colour.nii.gz"), {})
+
+
+def test_of_scans_that_are_sent_at_once_under_one_name_one_is_kept(stores, tmp_path):
+    sent = [save(tmp_path / str(n) / "new.nii.gz", n) for n in range(6)]
+
+    def add(n):
+        try:
+            return stores[n % 2].add_image("", sent[n], {}) and n
+        except ConflictError:
+            return None
+
+    with ThreadPoolExecutor(6) as threads:
+        (kept,) = [n for n in threads.map(add, range(6)) if n is not None]
+    assert (nib.load(stores[0].get_image_uri("new")).get_fdata() == kept).all()
+
+
+def test_a_scan_that_the_operator_put_there_meanwhile_is_not_replaced(stores, tmp_path, folder):
+    save(folder / "late.nii.gz", 1)
+    with pytest.raises(ConflictError):
+        stores[0].add_image("late", save(tmp_path / "late.nii.gz", 2), {})
+    assert nib.load(folder / "late.nii.gz").get_fdata().max() == 1
+
+
+def watches():
+    """How many watches of the system this process holds."""
+    return sum(file.read_text().count("inotify wd") for file in Path("/proc/self/fdinfo").iterdir() if file.is_file())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts what Linux tells of a process")
+def test_files_are_noticed_and_versions_are_not_watched(tmp_path):
+    before = watches()
+    (tmp_path / ".labelprop" / "studies" / "a" / "versions" / "1").mkdir(parents=True)
+    store = LocalStudies(str(tmp_path), watch=True)
+    first = watches() - before
+    assert first <= 5, "the folder, the one of the labels, and one per tag"
+    for number in range(2, 40):
+        (tmp_path / ".labelprop" / "studies" / "a" / "versions" / str(number)).mkdir()
+    save(tmp_path / "a.nii.gz")
+    save(tmp_path / "labels" / "new tag" / "a.nii.gz")
+    eventually(lambda: "new tag" in store.get_labels_by_image_id("a"), "the label to be noticed", every_s=0.02)
+    assert watches() - before <= first + 1
+    (tmp_path / "a.nii.gz").replace(tmp_path / "b.nii.gz")
+    eventually(lambda: store.list_images() == ["b"], "the new name to be noticed", every_s=0.02)
+    LocalStudies(str(tmp_path), watch=False).update_image_info("b", {"batch": 1})  # as another process does
+    eventually(lambda: store.get_image_info("b").get("batch") == 1, "the information to be noticed", every_s=0.02)
+
+
+def test_the_list_is_renewed_for_scans_and_labels_alone_and_a_full_disk_does_not_end_that(caplog):
+    asked = []
+
+    def changed():
+        asked.append(1)
+        raise FileError("the disk is full")
+
+    arrivals = datastore._Arrivals(changed)
+    for name in ("a.png", ".writing-a.nii.gz", "last_used.json"):
+        arrivals.dispatch(FileCreatedEvent(f"/studies/{name}"))
+    assert not asked
+    arrivals.dispatch(FileMovedEvent("/studies/.writing-a.nii.gz", "/studies/a.nii.gz"))
+    assert asked and "the disk is full" in caplog.text

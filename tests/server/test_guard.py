@@ -1,8 +1,13 @@
 import asyncio
 
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from sliceprop.errors import InputError
+from sliceprop.server import guard
 from sliceprop.server.guard import (
     NameGuard,
     check_body,
@@ -134,3 +139,27 @@ def test_json_that_is_announced_with_get_is_not_waited_for(method, waited_for):
     scope["headers"] = [(b"content-type", b"application/json"), (b"content-length", b"2")]
     asyncio.run(NameGuard(app, lambda *known: None)(scope, receive, None))
     assert asked == ["body", "app"][not waited_for :]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("application/json; charset=utf-8", 413),
+        ("application/x+json", 413),
+        ("Application/GeoJSON+JSON ;x", 413),
+        ("text/json", 413),
+        ("application/octet-stream", 200),
+        ("multipart/form-data; boundary=x+json", 200),
+    ],
+)
+def test_json_by_any_name_is_small_and_names_plain_things(monkeypatch, kind, status):
+    monkeypatch.setattr(guard, "MAX_JSON_BYTES", 20)
+
+    async def answer(request):
+        return PlainTextResponse(await request.body())
+
+    client = TestClient(NameGuard(Starlette(routes=[Route("/", answer, methods=["POST"])]), lambda *known: None))
+    headers = {"Content-Type": kind}
+    assert client.post("/", content=b'{"n": 1}', headers=headers).text == '{"n": 1}'
+    assert client.post("/", content=b'{"n": %s}' % (b"1" * 20), headers=headers).status_code == status
+    assert client.post("/", content=b'{"image": "../x"}', headers=headers).status_code == min(status, 400)

@@ -11,6 +11,7 @@ from columns import SHAPE, column
 from sliceprop import io
 from sliceprop.cli import main
 from sliceprop.config import TrainConfig
+from sliceprop.manifest import write_manifest
 from sliceprop.server import manifests
 from sliceprop.server.infer import PropagateTask
 from sliceprop.server.requests import LabelOptions
@@ -33,9 +34,12 @@ def learn(workspace, seed=0):
     workspace.checkpoints.save("case", model)
 
 
+def manifest(workspace, number):
+    return workspace.folder / "studies" / "case" / "manifests" / f"{number:06d}" / "manifest.json"
+
+
 def reproduce(workspace, number, *more):
-    folder = workspace.folder / "studies" / "case" / "manifests" / f"{number:06d}"
-    return main(["reproduce", str(folder / "manifest.json"), "--json", *map(str, more)])
+    return main(["reproduce", str(manifest(workspace, number)), "--json", *map(str, more)])
 
 
 def test_a_result_is_made_again_though_everything_changed_since(workspace, submit, infer, tmp_path, capsys):
@@ -74,10 +78,10 @@ def test_an_input_that_changed_is_told_of(workspace, submit, infer, capsys):
 def test_a_result_that_comes_out_differently_is_told_of(workspace, submit, infer, capsys):
     submit(column([2, 7]))
     number = infer(method="shape")["manifest"]
-    file = workspace.folder / "studies" / "case" / "manifests" / f"{number:06d}" / "manifest.json"
+    file = manifest(workspace, number)
     content = json.loads(file.read_text())
     content["results"]["labels"], content["versions"]["torch"] = "0" * 64, "1.0"
-    file.write_text(json.dumps(content))
+    write_manifest(file, content)
     assert reproduce(workspace, number) == 2
     told = capsys.readouterr().err
     assert "labels" in told and "torch 1.0 then" in told
@@ -95,6 +99,42 @@ def test_old_manifests_go_and_models_that_none_names(workspace, submit, infer, m
     kept = manifests.Manifests(models.parent)
     assert kept.numbers() == numbers[-2:] and len(list(models.iterdir())) == 1
     assert reproduce(workspace, numbers[-1]) == 0
+
+
+@pytest.mark.parametrize("form", [1, 2])
+def test_a_damaged_manifest_is_told_of_and_stops_nothing(workspace, submit, infer, capsys, form):
+    submit(column([2, 7]))
+    learn(workspace)
+    first = infer()["manifest"]
+    file, models = manifest(workspace, first), workspace.folder / "studies" / "case" / "models"
+    file.write_text(file.read_text().replace("inputs", "inputr").replace('"format": 2', f'"format": {form}'))
+    assert infer()["manifest"] == first + 1
+    file.write_text(file.read_text()[:100])
+    learn(workspace, seed=1)
+    assert infer()["manifest"] == first + 2 and len(list(models.iterdir())) == 2
+    assert reproduce(workspace, first) == 2 and "damaged" in capsys.readouterr().err
+    assert reproduce(workspace, first + 2) == 0
+
+
+def test_a_manifest_without_a_checksum_is_read(workspace, submit, infer):
+    submit(column([2, 7]))
+    number = infer(method="shape")["manifest"]
+    content = json.loads(manifest(workspace, number).read_text())
+    del content["sha256"]
+    manifest(workspace, number).write_text(json.dumps({**content, "format": 1}))
+    assert reproduce(workspace, number) == 0
+
+
+def test_a_model_kept_for_a_manifest_that_is_damaged_is_kept_anew(workspace, submit, infer):
+    submit(column([2, 7]))
+    learn(workspace)
+    number = infer()["manifest"]
+    (kept,) = (workspace.folder / "studies" / "case" / "models").iterdir()
+    content = kept.read_bytes()
+    kept.unlink()
+    kept.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert infer()["trained"] and kept.read_bytes() == content
+    assert reproduce(workspace, number) == 0
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused_and_said_so(workspace, submit, infer):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LABELS, UNCERTAINTY, PICTURE = "labels.nii.gz", "uncertainty.nii.gz", "overlay.png"
+LABELS, UNCERTAINTY, DRAWN, PICTURE = "labels.nii.gz", "uncertainty.nii.gz", "drawn.nii.gz", "overlay.png"
 REPORT, PAGE, MODEL = "report.json", "report.html", "model.safetensors"
 
 UNCERTAINTY_STEPS = 100
@@ -123,7 +123,7 @@ def _run(task: Task) -> dict[str, Any]:
 
     began, signature, config = time.monotonic(), task.signature, task.config
     make_folder(task.folder)
-    check_not_inputs([task.folder / name for name in (LABELS, UNCERTAINTY)], task.entry.files)
+    check_not_inputs([task.folder / name for name in (LABELS, UNCERTAINTY, DRAWN)], task.entry.files)
     (task.folder / REPORT).unlink(missing_ok=True)
     scan, study = _open(task)
     opened = time.monotonic()
@@ -195,6 +195,7 @@ def _model(task: Task, study: Study) -> tuple[Model | None, bool]:
 def _write_arrays(task: Task, scan: Image, study: Study, result: Propagation) -> None:
     coarse = np.round(result.uncertainty * UNCERTAINTY_STEPS) / np.float32(UNCERTAINTY_STEPS)
     write_image(task.folder / UNCERTAINTY, coarse.astype(np.float32), scan)
+    write_image(task.folder / DRAWN, study.drawn.astype(np.uint8), scan)
     write_image(task.folder / LABELS, result.labels, scan)
     if task.config.pictures:
         from sliceprop.overlay import write_overlay

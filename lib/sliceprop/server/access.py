@@ -46,7 +46,7 @@ COOKIE = "sliceprop"
 SIGNED_IN_S = 12 * 3600.0
 """A working day; then the token must be given again."""
 
-MAX_SIGNED_IN, MAX_ADDRESSES = 1_000, 10_000
+MAX_SIGNED_IN, MAX_ADDRESSES, MAX_LET_IN = 1_000, 10_000, 10_000
 """Bounds of what is remembered."""
 
 MAX_FAILURES, FAILURES_S = 10, 60.0
@@ -110,23 +110,37 @@ class Policy:
 
 
 class Failures:
-    """Counts wrong tokens per address, for a bounded number of addresses."""
+    """Counts wrong tokens per address, for a bounded number of addresses.
+
+    Many people may share an address (NAT, a proxy): a token that was let in from there before goes on being let in.
+    """
 
     def __init__(self) -> None:
         self._times: OrderedDict[str, list[float]] = OrderedDict()
+        self._let_in: OrderedDict[tuple[str, str], None] = OrderedDict()
 
-    def check(self, address: str, now: float) -> None:
-        """Refuse an address that failed too often.
+    def check(self, address: str, digest: str, now: float) -> None:
+        """Refuse an address that failed too often, unless the token with this digest was let in from there.
 
         Raises:
             BusyError: saying when it may try again.
         """
+        if (address, digest) in self._let_in:
+            return
         recent = [then for then in self._times.get(address, []) if now - then < FAILURES_S]
         if len(recent) >= MAX_FAILURES:
             raise BusyError("too many wrong tokens from this address; try again in a minute", FAILURES_S)
 
-    def add(self, address: str, now: float) -> None:
-        """Count one."""
+    def let_in(self, address: str, digest: str) -> None:
+        """Remember a token that is known."""
+        self._let_in[address, digest] = None
+        self._let_in.move_to_end((address, digest))
+        while len(self._let_in) > MAX_LET_IN:
+            self._let_in.popitem(last=False)
+
+    def add(self, address: str, digest: str, now: float) -> None:
+        """Count a token that is not, or not any more."""
+        self._let_in.pop((address, digest), None)
         times = self._times.pop(address, [])
         self._times[address] = [*times, now][-MAX_FAILURES:]
         while len(self._times) > MAX_ADDRESSES:
@@ -271,12 +285,14 @@ class Access:
 
     def _checked(self, request: HTTPConnection, token: str, now: float) -> Holder:
         address = request.client.host if request.client else ""
-        self._failures.check(address, now)
-        holder = self._policy.tokens.holder(digest_of(token)) if self._policy.tokens else None
+        digest = digest_of(token)
+        self._failures.check(address, digest, now)
+        holder = self._policy.tokens.holder(digest) if self._policy.tokens else None
         if holder is None:
-            self._failures.add(address, now)
+            self._failures.add(address, digest, now)
             logger.warning("a wrong token came from %s", address)
             raise UnauthorizedError("this token is not known here; ask the server's operator for one")
+        self._failures.let_in(address, digest)
         return holder
 
     async def _log_in(self, request: Request) -> Response:

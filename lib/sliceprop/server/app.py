@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
@@ -23,37 +24,46 @@ from sliceprop.engine.contour import interpolate_contours
 from sliceprop.errors import InputError
 from sliceprop.server.access import Policy
 from sliceprop.server.archive import open_archive
+from sliceprop.server.audit import sender
 from sliceprop.server.batch import BatchTask
-from sliceprop.server.datastore import LocalStudies
+from sliceprop.server.datastore import LocalStudies, Studies
 from sliceprop.server.errors import NotFoundError
-from sliceprop.server.guard import plain_name
-from sliceprop.server.infer import PropagateTask, ScribblesTask
+from sliceprop.server.guard import new_name
+from sliceprop.server.infer import PropagateTask, Reply, ScribblesTask
 from sliceprop.server.learning import as_stats
 from sliceprop.server.limits import Limits
 from sliceprop.server.logs import Redaction, quieten
 from sliceprop.server.names import configured_names
 from sliceprop.server.requests import first_choices, flag, number
+from sliceprop.server.results import write_result
 from sliceprop.server.scoring import QualityScoring
 from sliceprop.server.strategy import NextSlice, NextStudy
 from sliceprop.server.tools import tool_tasks
 from sliceprop.server.trainer import PropagateTrainer
 from sliceprop.server.training_queue import TrainingQueue
 from sliceprop.server.workspace import Workspace
-from sliceprop.versions import SCRIBBLES, SPARSE
+from sliceprop.versions import FINAL, SCRIBBLES, SPARSE
 from sliceprop.warm_start import AUTO, Kind, WarmStart
 
 NAME = "labelprop"
+
+MASK = "_drawn"
+"""Ends the tag of the mask beside a stored result: 1 where the user decided, 0 where it was propagated."""
 
 
 def result_tag(options: Mapping[str, Any]) -> str:
     """The tag of a result, `label_tag` or `original`.
 
     Raises:
-        InputError: if it is no plain name, or that of what users draw, for which a result is never taken.
+        InputError: if it is not allowed as a name, is that of a mask, or one for what users drew or accepted, for
+            which no result is ever taken.
     """
-    tag = plain_name(str(options.get("label_tag") or DefaultLabelTag.ORIGINAL.value), "label_tag")
-    if tag in (SPARSE, SCRIBBLES):
-        raise InputError(f"labels with the tag {tag} are what users drew; choose another label_tag for results")
+    tag = str(options.get("label_tag") or DefaultLabelTag.ORIGINAL.value)
+    new_name(f"{new_name(tag, 'label_tag')}{MASK}", "label_tag")
+    if tag.casefold() in (SPARSE, FINAL, SCRIBBLES):  # some file systems take Final for final
+        raise InputError(f"labels with the tag {tag} are what users drew or accepted; choose another label_tag")
+    if tag.casefold().endswith(MASK):
+        raise InputError(f"labels with the tag {tag} are masks of what was drawn; choose another label_tag")
     return tag
 
 
@@ -151,8 +161,8 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         return state
 
     def info(self) -> dict[str, Any]:
-        """What `/info/` shows."""
-        return {**super().info(), "train_stats": {NAME: self.training()}}
+        """What `/info/` shows; with a queue the last training of whoever asks."""
+        return {**super().info(), "train_stats": {NAME: self.training(user=sender().get("user") or None)}}
 
     def init_strategies(self) -> dict[str, Strategy]:
         """`next_study` first, which 3D Slicer offers first; `next_slice`, also by the key that OHIF always asks for."""
@@ -172,13 +182,13 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         install(self)
         interpolate_contours.start()  # takes a second or two, which the first preview then need not wait for
 
-    def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+    def infer(self, request: Mapping[str, Any], datastore: Studies | None = None) -> dict[str, Any]:
         """Run a model; unlike the stock method it never takes an image id for a path of the server.
 
         Args:
             request: `model`, `image` and options. `image_id`, if present, says which study it is, and is empty if
                 `image` is a file that came with the request or lies in a session.
-            datastore: where to save the label if the request asks for it.
+            datastore: where to save the label, and a mask of what was drawn in it, if the request asks for it.
 
         Raises:
             InputError: or a subclass, for anything that cannot be used.
@@ -187,11 +197,24 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         task = self.known("model", request.get("model"), self._infers)
         image_id = request.get("image_id", request.get("image"))
         tag = result_tag(request)
-        file, params = task({**request, "image_id": image_id})
-        label = file
+        reply = task.reply({**request, "image_id": image_id})
+        label = reply.file
         if image_id and flag(request, "save_label"):
-            label = (datastore or self.datastore()).save_label(image_id, file, tag, {"params": params})
-        return {"label": label, "tag": tag, "file": file, "params": params}
+            label = self._store(datastore or self.datastore(), image_id, tag, reply)
+        return {"label": label, "tag": tag, "file": reply.file, "params": reply.params}
+
+    def _store(self, store: Studies, image_id: str, tag: str, reply: Reply) -> str:
+        """Store a result and its mask; what interrupts this leaves no mask rather than that of another result."""
+        case = self.workspace.case(image_id)
+        mask = write_result(reply.drawn.astype(np.uint8), self.workspace.scan(case), {})
+        try:
+            with self.workspace.lock(case):
+                store.drop_label(image_id, f"{tag}{MASK}")
+                label = store.save_label(image_id, reply.file, tag, {"params": reply.params})
+                store.save_label(image_id, str(mask), f"{tag}{MASK}", {})
+        finally:
+            mask.unlink()
+        return label
 
     def infer_wsi(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Refuse: this app has no model for whole-slide images."""

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 from urllib.parse import parse_qsl
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sliceprop.audit import AuditLog
@@ -18,6 +19,7 @@ from sliceprop.server.logs import used_names
 from sliceprop.server.sign_in import LOG_IN, LOG_IN_ASKED, SIGN_IN, SIGN_OUT
 
 _notes: ContextVar[dict[str, Any]] = ContextVar("notes")
+_scope: ContextVar[Scope] = ContextVar("scope")
 
 QUIET = (
     *("/info/", "/healthz", "/metrics", "/static/", "/ohif/", "/labelprop/progress", "/docs", "/openapi.json"),
@@ -30,12 +32,24 @@ _EVENTS = {SIGN_IN: "sign-in", LOG_IN: "sign-in", SIGN_OUT: "sign-out"}
 AGAIN_S, MAX_REMEMBERED = 60.0, 4096
 """A viewer reads a series frame by frame: one line a minute says that it does."""
 
+_LONGEST_AGENT = 80
 
-def note(**fields: Any) -> None:
-    """Add to the line of the request at hand, such as `study=ID` where the id is not in the query; else do nothing."""
-    _notes.get({}).update(fields)
-    if study := fields.get("study"):
-        used_names.add(str(study))
+
+def note(*studies: str) -> None:
+    """Say which studies the request at hand is about, where its address does not; each gets a line of the audit."""
+    if named := [study for study in studies if study]:
+        _notes.get({})["studies"] = named
+        used_names.add(*named)
+
+
+def sender() -> dict[str, str]:
+    """Who sent the request at hand: `user`, and `client`, the program as it calls itself; empty outside of one."""
+    scope = _scope.get(None)
+    if scope is None:
+        return {}
+    holder, agent = scope.get("state", {}).get("holder"), Headers(scope=scope).get("User-Agent", "")
+    printable = "".join(c for c in agent if c.isprintable())
+    return {"user": holder.name if holder else "", "client": printable[:_LONGEST_AGENT]}
 
 
 def event_of(method: str, path: str) -> str:
@@ -86,8 +100,9 @@ class Auditor:
             return
         method, path = scope["method"], route_path(scope)
         study = study_of(path, scope["query_string"].decode("latin-1"))
-        notes: dict[str, Any] = {"study": study, "status": 500}
+        notes: dict[str, Any] = {"studies": [study], "status": 500}
         _notes.set(notes)
+        _scope.set(scope)
         used_names.add(study, *_named_in(path))
         started = time.perf_counter()
 
@@ -110,9 +125,12 @@ class Auditor:
         refused = notes["status"] in (401, 403, 429)
         if method == "OPTIONS" or ((path in ("/", LOG_IN_ASKED) or path.startswith(QUIET)) and not refused):
             return
-        if path.startswith("/proxy/") and not self._first_in_a_while((*about.values(), event, notes["study"])):
+        studies = notes.pop("studies")
+        if path.startswith("/proxy/") and not self._first_in_a_while((*about.values(), event, *studies)):
             return
-        self._log().record("refused" if refused else event, **about, method=method, route=route, **notes)
+        for study in studies:
+            line = {**about, "method": method, "route": route, "study": study, **notes}
+            self._log().record("refused" if refused else event, **line)
 
     def _first_in_a_while(self, key: tuple[Any, ...]) -> bool:
         now = time.monotonic()

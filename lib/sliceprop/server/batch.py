@@ -11,6 +11,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
+from sliceprop.audit import AuditLog
 from sliceprop.errors import FileError, SlicePropError
 from sliceprop.server.datastore import Studies
 from sliceprop.server.workspace import Workspace
@@ -50,7 +51,7 @@ class BatchTask(BatchInferTask):  # type: ignore[misc]
         """Work through the images.
 
         Args:
-            request: `model`, `images`, perhaps `label_tag` and options of the model.
+            request: `model`, `images`, perhaps `label_tag`, `user` and options of the model.
             datastore: the workspace's.
             infer: runs the model on one image.
 
@@ -58,11 +59,15 @@ class BatchTask(BatchInferTask):  # type: ignore[misc]
             the answer to each image, `error` in place of one that failed.
         """
 
+        about = {"user": request.get("user"), "method": "POST", "route": "/batch/infer/{model}"}
+        log = AuditLog(self._workspace.folder)
+
         def one(options: Mapping[str, Any], store: Studies) -> dict[str, Any]:
             answer = _attempt(options, store, infer)
             told = {"model": options["model"], "label_tag": options["label_tag"], "error": answer.get("error")}
             with suppress(FileError, ImageNotFoundException):  # a full disk; an image removed meanwhile
                 store.update_image_info(options["image"], {INFO: told})
+            log.record("compute", **about, study=options["image"], done=told["error"] is None)
             return answer
 
         # MONAI Label divides by the number of GPUs otherwise, also by none, and its default tag is no text.

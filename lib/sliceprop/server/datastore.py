@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 from filelock import FileLock
 from monailabel.config import settings
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException
+from watchdog.events import (
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+from watchdog.observers.polling import PollingObserver
 
-from sliceprop.errors import FileError
+from sliceprop import io
+from sliceprop.errors import FileError, InputError, SlicePropError
 from sliceprop.io import SUFFIXES
+from sliceprop.server.errors import ConflictError
 from sliceprop.server.files import copy_file, write_file
 from sliceprop.server.guard import inside
 from sliceprop.versions import CHANGES_LOCK
@@ -27,12 +40,34 @@ logger = logging.getLogger(__name__)
 UNFINISHED, OLD_S = ".writing-", 3600.0
 """How files are called while `io.write_atomically` writes them, and when nobody does so any more."""
 
+LIST = "datastore_v2.json"
+"""What MONAI Label knows of each image, also written by processes for batches and scoring."""
+
+
+class _Arrivals(FileSystemEventHandler):
+    """Calls a function whenever a scan, a label or MONAI Label's list of them comes, goes or is renamed."""
+
+    EVENTS: ClassVar = [FileCreatedEvent, FileDeletedEvent, FileMovedEvent]
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """One of `EVENTS`; the thread that watches must outlive a full disk."""
+        names = [Path(os.fsdecode(path)).name for path in (event.src_path, event.dest_path)]
+        if not any(name.endswith((*SUFFIXES, LIST)) and not name.startswith(UNFINISHED) for name in names):
+            return
+        try:
+            self._changed()
+        except (OSError, SlicePropError):
+            logger.exception("the list of images could not be renewed")
+
 
 class Studies(LocalDatastore):  # type: ignore[misc]
     """Differs from its base in that files appear whole or not at all, and other processes' entries are kept.
 
     Args:
-        folder: holds the images; MONAI Label adds `labels/` and `datastore_v2.json`.
+        folder: holds the images; MONAI Label adds `labels/` and `LIST`.
         watch: notice files that others put there; MONAI Label's setting by default.
     """
 
@@ -45,13 +80,14 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         super().__init__(
             folder,
             extensions=[f"*{suffix}" for suffix in SUFFIXES],
-            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD if watch is None else watch,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
+        if settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD if watch is None else watch:
+            self._watch()
 
     def _set_damaged_list_aside(self, folder: Path) -> None:
         """Without it the list is made anew from the files in the folder; with it the server could not start."""
-        file = folder / "datastore_v2.json"
+        file = folder / LIST
         try:
             LocalDatastoreModel.model_validate_json(file.read_bytes())
         except FileNotFoundError:
@@ -60,6 +96,21 @@ class Studies(LocalDatastore):  # type: ignore[misc]
             logger.exception("%s is damaged; it is made anew", file)
             with suppress(OSError):
                 file.replace(file.with_suffix(".damaged"))
+
+    def _watch(self) -> None:
+        """Notice scans and labels that others add or take away.
+
+        The base would watch the folders of all versions as well, more with every submission, until the system has no
+        watches left.
+        """
+        arrivals = _Arrivals(self.refresh)
+        observer = PollingObserver() if self._is_on_mount(self._datastore_path) else Observer()
+        for folder, recursive in ((self._datastore_path, False), (self._datastore.label_path(None), True)):
+            observer.schedule(arrivals, folder, recursive=recursive, event_filter=arrivals.EVENTS)
+        try:
+            observer.start()
+        except OSError:
+            logger.exception("files that others put into the folder are noticed when a client asks for them")
 
     def has_image(self, image_id: str) -> bool:
         """Whether there is such an image."""
@@ -84,20 +135,29 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         return self._inside(super().get_label_uri(label_id, label_tag))
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Store an image.
+        """Store an image; one that is there already, voxel by voxel, stays as it is.
 
         Raises:
+            ConflictError: if another scan has this id: what was drawn on that one does not fit.
             InputError: if a link to a place outside of the folder is in its way.
         """
-        _, suffix = self._to_id(Path(image_filename).name)
-        image_id = image_id or self._to_id(Path(image_filename).name)[0]
-        name = self._filename(image_id, suffix)
-        target = Path(self._inside(str(Path(self._datastore.image_path()) / name)))
+        file = Path(image_filename)
+        image_id, suffix = image_id or self._to_id(file.name)[0], self._to_id(file.name)[1]
+        self.refresh()  # notices files that were put there or removed since
         with self._entries() as entries:
-            copy_file(Path(image_filename), target)
-            info = {**(image_info or {}), "ts": int(time.time()), "name": name}
-            labels = entries[image_id].labels if image_id in entries else {}
-            entries[image_id] = ImageLabelModel(image=DataModel(info=info, ext=suffix), labels=labels)
+            entry = entries.get(image_id)
+            name = self._filename(image_id, entry.image.ext if entry else suffix)
+            target = Path(self._inside(str(Path(self._datastore.image_path()) / name)))
+            taken = entry is not None or target.exists()
+            if not taken:
+                copy_file(file, target)
+                info = {**(image_info or {}), "ts": int(time.time()), "name": name}
+                entries[image_id] = ImageLabelModel(image=DataModel(info=info, ext=suffix))
+        if taken and not _same_scan(target, file):
+            raise ConflictError(
+                f"there is another scan called {image_id!r}; choose another name, "
+                "or let the operator erase that study first (sliceprop erase STUDY --scan)"
+            )
         return image_id
 
     def _inside(self, uri: str) -> str:
@@ -192,6 +252,16 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         with FileLock(self._lock_file) if lock else nullcontext():
             write_file(file, lambda temporary: temporary.write_text(text))
             self._config_ts = file.stat().st_mtime
+
+
+def _same_scan(file: Path, other: Path) -> bool:
+    """Whether two files hold the same voxels at the same place, however they are compressed."""
+    one, two = io.read_image(file), io.read_image(other)
+    try:
+        io.check_same_grid(one, two, other.name)
+    except InputError:
+        return False
+    return one.array.dtype.names is None and np.array_equal(one.array, two.array)  # colours cannot be compared
 
 
 class LocalStudies(Studies):

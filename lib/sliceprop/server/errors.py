@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from monailabel.interfaces.exception import MONAILabelException
 from requests import RequestException
@@ -91,6 +92,11 @@ def install_error_handlers(api: FastAPI) -> None:
     async def refuse_json(request: Request, error: Exception) -> JSONResponse:
         return refusal(InputError(f"not valid JSON: {error}"))
 
+    async def refuse_parts(request: Request, error: Any) -> JSONResponse:
+        """FastAPI's own answer without what the client sent, which may be no text."""
+        wrong = [{key: part[key] for key in ("type", "loc", "msg")} for part in error.errors()]
+        return JSONResponse({"detail": wrong}, status_code=422)
+
     async def refuse_archive(request: Request, error: Exception) -> JSONResponse:
         return refusal(ArchiveError(f"the DICOMweb server does not answer ({error})"))
 
@@ -98,3 +104,4 @@ def install_error_handlers(api: FastAPI) -> None:
     api.add_exception_handler(SlicePropError, refuse)
     api.add_exception_handler(MONAILabelException, refuse_stock)
     api.add_exception_handler(json.JSONDecodeError, refuse_json)
+    api.add_exception_handler(RequestValidationError, refuse_parts)

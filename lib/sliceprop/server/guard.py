@@ -191,7 +191,7 @@ class NameGuard:
 def _brings_json(scope: Scope) -> bool:
     """Whether a route may read JSON from the request; MONAI Label's client announces some with GET that never comes."""
     kind = Headers(scope=scope).get("Content-Type", "").partition(";")[0].strip().lower()
-    return kind == "application/json" and scope["method"] not in ("GET", "HEAD")
+    return kind.endswith(("/json", "+json")) and scope["method"] not in ("GET", "HEAD")
 
 
 async def _whole_body(receive: Receive) -> bytes:

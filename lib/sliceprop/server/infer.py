@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from numpy.typing import NDArray
 
-from sliceprop.config import FUSIONS, METHODS, SuggestConfig
+from sliceprop.config import FUSIONS, METHODS, PropagateConfig, SuggestConfig
 from sliceprop.errors import InputError
 from sliceprop.labels import LabelArray
 from sliceprop.manifest import Making, Recipe, making
@@ -42,6 +43,36 @@ class Answer(NamedTuple):
     in_client: LabelArray
 
 
+class Reply(NamedTuple):
+    """A request's answer.
+
+    Attributes:
+        file: the result, which the caller removes.
+        params: of the answer.
+        drawn: `(i, j, k)`, voxels of the result that the user decided about.
+    """
+
+    file: str
+    params: dict[str, Any]
+    drawn: NDArray[np.bool_]
+
+
+class Taken(NamedTuple):
+    """What a result is made from, as it was when the request came.
+
+    Attributes:
+        opened: the study.
+        chosen: the model.
+        scribbles: version of the scribbles.
+        labels: versions of all that was drawn.
+    """
+
+    opened: Opened
+    chosen: Chosen
+    scribbles: str
+    labels: list[str]
+
+
 class PropagateTask(InferTask):  # type: ignore[misc]
     """`labelprop`: carries the annotated slices through the study.
 
@@ -71,33 +102,46 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         return True
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """File and params of `reply`."""
+        file, params, _ = self.reply(request)
+        return file, params
+
+    def reply(self, request: Mapping[str, Any]) -> Reply:
         """Answer one request of `LabelPropApp.infer`.
+
+        The study is free while the result is made: whoever submits or reads meanwhile does not wait. A result that is
+        older than the annotation by then says so (`current` in `panel.study_state`).
 
         Args:
             request: `image_id`, or `image` (a file that MONAI Label stored) and perhaps `session`; `label`, the file
                 that came with the request; the client's options.
-
-        Returns:
-            the result file, which the caller removes, and the params of the answer.
 
         Raises:
             InputError: or a subclass, for anything that cannot be used.
         """
         options = first_choices(request)
         case, upload = self._case(options), options.get("label")
+        advice, config = SuggestConfig(target=number(options, "target", self._target)), propagate_config(options)
         with self._workspace.lock(case):
-            selected = options.get("selected_label_name")
-            opened = self._workspace.open(case, label_options(options), Path(upload) if upload else None, selected)
-            advice = SuggestConfig(target=number(options, "target", self._target))
-            labels, report = self._propagate(case, opened, options, advice)
-            answer = self._answer(opened, labels, options)
-            file = write_result(answer.labels, self._workspace.scan(case), options)
+            taken = self._take(case, options, Path(upload) if upload else None)
+        opened = taken.opened
+        with making() as made:
+            result = self._propagate(taken, config, advice)
+        labels = np.zeros(self._workspace.scan(case).array.shape, np.int32) if result is None else result.labels
+        answer = self._answer(opened, labels, options)
+        file = write_result(answer.labels, self._workspace.scan(case), options)
+        with self._workspace.lock(case):
+            if result is None:
+                report = self._empty_report(taken, config, advice)
+            else:
+                recipe = Recipe({}, opened.drawing.options, config, target=advice.target)
+                report = self._keep(case, taken, recipe, made, result)
             self._remember(case, opened, answer, report)
             if upload is None and report["method"] == "auto":
-                self._workspace.keep_estimate(case, report["suggestion"], advice.target)
+                self._workspace.keep_estimate(case, report["suggestion"], advice.target, taken.labels)
             version = case.record.version() if case.record else ""
         names = answer.names if opened.study.annotation.values else NO_NAMES
-        return str(file), {**report, "label_names": names, "version": version}
+        return Reply(str(file), {**report, "label_names": names, "version": version}, opened.study.drawn)
 
     def _answer(self, opened: Opened, labels: LabelArray, options: Options) -> Answer:
         return Answer(labels, self._workspace.names.indices, in_client=labels)
@@ -109,25 +153,35 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         record = StudyRecord(Path(session["path"]) / ".labelprop") if session else None
         return Case(Path(options["image"]), record)
 
-    def _propagate(
-        self, case: Case, opened: Opened, options: Options, advice: SuggestConfig
-    ) -> tuple[LabelArray, dict[str, Any]]:
-        """Labels and report; an empty mask for a study without annotation."""
-        study, config = opened.study, propagate_config(options)
-        chosen = self._workspace.choose_model(case, study, options.get("init"), keep=True)
-        model, names = chosen.model, self._workspace.names.by_index
+    def _take(self, case: Case, options: Options, upload: Path | None) -> Taken:
+        workspace, selected = self._workspace, options.get("selected_label_name")
+        opened = workspace.open(case, label_options(options), upload, selected)
+        chosen = workspace.choose_model(case, opened.study, options.get("init"), keep=True)
+        drawn = workspace.label_versions(case.image_id) if case.image_id else []
+        return Taken(opened, chosen, workspace.scribbles_version(case), drawn)
+
+    def _propagate(self, taken: Taken, config: PropagateConfig, advice: SuggestConfig) -> Propagation | None:
+        """The result; None for a study without annotation."""
+        study, names = taken.opened.study, self._workspace.names.by_index
+        if not study.annotation.values:
+            return None
+        return propagate(study, taken.chosen.model, config, target=advice.target, names=names)
+
+    def _keep(self, case: Case, taken: Taken, recipe: Recipe, made: Making, result: Propagation) -> dict[str, Any]:
+        """Keep a result with its manifest; its report, for the client."""
+        opened, chosen = taken.opened, taken.chosen
         noted: dict[str, Any] = {"note": chosen.note} if chosen.note else {}
-        if study.annotation.values:
-            with making() as made:
-                result = propagate(study, model, config, target=advice.target, names=names)
-            recipe = Recipe({}, opened.drawing.options, config, target=advice.target)
-            noted["manifest"] = self._write_manifest(case, opened, chosen, recipe, made, result)
-            result = replace(result, report={**result.report, **noted})
-            if case.record is not None:
-                source = opened.annotation.source if opened.annotation else ""
-                case.record.save_result(result, source, self._workspace.scribbles_version(case), study.drawn)
-            return result.labels, named(result.report, names)
-        report = {
+        noted["manifest"] = self._write_manifest(case, opened, chosen, recipe, made, result)
+        result = replace(result, report={**result.report, **noted})
+        if case.record is not None:
+            source = opened.annotation.source if opened.annotation else ""
+            case.record.save_result(result, source, taken.scribbles, opened.study.drawn)
+        return named(result.report, self._workspace.names.by_index)
+
+    def _empty_report(self, taken: Taken, config: PropagateConfig, advice: SuggestConfig) -> dict[str, Any]:
+        """The report for a study without annotation."""
+        study, model, note = taken.opened.study, taken.chosen.model, taken.chosen.note
+        return {
             "slice_axis": study.volume.slice_axis,
             "annotated_slices": list(study.annotation.annotated_slices),
             "method": config.method,
@@ -135,10 +189,9 @@ class PropagateTask(InferTask):  # type: ignore[misc]
             "intervals": {},
             "trained": False,
             "quality": {},
-            "suggestion": named_suggestion(suggest(study, model, advice)[0], names),
-            **noted,
+            "suggestion": named_suggestion(suggest(study, model, advice)[0], self._workspace.names.by_index),
+            **({"note": note} if note else {}),
         }
-        return np.zeros(self._workspace.scan(case).array.shape, np.int32), report
 
     def _write_manifest(
         self, case: Case, opened: Opened, chosen: Chosen, recipe: Recipe, made: Making, result: Propagation

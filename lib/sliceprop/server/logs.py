@@ -94,8 +94,9 @@ class Redaction:
         return self(unquote(part.partition("?")[0])) if isinstance(part, str) else part
 
     def install(self) -> None:
-        """Make all loggers of this process use it."""
+        """Make all loggers of this process use it, and Python's warnings go through them."""
         logging.setLogRecordFactory(self.record)
+        logging.captureWarnings(True)
 
 
 def _traceback(raised: Any) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sliceprop import io
-from sliceprop.errors import SlicePropError
-from sliceprop.hashing import digest
+from sliceprop.errors import InputError, SlicePropError
+from sliceprop.hashing import digest, known_digest
 from sliceprop.labels import LabelArray
-from sliceprop.manifest import Making, Recipe, make_manifest, read_manifest
+from sliceprop.manifest import Making, Recipe, make_manifest, read_manifest, write_manifest
 from sliceprop.study import Propagation
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Manifests:
             except OSError:  # a file system without links
                 shutil.copyfile(checkpoint, copy)
             kept = models / f"{digest(copy)}{checkpoint.suffix}"
-            if not kept.is_file():
+            if not kept.is_file() or known_digest(kept) != kept.stem:
                 copy.replace(kept)
         return kept
 
@@ -90,12 +90,15 @@ class Manifests:
                     files[name] = whole / f"{name}.nii.gz"
                     io.write_image(files[name], array, scan)
                 content = make_manifest(whole, replace(recipe, files=files), noted, result)
-                io.write_json(whole / _FILE, _seen_from(content, whole, folder / whole.name))
+                write_manifest(whole / _FILE, _seen_from(content, whole, folder / whole.name))
                 whole.rename(folder / whole.name)
-            self._remove_old()
         except (OSError, SlicePropError):
             logger.exception("the manifest of a result in %s cannot be written", self.folder)
             return None
+        try:
+            self._remove_old()
+        except OSError:
+            logger.exception("what is old in %s cannot be removed", self.folder)
         return number
 
     def numbers(self) -> list[int]:
@@ -114,16 +117,30 @@ class Manifests:
         """Remove all but the newest manifests, models that none of them names, and what killed writers left."""
         for number in self.numbers()[:-MAX_MANIFESTS]:
             shutil.rmtree(self.folder / "manifests" / f"{number:06d}")
-        used = set[str]()
-        for number in self.numbers():
-            inputs = self.read(number)["inputs"]
-            used |= {Path(inputs["model"]["path"]).name} if "model" in inputs else set()
-        for file in (self.folder / "models").glob("*.safetensors"):
-            if file.name not in used:
-                file.unlink()
         for unfinished in [*(self.folder / "models").glob(_UNFINISHED), *(self.folder / "manifests").glob(_UNFINISHED)]:
             if unfinished.stat().st_mtime < time.time() - _FRESH_S:
                 shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            used = {_model(self.read(number)) for number in self.numbers()}
+        except InputError:
+            logger.exception("no model in %s is removed while a manifest cannot be read", self.folder)
+            return
+        for file in (self.folder / "models").glob("*.safetensors"):
+            if file.name not in used:
+                file.unlink()
+
+
+def _model(manifest: Mapping[str, Any]) -> str:
+    """Name of the model's file; empty without one.
+
+    Raises:
+        InputError: for a manifest of format 1 that is damaged.
+    """
+    try:
+        inputs = manifest["inputs"]
+        return Path(inputs["model"]["path"]).name if "model" in inputs else ""
+    except (KeyError, TypeError) as error:
+        raise InputError(f"the manifest is damaged ({error})") from error
 
 
 def _seen_from(content: dict[str, Any], then: Path, now: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections import deque
 from pathlib import Path
 from typing import Annotated
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, BackgroundTasks, Query, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from monailabel.config import settings
@@ -13,6 +14,7 @@ from monailabel.endpoints import datastore, logs
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.utils.async_tasks.utils import processes
 
+from sliceprop.server.audit import note
 from sliceprop.server.errors import ForbiddenError, NotFoundError
 from sliceprop.server.health import Counters, problem
 from sliceprop.server.limits import Queue, Slot
@@ -23,10 +25,14 @@ router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
 MAX_LOG_LINES = 10_000
 
 
+_HEALTH = CapacityLimiter(1)
+"""A thread of its own, so that the answer does not wait for requests that wait for one study."""
+
+
 @router.get("/healthz")
-def healthz() -> Response:
+async def healthz() -> Response:
     """200 and `ok` if studies can be read and stored, else 503 and why not; needs no token and names no study."""
-    wrong = problem(running_app().workspace.folder.parent)
+    wrong = await to_thread.run_sync(problem, running_app().workspace.folder.parent, limiter=_HEALTH)
     return PlainTextResponse(wrong or "ok", status_code=503 if wrong else 200)
 
 
@@ -79,8 +85,10 @@ def download_dataset(
     limit_cases: Annotated[int | None, Query(ge=1)] = None,
 ) -> Response:
     """All scans that have a final label, with these, as a ZIP archive."""
-    if not running_app().datastore().get_labeled_images(DefaultLabelTag.FINAL.value):
+    finished = running_app().datastore().get_labeled_images(DefaultLabelTag.FINAL.value)
+    if not finished:
         raise NotFoundError("no study has a final label yet")
+    note(*finished[:limit_cases])
     answer: FileResponse = datastore.download_dataset(limit_cases)
     background_tasks.add_task(Path(answer.path).unlink, missing_ok=True)
     return answer

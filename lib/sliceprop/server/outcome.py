@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,13 @@ def undo(workspace: Workspace, case: Case) -> None:
         case.record.save_sent(Sent(labels, known.labels, known.slice_axis, known.annotated_slices))
 
 
-def finalise(workspace: Workspace, case: Case) -> dict[str, Any]:
+def finalise(workspace: Workspace, case: Case, by: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Store `current_labels` under the tag `final`; the annotation in force stays.
+
+    Args:
+        workspace: of the server.
+        case: which study.
+        by: `user` and `client`, as far as they are known.
 
     Returns:
         `dicom_seg`: whether the label is in an archive, and a `sentence` for the user.
@@ -72,7 +78,7 @@ def finalise(workspace: Workspace, case: Case) -> dict[str, Any]:
         if case.record is None or (annotation is None and not labels.any()):
             raise ConflictError("there is nothing to save yet; paint a slice and propagate first")
         drawn, estimate = workspace.label_versions(case.image_id), case.record.estimate()
-        workspace.keep(case, FINAL, labels, annotation, "final", drawn=current_drawn(workspace, case))
+        workspace.keep(case, FINAL, labels, annotation, "final", drawn=current_drawn(workspace, case), by=by)
         if estimate.get("labels") == drawn:  # nothing was drawn, so what was estimated still holds
             case.record.save_estimate({**estimate, "labels": workspace.label_versions(case.image_id)})
         return {"dicom_seg": False, "sentence": "Saved on this server as NIfTI.", **workspace.export(case, FINAL)}

@@ -14,12 +14,12 @@ from monailabel.endpoints import ohif
 
 import sliceprop
 from sliceprop.server.archive import ArchivedStudies
+from sliceprop.server.audit import sender
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.label_edits import edit_labels, parse_edits
 from sliceprop.server.outcome import finalise, undo
 from sliceprop.server.panel import study_state, voxels
 from sliceprop.server.requests import label_options, parse_params
-from sliceprop.server.version_routes import sender
 from sliceprop.server.web import Annotator, Params, Reader, running_app, saved
 from sliceprop.versions import SCRIBBLES
 
@@ -88,14 +88,12 @@ def put_labels(body: dict[str, Any], user: Annotator) -> dict[str, Any]:
 
 
 @router.put("/labelprop/scribbles")
-def put_scribbles(
-    request: Request, image: str, label: UploadFile, user: Annotator, params: Params = "{}"
-) -> dict[str, Any]:
+def put_scribbles(image: str, label: UploadFile, user: Annotator, params: Params = "{}") -> dict[str, Any]:
     """Store marks in any plane, 255 for background; marks that were there before go, with an empty volume all."""
     options = label_options(parse_params(params))
     with saved(label) as file:
         assert file is not None
-        return running_app().workspace.submit(image, SCRIBBLES, file, options, sender(request, user))
+        return running_app().workspace.submit(image, SCRIBBLES, file, options, sender())
 
 
 @router.get("/labelprop/progress")
@@ -120,6 +118,6 @@ def take_back(image: str, user: Annotator) -> dict[str, Any]:
 def save_final(image: str, user: Annotator) -> dict[str, Any]:
     """Store what the panel shows as the study's final label, in an archive also as DICOM SEG."""
     app = running_app()
-    told = finalise(app.workspace, app.workspace.case(image))
+    told = finalise(app.workspace, app.workspace.case(image), sender())
     app.on_save_label(image, image)
     return {"saved": True, **told}

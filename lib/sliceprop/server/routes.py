@@ -16,7 +16,7 @@ from fastapi import APIRouter, BackgroundTasks, HTTPException, Request, UploadFi
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, Response
 from monailabel.config import settings
-from monailabel.endpoints import activelearning, batch_infer, datastore, infer, scoring, session, train
+from monailabel.endpoints import activelearning, batch_infer, infer, scoring, session, train
 from monailabel.endpoints.user.auth import User, get_current_user
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.utils.async_tasks.utils import tasks
@@ -30,7 +30,7 @@ from sliceprop.errors import CheckpointError, InputError
 from sliceprop.server import export_routes, operator_routes, panel_routes, proxy, version_routes
 from sliceprop.server.access import Access, current_user
 from sliceprop.server.app import NAME, LabelPropApp, result_tag
-from sliceprop.server.audit import Auditor, note
+from sliceprop.server.audit import Auditor, note, sender
 from sliceprop.server.batch import INFO as BATCH
 from sliceprop.server.checkpoints import SUFFIX
 from sliceprop.server.errors import BusyError, NotFoundError, install_error_handlers
@@ -146,38 +146,31 @@ def run_wsi_inference(model: str, user: Reader) -> Any:
 
 @router.put("/datastore/label")
 def save_label(
-    request: Request, image: str, label: UploadFile, user: Annotator, params: Params = "{}", tag: str = FINAL
+    image: str, label: UploadFile, user: Annotator, params: Params = "{}", tag: str = FINAL
 ) -> dict[str, Any]:
     """Store a label file; what was there before stays if anything is wrong with the new one."""
     app, options = running_app(), label_options(parse_params(params))
     with saved(label) as file:
         assert file is not None
-        answer = app.workspace.submit(image, tag or FINAL, file, options, version_routes.sender(request, user))
+        answer = app.workspace.submit(image, tag or FINAL, file, options, sender())
     app.on_save_label(image, image)
     return {**answer, "image": image, "label": image}
 
 
 @router.put("/datastore/image")
 @router.put("/datastore/", include_in_schema=False)
-def save_image(
-    background_tasks: BackgroundTasks,
-    file: UploadFile,
-    user: Annotator,
-    image: str | None = None,
-    params: Params = "{}",
-) -> dict[str, str]:
-    """Add an image after checking that it can be worked on."""
-    parse_params(params)
+def save_image(file: UploadFile, user: Annotator, image: str | None = None, params: Params = "{}") -> dict[str, str]:
+    """Add an image after checking that it can be worked on; another one never takes the place of one that is there."""
+    info, store = _clients_info(params, user), running_app().datastore()
     check_upload(file)
     image = image or image_id(file.filename)
-    if not running_app().datastore().has_image(image):
+    note(image)
+    if not store.has_image(image):
         new_name(image, "image")
     with saved(file) as upload:
         assert upload is not None
         check_image(io.read_image(upload).array)
-    file.file.seek(0)
-    answer: dict[str, str] = datastore.add_image(background_tasks, image, params, file, user.username)
-    return answer
+        return {"image": store.add_image(image, str(upload), info)}
 
 
 @router.put("/datastore/image/info")
@@ -241,7 +234,7 @@ def next_sample(strategy: str, user: Reader, slot: Slot, params: dict[str, Any] 
     app = running_app()
     app.known("strategy", strategy, app._strategies)
     found = activelearning.sample(strategy, params, user.username) or NO_STUDY
-    note(study=found.get("id", ""))
+    note(str(found.get("id", "")))
     return found
 
 
@@ -257,7 +250,7 @@ async def start_training(
     app = running_app()
     trainer = app.known("model", model, app._trainers)
     request = await run_in_threadpool(trainer.prepare, params or {})
-    note(study=request["image"])
+    note(request["image"])
     if app.queue is None:
         return await run_in_threadpool(_train, trainer, request, run_sync, enqueue)
     ticket = await run_in_threadpool(app.queue.add, request, user.username)
@@ -324,7 +317,7 @@ def start_scoring(method: str, user: Annotator, params: dict[str, Any] | None = 
     known = {}
     if params and params.get("image"):
         known = {"image": app.workspace.case(params["image"]).image_id}
-        note(study=known["image"])
+        note(known["image"])
     try:
         return scoring.run_method(method, known, run_sync)
     except HTTPException as error:
@@ -349,6 +342,7 @@ def start_batch(
     app, options = running_app(), first_choices(params or {})
     app.known("model", model, app._infers)
     result_tag(options)
+    options["user"] = user.username
     if options.get("max_batch_size") is not None:
         options["max_batch_size"] = whole_number(options, "max_batch_size", 0)
     if strange := sorted((_RESERVED | _SERVERS_OWN) & options.keys()):

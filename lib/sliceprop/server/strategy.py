@@ -150,10 +150,11 @@ def _suggest(workspace: Workspace, case: Case, options: Options, config: Suggest
     names = workspace.names
     with workspace.lock(case):
         study = workspace.open(case, label_options(options)).study
-        model = workspace.model(case, study, options.get("init"))
-        found = [named_suggestion(one, names.by_index) for one in suggest(study, model, config, names=names.by_index)]
-        if config.plan == "next_slice":
-            workspace.keep_estimate(case, found[0], config.target)
+        model, drawn = workspace.model(case, study, options.get("init")), workspace.label_versions(case.image_id)
+    found = [named_suggestion(one, names.by_index) for one in suggest(study, model, config, names=names.by_index)]
+    if config.plan == "next_slice":
+        with workspace.lock(case):
+            workspace.keep_estimate(case, found[0], config.target, drawn)
     workspace.remember(case)
     shown = _shown_in_ohif(workspace, case, found[0])
     return LastingAnswer(id=case.image_id, **found[0], suggestions=found, label_names=names.indices, **shown)

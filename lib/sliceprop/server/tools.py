@@ -15,11 +15,11 @@ from sliceprop.config import BACKGROUND_SCRIBBLE
 from sliceprop.errors import InputError
 from sliceprop.labels import LabelArray, present_values, sparse_labels
 from sliceprop.server.file_names import named_by_file, segments_in
-from sliceprop.server.infer import PropagateTask
+from sliceprop.server.infer import PropagateTask, Reply
 from sliceprop.server.label_files import read_labels, replace_values
 from sliceprop.server.names import BACKGROUND as BACKGROUND_NAME
 from sliceprop.server.names import BACKGROUND_SCRIBBLES, FOREGROUND_SCRIBBLES, names_by_value
-from sliceprop.server.provenance import Annotation, Sent, lay_over, marked_slices
+from sliceprop.server.provenance import Annotation, Sent, drawn_by_hand, lay_over, marked_slices
 from sliceprop.server.requests import LabelOptions, Options, first_choices, label_options, number
 from sliceprop.server.results import write_result
 from sliceprop.server.workspace import Case, Workspace
@@ -100,7 +100,7 @@ class ToolTask(PropagateTask):
         self._config = dict(model.config)
         self._name, self._model = name, model
 
-    def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    def reply(self, request: Mapping[str, Any]) -> Reply:
         """Answer one request of `LabelPropApp.infer`; see `PropagateTask`.
 
         With `selected_label_name` the result is that label only, as 0 and 1, which is what 3D Slicer's Scribbles tab
@@ -113,19 +113,21 @@ class ToolTask(PropagateTask):
         case, upload = self._case(options), options.get("label")
         with self._workspace.lock(case):
             scene = self._scene(case, label_options(options), Path(upload) if upload else None, options)
-            labels = self._model.run(scene, options)
-            if scene.annotation is not None:
-                labels = lay_over(labels, scene.annotation)
-            if scene.selected is None:
-                in_client, shown, names = labels, labels, self._workspace.names.indices
-            else:
-                chosen = labels == scene.selected
-                rest = np.where(scene.before == scene.selected, 0, scene.before)
-                in_client, shown = np.where(chosen, scene.selected, rest).astype(np.int32), chosen.astype(np.int32)
-                names = {str(options["selected_label_name"]): 1}
-            file = write_result(shown, scene.scan, options)
+        labels = self._model.run(scene, options)
+        if scene.annotation is not None:
+            labels = lay_over(labels, scene.annotation)
+        if scene.selected is None:
+            in_client, shown, names = labels, labels, self._workspace.names.indices
+        else:
+            chosen = labels == scene.selected
+            rest = np.where(scene.before == scene.selected, 0, scene.before)
+            in_client, shown = np.where(chosen, scene.selected, rest).astype(np.int32), chosen.astype(np.int32)
+            names = {str(options["selected_label_name"]): 1}
+        file = write_result(shown, scene.scan, options)
+        with self._workspace.lock(case):
             self._remember_draft(case, scene, in_client)
-        return str(file), {"label_names": names, "tool": self._name, "draft": True}
+        drawn = np.zeros(labels.shape, bool) if scene.annotation is None else drawn_by_hand(scene.annotation)
+        return Reply(str(file), {"label_names": names, "tool": self._name, "draft": True}, drawn)
 
     def _remember_draft(self, case: Case, scene: Scene, in_client: LabelArray) -> None:
         self._workspace.remember(case)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 from monailabel.config import settings
-from monailabel.endpoints.user.auth import User
 
+from sliceprop.server.audit import sender
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.manifests import Manifests
 from sliceprop.server.records import StudyRecord
@@ -17,14 +17,6 @@ from sliceprop.server.workspace import Case
 from sliceprop.versions import DamagedError
 
 router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
-
-_LONGEST_AGENT = 80
-
-
-def sender(request: Request, user: User) -> dict[str, str]:
-    """Who submits: the user, and the program as it calls itself."""
-    agent = "".join(c for c in request.headers.get("User-Agent", "") if c.isprintable())
-    return {"user": str(user.username or ""), "client": agent[:_LONGEST_AGENT]}
 
 
 @router.get("/labelprop/versions")
@@ -56,11 +48,11 @@ def get_version(image: str, version: int, user: Reader) -> Response:
 
 
 @router.post("/labelprop/restore")
-def restore_version(request: Request, image: str, version: int, user: Annotator) -> dict[str, Any]:
+def restore_version(image: str, version: int, user: Annotator) -> dict[str, Any]:
     """Make an old version count again, as a new one; nothing is lost by it."""
     workspace = running_app().workspace
     case = workspace.case(image)
-    restored = workspace.restore(case, version, sender(request, user))
+    restored = workspace.restore(case, version, sender())
     told = {"annotation_version": workspace.annotation_version(case)}
     return {**restored.told(), **told, "scribbles_version": workspace.scribbles_version(case)}
 

@@ -56,9 +56,9 @@ def check_known(method: str, path: str, names: Mapping[str, str]) -> None:
     if not path.startswith(f"{settings.MONAI_LABEL_API_STR}/datastore/"):
         return
     store, tag = running_app().datastore(), names.get("tag")
-    for image in (names[key] for key in ("image", "id", "label") if key in names):
+    for key, image in ((key, names[key]) for key in ("image", "id", "label") if key in names):
         known = store.has_image(image)
-        if (method, path) in CREATING and not known:
+        if (method, path) in CREATING and key == "image" and not known:
             new_name(image, "image")
             continue
         if not known:

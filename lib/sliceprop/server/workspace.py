@@ -22,6 +22,7 @@ from sliceprop.engine.registration import Model
 from sliceprop.errors import CheckpointError, FileError, InputError, NoAnnotationError
 from sliceprop.hashing import known_digest
 from sliceprop.labels import LabelArray, present_values
+from sliceprop.server.audit import sender
 from sliceprop.server.checkpoints import Checkpoints, Chosen
 from sliceprop.server.colors import LabelColors
 from sliceprop.server.datastore import Studies
@@ -167,11 +168,17 @@ class Workspace:
         names = (look(self.store, image_id, versions, tag).name for tag in (SPARSE, FINAL, SCRIBBLES))
         return [name for name in names if name]
 
-    def keep_estimate(self, case: Case, suggestion: Mapping[str, Any], target: float) -> None:
-        """Remember how good a study of the datastore is estimated to be, for the choice between studies."""
+    def keep_estimate(self, case: Case, suggestion: Mapping[str, Any], target: float, labels: list[str]) -> None:
+        """Remember how good a study of the datastore is estimated to be, for the choice between studies.
+
+        Args:
+            case: which study.
+            suggestion: from `study.suggest`.
+            target: estimated Dice that it goes by.
+            labels: `label_versions` that it was made from.
+        """
         if case.record is not None and case.image_id:
             estimate = {key: suggestion[key] for key in ("expected_dice", "stop")}
-            labels = self.label_versions(case.image_id)
             case.record.save_estimate({**estimate, "target": target, "labels": labels})
 
     def studies_by_need(self, target: float) -> tuple[list[str], list[str]]:
@@ -611,7 +618,7 @@ class Workspace:
         if shown.foreign is not None:
             versions.append(Entry(tag, "found"), shown.foreign)
         if shown.name:
-            versions.append(Entry(tag, "removed"))
+            versions.append(Entry(tag, "removed", by=sender()))
 
     def scribbles(self, case: Case) -> LabelArray | None:
         """The marks of a study as they are stored, `(i, j, k)`, `BACKGROUND_SCRIBBLE` for background; None without any.

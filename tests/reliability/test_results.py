@@ -1,0 +1,60 @@
+"""A result is never taken for what a user drew, whatever a client wants it to be stored as."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+pytest.importorskip("monailabel")
+
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from serving import NAMES, nifti, only, scan, truth
+
+MODELS = ("labelprop", "labelprop_scribbles", "grow_from_seeds", "threshold_islands", "fill_between_slices")
+STUDIES = ("drawn", "accepted")
+TAGS = ("final", "Final", "sparse", "scribbles", "original", "round_one", "", None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawings(client: TestClient) -> None:
+    """One study is annotated under each of the tags that count."""
+    for image, tag in zip(STUDIES, ("sparse", "final"), strict=True):
+        assert client.put(
+            "/datastore/image", params={"image": image}, files={"file": ("f.nii", nifti(scan()))}
+        ).is_success
+        label = {"label": ("l.nii", nifti(only(truth())))}
+        data = {"params": json.dumps({"label_info": NAMES})}
+        assert client.put("/datastore/label", params={"image": image, "tag": tag}, files=label, data=data).is_success
+
+
+def in_force(client: TestClient, image: str) -> Any:
+    versions = client.get("/labelprop/versions", params={"image": image})
+    voxels = client.get("/labelprop/voxels", params={"image": image, "kind": "annotation"})
+    study = client.get("/labelprop/study", params={"image": image}).json()
+    return versions.json(), voxels.content, study["annotated_slices"], study["scribbles_version"]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from(STUDIES),
+    st.sampled_from(MODELS),
+    st.sampled_from(TAGS),
+    st.sampled_from(("disc", "core", None)),
+    st.booleans(),
+)
+@example("accepted", "labelprop_scribbles", "final", "core", True)
+@example("accepted", "threshold_islands", "final", "core", True)
+def test_what_counts_as_drawn_stays(
+    client: TestClient, image: str, model: str, tag: str | None, selected: str | None, save: bool
+) -> None:
+    before = in_force(client, image)
+    options = {"label_tag": tag, "selected_label_name": selected, "save_label": save, "method": "nearest", "lower": 150}
+    params = json.dumps({key: value for key, value in options.items() if value is not None})
+    answer = client.post(f"/infer/{model}", params={"image": image}, data={"params": params})
+    assert answer.status_code in (200, 400), answer.text
+    assert in_force(client, image) == before

@@ -1,0 +1,91 @@
+"""A study is free while a result of it is made."""
+
+from threading import Event, Thread
+
+import numpy as np
+from monailabel.interfaces.tasks.infer_v2 import InferType
+
+from columns import column
+from sliceprop.server.infer import PropagateTask
+from sliceprop.server.panel import study_state, voxels
+from sliceprop.server.tools import Model, ToolTask
+
+PATIENCE_S = 60
+
+
+class Pause:
+    """Stops a computation until the test lets it go on."""
+
+    def __init__(self):
+        self.began, self.may_go_on = Event(), Event()
+
+    def __call__(self):
+        self.began.set()
+        assert self.may_go_on.wait(PATIENCE_S)
+
+
+class PausedTask(PropagateTask):
+    def __init__(self, workspace, pause):
+        super().__init__(workspace, 0.95)
+        self._pause = pause
+
+    def _propagate(self, *given):
+        self._pause()
+        return super()._propagate(*given)
+
+
+def meanwhile(task, pause, request, do):
+    """Do something in the midst of a request; its answer."""
+    answers = []
+    thread = Thread(target=lambda: answers.append(task(request)), daemon=True)
+    thread.start()
+    assert pause.began.wait(PATIENCE_S)
+    other = Thread(target=do, daemon=True)
+    other.start()
+    other.join(PATIENCE_S)
+    free = not other.is_alive()
+    pause.may_go_on.set()
+    thread.join(PATIENCE_S)
+    assert free
+    return answers[0]
+
+
+def test_who_submits_and_reads_does_not_wait_for_a_propagation(workspace, submit):
+    submit(column([2, 7]))
+    case, pause, seen = workspace.case("case"), Pause(), []
+
+    def draw_on():
+        submit(column([2, 5, 7]))
+        seen.append(study_state(workspace, case, {})["annotated_slices"])
+
+    request = {"image_id": "case", "method": "nearest"}
+    _, told = meanwhile(PausedTask(workspace, pause), pause, request, draw_on)
+    assert seen == [[2, 5, 7]] and told["annotated_slices"] == [2, 7]
+    state = study_state(workspace, case, {})
+    assert state["annotated_slices"] == [2, 5, 7] and not state["result"]["current"]
+    shown, _ = voxels(workspace, case, "labels")
+    np.testing.assert_array_equal(shown[..., [2, 5, 7]], column([2, 5, 7])[..., [2, 5, 7]])
+
+
+def test_an_estimate_holds_for_what_it_was_made_from(workspace, submit):
+    submit(column([2, 7]))
+    pause = Pause()
+    request = {"image_id": "case", "target": 0.01}
+    meanwhile(PausedTask(workspace, pause), pause, request, lambda: submit(column([2, 5, 7])))
+    assert workspace.studies_by_need(0.01) == (["case"], [])
+    PropagateTask(workspace, 0.01)(request)
+    assert workspace.studies_by_need(0.01) == ([], ["case"])
+
+
+def test_who_submits_does_not_wait_for_a_tool(workspace, submit):
+    submit(column([2, 7]))
+    pause = Pause()
+
+    def run(scene, options):
+        pause()
+        return np.ones_like(scene.before)
+
+    task = ToolTask(workspace, "all", Model(run, InferType.SEGMENTATION, "marks everything", {}))
+    _, told = meanwhile(task, pause, {"image_id": "case"}, lambda: submit(column([2, 5, 7])))
+    assert told["draft"]
+    assert workspace.annotation(workspace.case("case")).annotated_slices == (2, 5, 7)
