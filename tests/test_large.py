@@ -6,15 +6,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import zarr
 
 from phantoms import dice, moving_disc, only
 from sliceprop.cli import main
 from sliceprop.config import TrainConfig
-from sliceprop.errors import FileError, InputError, NoAnnotationError, ShapeError
+from sliceprop.errors import FileError, GeometryError, InputError, NoAnnotationError, ShapeError, TooLargeError
 from sliceprop.large import LargeConfig, propagate_large
 from sliceprop.zarr_io import ZarrVolume, new_zarr, open_zarr, write_zarr
 
@@ -131,6 +133,49 @@ def test_memory_stays_within_a_limit_that_the_whole_volume_would_break(tmp_path:
     for s in (8, 24, 40):
         disc = (rows - 200) ** 2 + (columns - 200 - 3 * s) ** 2 < 100**2
         assert dice(result.slice(s) == 1, disc) > 0.95
+
+
+@pytest.mark.parametrize("hole", [np.nan, np.inf])
+def test_one_voxel_that_is_not_finite_is_found_wherever_it_lies(
+    scan: tuple[Path, Path], tmp_path: Path, hole: float
+) -> None:
+    image = moving_disc()[0]
+    image[7, 3, 3] = hole
+    write_zarr(tmp_path / "hole.zarr", image, grid(image))
+    with pytest.raises(InputError, match="slice 7"):
+        propagate_large(tmp_path / "hole.zarr", scan[1], tmp_path / "out.zarr", LargeConfig(SHORT, device="cpu"))
+
+
+def test_outputs_and_grids_are_checked_before_anything_is_read(scan: tuple[Path, Path], tmp_path: Path) -> None:
+    """The labels are empty, which would be told next, before learning."""
+    image, there = scan
+    nothing = np.zeros((11, 48, 60), np.uint8)
+    places = {"empty": grid(nothing), "thick": ZarrVolume(nothing, (5.0, 0.5, 0.25), (10.0, -20.0, 30.0))}
+    places["moved"] = ZarrVolume(nothing, (3.0, 0.5, 0.25))
+    for name, like in places.items():
+        write_zarr(tmp_path / f"{name}.zarr", nothing, like, label=True)
+    empty, out = tmp_path / "empty.zarr", tmp_path / "out.zarr"
+    badly_named, nowhere = tmp_path / "out", tmp_path / "absent" / "out.zarr"
+    for output, uncertainty in [(out, out), (out, image), (out, nowhere), (there, None), (badly_named, None)]:
+        with pytest.raises(FileError):
+            propagate_large(image, empty, output, uncertainty=uncertainty)
+    for labels in ("thick", "moved"):
+        with pytest.raises(GeometryError):
+            propagate_large(image, tmp_path / f"{labels}.zarr", out)
+
+
+def test_labels_that_would_need_too_much_memory_are_refused(
+    scan: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve bands need 280 kB in their windows; the coarse image needs 60 and the annotated slices 70."""
+    bands = np.zeros((11, 48, 60), np.uint8)
+    bands[ANNOTATED] = 1 + np.arange(48)[:, None] // 4
+    write_zarr(tmp_path / "bands.zarr", bands, grid(bands), label=True)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000))
+    with pytest.raises(TooLargeError, match="12 labels"):
+        propagate_large(
+            scan[0], tmp_path / "bands.zarr", tmp_path / "out.zarr", LargeConfig(SHORT, 11 * 12 * 15, "cpu")
+        )
 
 
 def test_what_cannot_be_used_is_told_and_leaves_nothing(

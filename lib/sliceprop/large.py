@@ -22,13 +22,20 @@ from sliceprop.engine.evidence import hold_out, motion_weights
 from sliceprop.engine.extent import supported_slices
 from sliceprop.engine.propagation import Carrier
 from sliceprop.engine.registration import Model, SliceTransforms, crop
-from sliceprop.engine.streaming import ResizedTransforms, StreamedCarrier, annotated_only, stream
+from sliceprop.engine.streaming import (
+    BYTES_PER_WINDOW_PIXEL,
+    ResizedTransforms,
+    StreamedCarrier,
+    annotated_only,
+    stream,
+)
 from sliceprop.errors import InputError, NoAnnotationError, ShapeError
+from sliceprop.io import check_not_inputs, check_same_grid
 from sliceprop.labels import LabelArray, SparseLabels, check_labels
 from sliceprop.roi import Roi
 from sliceprop.study import Study
 from sliceprop.volume import Volume, check_memory
-from sliceprop.zarr_io import ZarrVolume, new_zarr, open_zarr
+from sliceprop.zarr_io import ZarrVolume, check_new, new_zarr, open_zarr
 
 COARSE_VOXELS = 16_000_000
 """Of the grid for learning, which needs up to 110 bytes for each."""
@@ -36,8 +43,11 @@ COARSE_VOXELS = 16_000_000
 SAMPLED_SLICES = 32
 """From which the range of intensities is taken."""
 
-BYTES_PER_ANNOTATED_VOXEL = 16
-"""Labels of the annotated slices, and their distances."""
+BYTES_PER_ANNOTATED_VOXEL = 8
+"""Labels of the annotated slices, one by one and then together."""
+
+KEPT_DISTANCES = 3
+"""On the coarse grid, of the label in question: on a slice that is held out, and on the slices below and above."""
 
 BODY = (0.5, 99.5)
 """Percentiles of the voxels above the minimum that become 0 and 1, as in `volume.normalise_intensity`."""
@@ -88,13 +98,15 @@ def propagate_large(
         InputError: or a subclass, for anything that cannot be used.
     """
     config = config or LargeConfig()
+    outputs = [file for file in (output, uncertainty) if file is not None]
+    check_not_inputs(outputs, (image, labels))
+    for file in outputs:
+        check_new(file)
     scan, painted = open_zarr(image), open_zarr(labels)
-    if scan.shape != painted.shape:
-        raise ShapeError(
-            f"labels: shape {painted.shape} differs from the image's {scan.shape}; both need the same grid"
-        )
+    check_same_grid(scan.image, painted.image, "labels")
     began = time.monotonic()
     fine = _annotated(painted)
+    _check_windows(fine)
     coarse = _coarse_study(scan, fine, config.coarse_voxels)
     model = use_cases.train(coarse, config.train, device=config.device)
     learned = time.monotonic()
@@ -132,17 +144,27 @@ def _annotated(painted: ZarrVolume) -> SparseLabels:
     return SparseLabels(np.stack(list(found.values())), values, known, tuple(found))
 
 
+def _check_windows(fine: SparseLabels) -> None:
+    """Refuse more and larger labels than can be carried in the memory that is free."""
+    windows = StreamedCarrier(fine, None).windows
+    pixels = sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in windows)
+    shape = fine.labels.shape[1:]
+    check_memory(shape, f"{len(windows)} labels", math.ceil(BYTES_PER_WINDOW_PIXEL * pixels / math.prod(shape)))
+
+
 def _coarse_study(scan: ZarrVolume, fine: SparseLabels, voxels: int) -> Study:
     """Image and labels with fewer pixels per slice, and as many slices."""
     n_slices, height, width = scan.shape
     factor = max(1.0, math.sqrt(n_slices * height * width / voxels))
     h, w = max(8, math.ceil(height / factor)), max(8, math.ceil(width / factor))
     check_memory((n_slices, h, w), "image on the coarse grid")
-    least, low, high = _range(scan)
     slices = np.empty((n_slices, h, w), np.float32)
     for s in range(n_slices):
         plane = torch.from_numpy(scan.slice(s).astype(np.float32))
         slices[s] = functional.interpolate(plane[None, None], size=(h, w), mode="area")[0, 0].numpy()
+        if not np.isfinite(slices[s]).all():
+            raise InputError(f"image: slice {s} holds NaN or infinite values; replace them first")
+    least, low, high = _range(scan)
     slices = np.clip((slices - least - low) / (high - low), 0, 1)
     labels = np.zeros(slices.shape, np.int32)
     for plane, s in zip(fine.labels, fine.annotated_slices, strict=True):
@@ -153,11 +175,9 @@ def _coarse_study(scan: ZarrVolume, fine: SparseLabels, voxels: int) -> Study:
 
 
 def _range(scan: ZarrVolume) -> tuple[float, float, float]:
-    """Minimum, and the range above it that is mapped to [0, 1]."""
+    """Minimum, and the range above it that is mapped to [0, 1], of finite values."""
     chosen = np.unique(np.linspace(0, scan.shape[0] - 1, SAMPLED_SLICES).round().astype(int))
     sample = np.concatenate([scan.slice(s).astype(np.float64).ravel()[::4] for s in chosen])
-    if not np.isfinite(sample).all():
-        raise InputError("image: holds NaN or infinite values; replace them first")
     least = float(sample.min())
     body = sample[sample > least] - least
     if body.size == 0:
@@ -185,22 +205,27 @@ def _filled(
     """Labels and uncertainty of each slice in full resolution, `(H, W)`."""
     assert model.roi is not None and model.fields is not None
     inside, images = coarse.annotation.cropped(model.roi.window), crop(coarse.volume.slices, model.roi)
-    still = Carrier(inside, images, None)
-    transforms, judging = (_transforms(v, images) for v in (model.fields.velocity, model.fields.image_velocity))
-    moving = Carrier(inside, images, transforms)
-    supported = supported_slices(moving, inside.known, "auto")
-    evidence = hold_out(Carrier(inside, images, judging), "sdf"), hold_out(still, "sdf")
-    weights = motion_weights(*evidence, n_labels=len(inside.values))
+    transforms = _transforms(model.fields.velocity, images)
+    supported = supported_slices(Carrier(inside, images, transforms, kept=KEPT_DISTANCES), inside.known, "auto")
+    weights = _weights(inside, images, model.fields.image_velocity)
     roi = _scaled(model.roi, coarse.volume.shape[1:], shape[1:])
     window = roi.window[1:]
     streamed = annotated_only(fine, fine.labels[:, *window])
     resized = ResizedTransforms(transforms, roi.bottom - roi.top, roi.right - roi.left)
-    candidates = [(StreamedCarrier(streamed, resized), weights), (StreamedCarrier(streamed, None), 1 - weights)]
+    carrier = StreamedCarrier(streamed, resized)
+    candidates = [(carrier, weights), (carrier.without_motion(), 1 - weights)]
     drawn = dict(zip(fine.annotated_slices, fine.labels, strict=True))
     for s, (labels, doubt) in enumerate(stream(streamed, candidates, supported)):
         whole, doubts = np.zeros(shape[1:], np.int32), np.zeros(shape[1:], np.float32)
         whole[window], doubts[window] = labels, doubt
         yield drawn.get(s, whole), doubts
+
+
+def _weights(inside: SparseLabels, images: Tensor, velocity: Tensor) -> NDArray[np.float64]:
+    """Of registration against carrying straight through, per label, by the slices held out on the coarse grid."""
+    judges = (Carrier(inside, images, each, kept=KEPT_DISTANCES) for each in (_transforms(velocity, images), None))
+    moving, still = (hold_out(judge, "sdf") for judge in judges)
+    return motion_weights(moving, still, n_labels=len(inside.values))
 
 
 def _transforms(velocity: Tensor, images: Tensor) -> SliceTransforms:

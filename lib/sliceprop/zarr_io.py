@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sliceprop.errors import FileError, InputError, ShapeError
+from sliceprop.io import Image, check_folder
 
 VERSION = "0.4"
 SUFFIX = ".zarr"
@@ -54,6 +55,13 @@ class ZarrVolume:
         s, h, w = self.array.shape
         return int(s), int(h), int(w)
 
+    @property
+    def image(self) -> Image:
+        """The array, still on disk, and its place in space as `sliceprop.io` knows it."""
+        affine = np.diag([*self.spacing, 1.0])
+        affine[:3, 3] = self.origin
+        return Image(self.array, affine)
+
     def slice(self, index: int) -> NDArray[Any]:
         """One slice, `(H, W)`."""
         return np.asarray(self.array[index])
@@ -88,6 +96,19 @@ def open_zarr(path: Path) -> ZarrVolume:
     return ZarrVolume(volume, (spacing[0], spacing[1], spacing[2]), (origin[0], origin[1], origin[2]))
 
 
+def check_new(path: Path) -> None:
+    """Refuse a folder that `new_zarr` cannot write, before any long work.
+
+    Raises:
+        FileError: it is there already or no `.zarr`, or its folder is missing or read-only.
+    """
+    if path.exists() or not path.name.endswith(SUFFIX):
+        raise FileError(
+            f"{path}: {'is there already' if path.exists() else f'must end with {SUFFIX}'}; choose another name"
+        )
+    check_folder(path)
+
+
 @contextmanager
 def new_zarr(path: Path, like: ZarrVolume, dtype: str, *, name: str, label: bool = False) -> Iterator[Any]:
     """An array `(S, H, W)` to assign slices to; the folder appears whole at the end, or not at all.
@@ -100,13 +121,10 @@ def new_zarr(path: Path, like: ZarrVolume, dtype: str, *, name: str, label: bool
         label: mark it as label image.
 
     Raises:
-        FileError: it is there already, or its folder is missing, read-only or full.
+        FileError: as for `check_new`, or its folder is full.
     """
     zarr = _zarr()
-    if path.exists() or not path.name.endswith(SUFFIX):
-        raise FileError(
-            f"{path}: {'is there already' if path.exists() else f'must end with {SUFFIX}'}; choose another name"
-        )
+    check_new(path)
     try:
         made = Path(tempfile.mkdtemp(dir=path.absolute().parent, prefix=".writing-", suffix=SUFFIX))
     except OSError as error:

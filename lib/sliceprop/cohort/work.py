@@ -40,6 +40,10 @@ LEARNING_S = 600.0
 """Bound for learning one study. Nobody waits for a single one here, so that learning ends by its steps, not by the
 clock: results are then the same however busy the machine is."""
 
+LEARNING_EPOCHS = 2
+"""Of the network, which starts from a pretrained one: from there eight took twice the time and brought nothing more, ten
+volumes of MRI and CT (`benchmarks/EXPERIMENTS.md`)."""
+
 
 @dataclass(frozen=True)
 class CohortConfig:
@@ -57,7 +61,7 @@ class CohortConfig:
         names: label value to name.
     """
 
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(budget_s=LEARNING_S))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(budget_s=LEARNING_S, max_epochs=LEARNING_EPOCHS))
     propagate: PropagateConfig = field(default_factory=PropagateConfig)
     target: float = SuggestConfig.target
     device: str = "auto"

@@ -7,6 +7,8 @@ label is worked on in a window of its own, around all places where it was drawn.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -74,26 +76,26 @@ class Carrier:
     Several threads may ask at once, each about slices of its own.
     """
 
-    def __init__(self, annotation: SparseLabels, images: Tensor, transforms: SliceTransforms | None) -> None:
+    def __init__(
+        self, annotation: SparseLabels, images: Tensor, transforms: SliceTransforms | None, *, kept: int | None = None
+    ) -> None:
         """Prepare to carry.
 
         Args:
             annotation: `(S, H, W)` in the region of interest.
             images: `(S, 1, H, W)` of the same region.
             transforms: of the same region; None carries labels straight through, without motion.
+            kept: signed distances that are remembered, those asked for last; None for all.
         """
         self.annotation, self.images, self.transforms = annotation, images, transforms
         self.windows = [_window(annotation, value) for value in annotation.values]
-        self._distances: dict[tuple[int, int], Tensor] = {}
+        self._distance = _distances(annotation, self.windows, kept)
         self._similarities: dict[tuple[int, int, int], Tensor] = {}
         self._target = _Target()
 
     def distance(self, k: int, source: int) -> Tensor:
         """Signed distance of label `k` on an annotated slice, in its window, pixels."""
-        if (k, source) not in self._distances:
-            mask = self.annotation.labels[source][self.windows[k]] == self.annotation.values[k]
-            self._distances[k, source] = torch.from_numpy(signed_distance(mask))
-        return self._distances[k, source]
+        return self._distance(k, source)
 
     def carried(self, k: int, source: int, target: int) -> Tensor:
         """Signed distance of label `k` of slice `source`, as it lies on slice `target`; remembered for one target."""
@@ -177,6 +179,17 @@ class Carrier:
             return fusion.position_weight(low, up, index, rule=rule)
         below, above = (self.similarity(s, index, fusion.LNCC_RADIUS_PX) for s in (low, up))
         return fusion.similarity_weight(below, above, self.windows[k], region, rule=rule)
+
+
+def _distances(annotation: SparseLabels, windows: list[Box], kept: int | None) -> Callable[[int, int], Tensor]:
+    """Finds the signed distance of label `k` on an entry of `annotation.labels`, and remembers the last `kept`."""
+
+    @lru_cache(maxsize=kept)
+    def distance(k: int, source: int) -> Tensor:
+        mask = annotation.labels[source][windows[k]] == annotation.values[k]
+        return torch.from_numpy(signed_distance(mask))
+
+    return distance
 
 
 def _window(annotation: SparseLabels, value: int) -> Box:

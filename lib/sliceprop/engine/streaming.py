@@ -6,6 +6,7 @@ Only the annotated slices are held in full resolution; every other slice is made
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import lru_cache
 from typing import cast
@@ -25,6 +26,9 @@ from sliceprop.labels import LabelArray, SparseLabels
 FULL_FIELDS = 4
 """Displacements kept in full resolution: those from both annotated slices to the slice in work, and the next."""
 
+BYTES_PER_WINDOW_PIXEL = 16
+"""Signed distances of a label on both annotated slices around the slice in work, and the same as carried to it."""
+
 
 class ResizedTransforms:
     """Displacements of a coarse grid, on a finer one; asked like `SliceTransforms`."""
@@ -41,7 +45,10 @@ class ResizedTransforms:
 
 
 class StreamedCarrier(Carrier):
-    """Carries labels of annotated slices that alone are there, by their places in the whole volume."""
+    """Carries labels of annotated slices that alone are there, by their places in the whole volume.
+
+    Signed distances are remembered for the two annotated slices around the slice in work.
+    """
 
     def __init__(self, annotation: SparseLabels, transforms: ResizedTransforms | None) -> None:
         """Prepare to carry.
@@ -52,11 +59,18 @@ class StreamedCarrier(Carrier):
             transforms: of the whole volume; None carries labels straight through.
         """
         self._place: Mapping[int, int] = {s: n for n, s in enumerate(annotation.annotated_slices)}
-        super().__init__(annotation, torch.empty(0), cast(SliceTransforms, transforms))
+        kept = 2 * len(annotation.values)
+        super().__init__(annotation, torch.empty(0), cast(SliceTransforms, transforms), kept=kept)
 
     def distance(self, k: int, source: int) -> Tensor:
         """See `Carrier.distance`."""
         return super().distance(k, self._place[source])
+
+    def without_motion(self) -> StreamedCarrier:
+        """One that carries the same labels straight through, by the same signed distances."""
+        still = copy(self)
+        still.transforms = None
+        return still
 
 
 def stream(

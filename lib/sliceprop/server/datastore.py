@@ -104,11 +104,11 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         watches left.
         """
         arrivals = _Arrivals(self.refresh)
-        observer = PollingObserver() if self._is_on_mount(self._datastore_path) else Observer()
+        self._observer = PollingObserver() if self._is_on_mount(self._datastore_path) else Observer()
         for folder, recursive in ((self._datastore_path, False), (self._datastore.label_path(None), True)):
-            observer.schedule(arrivals, folder, recursive=recursive, event_filter=arrivals.EVENTS)
+            self._observer.schedule(arrivals, folder, recursive=recursive, event_filter=arrivals.EVENTS)
         try:
-            observer.start()
+            self._observer.start()
         except OSError:
             logger.exception("files that others put into the folder are noticed when a client asks for them")
 
