@@ -15,14 +15,16 @@ import pytest
 from monai.data import load_decathlon_datalist
 
 from cohorts import AFFINE, write_study
-from phantoms import moving_disc
+from phantoms import moving_disc, only
 from sliceprop.cli import main
 from sliceprop.cohort.finding import find_studies
+from sliceprop.cohort.run import COHORT
 from sliceprop.cohort.work import CohortConfig, Task, run_study
 from sliceprop.config import PropagateConfig
 from sliceprop.dataset_export import ExportConfig, export_dataset
 from sliceprop.errors import FileError, InputError
-from sliceprop.io import Image, read_image, write_image
+from sliceprop.io import Image, read_image, write_image, write_json
+from sliceprop.versions import FINAL, Entry, Event, Versions
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {1: "drifting disc", 7: "shrinking disc"}
@@ -33,16 +35,21 @@ SECRET = "MUSTERMANN"
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two finished studies in `out`, of scans in `in` that are called after a patient, in file and header."""
     folder = tmp_path_factory.mktemp("cohort")
-    config = CohortConfig(propagate=PropagateConfig("shape"), device="cpu", pictures=False, names=NAMES)
     for n in range(2):
         write_study(folder / f"in/{SECRET}{n}", seed=n)
         scan = nib.load(folder / f"in/{SECRET}{n}/image.nii.gz")
         scan.header["descrip"] = SECRET.encode()
         scan.header.extensions.append(nib.nifti1.Nifti1Extension("comment", SECRET.encode()))
         nib.save(nib.Nifti1Image(np.asarray(scan.dataobj), scan.affine, scan.header), scan.get_filename())
-    for entry in find_studies(folder / "in")[0]:
-        assert isinstance(run_study(Task(entry, folder / "out" / entry.id, config)), dict)
+    run(folder / "in", folder / "out")
     return folder
+
+
+def run(studies: Path, results: Path) -> None:
+    """What `sliceprop cohort` leaves, without its workers."""
+    config = CohortConfig(propagate=PropagateConfig("shape"), device="cpu", pictures=False, names=NAMES)
+    reports = [run_study(Task(entry, results / entry.id, config)) for entry in find_studies(studies)[0]]
+    write_json(results / COHORT, {"failed": [], "studies": [{"id": report["id"]} for report in reports]})  # type: ignore[index]
 
 
 @pytest.fixture
@@ -138,6 +145,99 @@ def test_a_study_that_cannot_be_written_is_told_and_leaves_no_gap(
     assert files == {"case_0001.nii.gz", "case_0001_0000.nii.gz"}
 
 
+def test_only_what_the_cohort_counts_is_written(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that a shorter list, or another name of the study, has left; a copy; and one whose results are gone."""
+    first = cohort / f"{SECRET}0_image"
+    for name in ("stale", "copy"):
+        shutil.copytree(first, cohort / name)
+        report = json.loads((first / "report.json").read_text())
+        write_json(cohort / name / "report.json", {**report, "id": name})
+    studies = [{"id": name} for name in (f"{SECRET}0_image", f"{SECRET}1_image", "copy", "gone")]
+    failed = [{"id": "copy", "reason": "the same as another one"}, {"id": "", "reason": "no image"}]
+    write_json(cohort / COHORT, {"failed": failed, "studies": studies})
+    assert main(["export-dataset", str(cohort), "-o", str(tmp_path / "raw"), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["cases"] == 2
+    reasons = {failure["name"]: failure["reason"] for failure in told["failed"]}
+    assert reasons.keys() == {str(cohort / name) for name in ("copy", "stale", "gone")}
+    assert reasons[str(cohort / "copy")] == "the same as another one"
+    assert "remove it" in reasons[str(cohort / "stale")]
+    assert "run `sliceprop cohort` again" in reasons[str(cohort / "gone")]
+
+
+@pytest.fixture
+def disc(tmp_path: Path) -> Path:
+    """A studies folder with one scan; its label maps are to follow."""
+    image, _ = moving_disc()
+    (tmp_path / "in").mkdir()
+    write_image(tmp_path / "in/a.nii.gz", image, Image(image, AFFINE))
+    return tmp_path / "in"
+
+
+def draw(studies: Path, tag: str, slices: list[int]) -> Path:
+    """The true labels on some slices as the label map of a tag."""
+    labels = only(moving_disc()[1], slices)
+    file = studies / f"labels/{tag}/a.nii.gz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_image(file, labels, Image(labels, AFFINE))
+    return file
+
+
+def reviewed(studies: Path) -> bool:
+    """Whether the finished study is exported with its `final` label map, rather than with the result."""
+    results, raw = studies.parent / "out", studies.parent / "raw"
+    folder = export_dataset(results, raw, ExportConfig(number=len(list(raw.glob("*"))) + 1)).folder
+    (told,) = json.loads((folder / "provenance.json").read_text())["cases"]
+    written = np.array_equal(
+        read_image(folder / "labelsTr/case_0001.nii.gz").array > 0,
+        read_image(studies / "labels/final/a.nii.gz").array > 0,
+    )
+    assert written == bool(told["slices"]["reviewed"]) != bool(told["slices"]["propagated"])
+    return written
+
+
+def test_a_drawing_submitted_as_final_is_no_review(disc: Path) -> None:
+    draw(disc, FINAL, [1, 5, 9])
+    run(disc, disc.parent / "out")
+    assert not reviewed(disc)
+    draw(disc, FINAL, [1, 3, 5, 9])  # and goes on after the cohort's run
+    assert not reviewed(disc)
+
+
+def test_a_final_label_map_put_beside_a_drawing_is_a_review_if_it_holds_more(disc: Path) -> None:
+    draw(disc, "sparse", [1, 5, 9])
+    run(disc, disc.parent / "out")
+    draw(disc, FINAL, [1, 5])
+    assert not reviewed(disc)
+    draw(disc, FINAL, list(range(11)))
+    assert reviewed(disc)
+
+
+@pytest.mark.parametrize(
+    ("tag", "event", "held", "drawn", "is_review"),
+    [
+        ("sparse", "submitted", [2, 6], [2, 6], False),
+        (FINAL, "submitted", [1, 3, 5, 9], [1, 3, 5, 9], False),
+        (FINAL, "submitted", list(range(11)), [1, 5, 9], True),
+        (FINAL, "final", list(range(11)), [1, 5, 9], True),
+        (FINAL, "final", [1, 5, 9], [1, 5, 9], False),
+        ("sparse", "found", list(range(11)), list(range(11)), True),
+    ],
+)
+def test_what_the_server_noted_as_drawn_is_no_review(
+    disc: Path, tag: str, event: Event, held: list[int], drawn: list[int], is_review: bool
+) -> None:
+    draw(disc, tag, [1, 5, 9])
+    run(disc, disc.parent / "out")
+    labels = draw(disc, FINAL, held)
+    mask = np.zeros((11, *read_image(labels).array.shape[1:]), bool)
+    mask[drawn] = True
+    Versions(disc / ".labelprop/studies/a/versions").append(Entry(FINAL, event), labels, mask)
+    assert reviewed(disc) == is_review
+
+
 def test_nothing_half_written_stays(cohort: Path, tmp_path: Path) -> None:
     export_dataset(cohort, tmp_path / "raw")
     with pytest.raises(InputError, match="there already"):
@@ -147,8 +247,13 @@ def test_nothing_half_written_stays(cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none of its studies"):
         export_dataset(cohort, tmp_path / "raw", ExportConfig("Other"))
     assert [file.name for file in (tmp_path / "raw").iterdir()] == ["Dataset501_Propagated"]
-    with pytest.raises(FileError, match="no finished studies"):
+    with pytest.raises(FileError, match=r"holds no cohort.json"):
         export_dataset(tmp_path / "raw", tmp_path / "more")
+    write_json(cohort / COHORT, {"failed": [], "studies": []})
+    shutil.rmtree(cohort / f"{SECRET}0_image")
+    shutil.rmtree(cohort / f"{SECRET}1_image")
+    with pytest.raises(FileError, match="no finished studies"):
+        export_dataset(cohort, tmp_path / "more")
 
 
 def test_one_value_has_one_meaning(cohort: Path, tmp_path: Path) -> None:

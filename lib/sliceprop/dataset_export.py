@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sliceprop import __version__
-from sliceprop.cohort.finding import Failure, stem
+from sliceprop.cohort.finding import Failure, beside, stem
+from sliceprop.cohort.run import COHORT
 from sliceprop.cohort.work import LABELS, REPORT, UNCERTAINTY
 from sliceprop.config import MAX_LABEL
 from sliceprop.errors import FileError, InputError
+from sliceprop.hashing import digest
 from sliceprop.io import (
-    SUFFIXES,
     Image,
     check_same_grid,
     make_folder,
@@ -36,6 +37,7 @@ from sliceprop.io import (
     write_json,
 )
 from sliceprop.labels import LabelArray, check_labels
+from sliceprop.versions import FINAL, FOLDER, Versions
 
 DATASET, DATALIST, PROVENANCE = "dataset.json", "datalist.json", "provenance.json"
 IMAGES, TARGETS, WEIGHTS = "imagesTr", "labelsTr", "weightsTr"
@@ -113,7 +115,7 @@ class Exported:
         cases: id of each study by its case.
         labels: studies that hold each label, by name; a label that is drawn in some studies only is background in the
             others, which teaches a network to leave it out.
-        failures: studies that could not be written.
+        failures: studies that could not be written, and results that the cohort's last run does not count.
     """
 
     folder: Path
@@ -142,12 +144,12 @@ def export_dataset(
         FileError: a folder that is missing, read-only or full.
     """
     config = config or ExportConfig()
-    reports = _reports(results)
+    reports, failures = _reports(results)
     values, names = _label_values(reports)
     target = output.absolute() / config.folder
     if mapping is not None and mapping.absolute().is_relative_to(target):
         raise InputError(f"{mapping}: tells who is who; keep it out of the data set")
-    cases, failures, told, held = dict[str, str](), list[Failure](), list[dict[str, Any]](), dict.fromkeys(names, 0)
+    cases, told, held = dict[str, str](), list[dict[str, Any]](), dict.fromkeys(names, 0)
     with _whole(target) as folder:
         for report in reports:
             name = f"case_{len(cases) + 1:04d}"
@@ -164,22 +166,34 @@ def export_dataset(
             for value in present:
                 held[names[value - 1]] += 1
         if not cases:
-            raise InputError(f"{results}: none of its studies can be exported ({failures[0].reason})")
+            raise InputError(f"{results}: none of its studies can be exported ({failures[-1].reason})")
         _describe(folder, config, names, list(cases), told)
     if mapping is not None:
         _write_mapping(mapping, cases)
     return Exported(target, cases, held, failures)
 
 
-def _reports(results: Path) -> list[dict[str, Any]]:
-    """Of the finished studies."""
-    files = sorted(results.glob(f"*/{REPORT}"))
-    if not files:
-        raise FileError(f"{results}: holds no finished studies; give the folder of results of `sliceprop cohort`")
+def _reports(results: Path) -> tuple[list[dict[str, Any]], list[Failure]]:
+    """Of the studies that the cohort's last run has finished, and why other results are left out."""
     try:
-        return [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    except (OSError, ValueError) as error:
-        raise FileError(f"{results}: a {REPORT} cannot be read; run `sliceprop cohort` again ({error})") from error
+        table = json.loads((results / COHORT).read_text(encoding="utf-8"))
+        files = [json.loads(file.read_text(encoding="utf-8")) for file in results.glob(f"*/{REPORT}")]
+        listed = {str(study["id"]) for study in table["studies"]}
+        failed = {str(failure["id"]): str(failure["reason"]) for failure in table["failed"]}
+    except FileNotFoundError as error:
+        raise FileError(
+            f"{results}: holds no {COHORT}; give the results of `sliceprop cohort` that has ended"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileError(f"{results}: a report cannot be read; run `sliceprop cohort` again ({error})") from error
+    reports = {str(report["id"]): report for report in files}
+    left_out = dict.fromkeys(reports.keys() - listed, f"is not in {COHORT}; run `sliceprop cohort` again, or remove it")
+    left_out |= dict.fromkeys(listed - reports.keys(), "is gone; run `sliceprop cohort` again")
+    left_out |= {name: failed[name] for name in reports.keys() & failed.keys()}
+    kept = sorted(reports.keys() - left_out.keys())
+    if not kept:
+        raise FileError(f"{results}: holds no finished studies; run `sliceprop cohort` again")
+    return [reports[name] for name in kept], [Failure(str(results / n), left_out[n], n) for n in sorted(left_out)]
 
 
 def _label_values(reports: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int32], list[str]]:
@@ -203,26 +217,55 @@ def _label_values(reports: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int3
 def _open(folder: Path, report: Mapping[str, Any], config: ExportConfig) -> Case:
     """A finished study, or what somebody made of it."""
     scan = replace(read_image(report["image"]), header=None)
-    file = _reviewed_file(Path(report["image"]), report["id"], config)
-    given = read_image(file or folder / LABELS)
-    labels = check_labels(given.array, scan.array.shape)
-    check_same_grid(scan, given, "labels")
+    review = _review(scan, report, config)
+    labels = _read_labels(folder / LABELS, scan) if review is None else review
     axis, drawn = int(report["slice_axis"]), [int(s) for s in report["annotated_slices"]]
     others = [s for s in range(scan.array.shape[axis]) if s not in drawn]
-    provenance = {"drawn": drawn, "reviewed": others if file else [], "propagated": [] if file else others}
-    if file is not None or not (config.weights or config.ignore_above is not None):
-        doubt = np.zeros(scan.array.shape, np.float32)
-    else:
+    propagated = review is None
+    provenance = {"drawn": drawn, "reviewed": [] if propagated else others, "propagated": others if propagated else []}
+    if propagated and (config.weights or config.ignore_above is not None):
         doubt = read_image(folder / UNCERTAINTY).array.astype(np.float32)
+    else:
+        doubt = np.zeros(scan.array.shape, np.float32)
     return Case(scan, labels, doubt, axis, provenance)
 
 
-def _reviewed_file(image: Path, name: str, config: ExportConfig) -> Path | None:
-    """A label map that was accepted: in the given folder, else with tag `final` in the studies folder of the scan."""
-    places = [(config.reviewed, name)] if config.reviewed else []
-    places.append((image.parent / "labels" / "final", stem(image)))
-    files = (folder / f"{name}{suffix}" for folder, name in places for suffix in SUFFIXES)
-    return next((file for file in files if file.is_file()), None)
+def _read_labels(file: Path, scan: Image) -> LabelArray:
+    given = read_image(file)
+    labels = check_labels(given.array, scan.array.shape)
+    check_same_grid(scan, given, "labels")
+    return labels
+
+
+def _review(scan: Image, report: Mapping[str, Any], config: ExportConfig) -> LabelArray | None:
+    """Labels that were accepted: in the given folder, else with tag `final` in the studies folder of the scan.
+
+    With that tag users also submit what they draw, and cohorts read that; it is a review if it holds more.
+    """
+    image = Path(report["image"])
+    if config.reviewed is not None and (given := beside(config.reviewed, [report["id"]])):
+        return _read_labels(given, scan)
+    final = beside(image.parent / "labels" / FINAL, [stem(image)])
+    if final is None:
+        return None
+    labels = _read_labels(final, scan)
+    return labels if labels[~_drawn(final, labels.shape, report)].any() else None
+
+
+def _drawn(final: Path, shape: tuple[int, ...], report: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Voxels of a `final` label map that were drawn: those that the server kept with it, else the annotated slices.
+
+    Without the server's word all of it counts as drawn where the cohort has read it as that.
+    """
+    image = Path(report["image"])
+    version = Versions(image.parent / FOLDER / "studies" / stem(image) / "versions").newest(FINAL)
+    if version is not None and version.entry.event != "found" and version.digest == digest(final):
+        known = version.drawn()
+        if known is not None:
+            return known
+    drawn = np.full(shape, final.resolve() == Path(report["labels"] or "").resolve())
+    np.moveaxis(drawn, report["slice_axis"], 0)[report["annotated_slices"]] = True
+    return drawn
 
 
 def _write(folder: Path, name: str, case: Case, values: NDArray[np.int32], config: ExportConfig) -> list[int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -17,7 +19,9 @@ from cohorts import write_study
 from phantoms import moving_disc
 from sliceprop.checkpoint import load_checkpoint
 from sliceprop.cli import main
+from sliceprop.cohort.finding import find_studies
 from sliceprop.cohort.pretrain import MLFLOW_FILE, PretrainFiles, pretrain
+from sliceprop.cohort.scans import CachedScans, cache_file, prepare
 from sliceprop.engine.pretraining import PretrainConfig
 from sliceprop.engine.threads import one_thread
 from sliceprop.errors import FileError, InputError
@@ -128,9 +132,78 @@ def test_scans_that_cannot_be_read_are_told(data: Path, tmp_path: Path, capsys: 
     assert "no scan to learn from" in capsys.readouterr().err
     assert main(["pretrain", str(data), "-o", str(tmp_path / "n.pth"), *options]) == 2
     assert "ends with .safetensors" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["pretrain", str(tmp_path / "empty"), "-o", str(tmp_path / "n.safetensors"), *options]) == 2
+    assert not list(tmp_path.glob("n.*"))
 
 
 def test_named_studies_are_held_out(data: Path, tmp_path: Path) -> None:
     (tmp_path / "held.csv").write_text(f"image,labels\n{data}/1/image.nii.gz,{data}/1/labels.nii.gz\n")
     where = files(data, tmp_path, validation=[tmp_path / "held.csv"])
     assert pretrain(where, PretrainConfig(1, 1, 1, 3, 32), device="cpu").studies == (3, 1)
+
+
+def test_copies_are_told_and_learnt_from_once(data: Path, tmp_path: Path) -> None:
+    once, copies = files(data, tmp_path), tmp_path / "copies"
+    assert pretrain(once, PretrainConfig(1, 2, 2, 3, 32), device="cpu").studies == (3, 1)
+    for name in ("x", "y"):
+        shutil.copytree(data / "0", copies / name)
+    (copies / "y/labels.nii.gz").unlink()
+    again = PretrainFiles([data, copies, data], once.output, cache=once.cache)
+    result = pretrain(again, SMALL, device="cpu")
+    assert [event.epoch for event in result.events] == [2]  # copies change nothing, so that the run goes on
+    assert result.studies == (3, 1)
+    told = {failure.name: failure.reason for failure in result.failures}
+    assert len(result.failures) == 6
+    for name in ("x", "y"):
+        assert told[f"{copies}/{name}/image.nii.gz"] == (
+            f"holds the same voxels as {data}/0/image.nii.gz; its first place counts"
+        )
+    assert told[f"{data}/bare/image.nii.gz"] == "is listed more than once; its first place counts"
+
+
+def test_a_copy_of_what_is_held_out_is_not_learnt_from(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "1", tmp_path / "held/other")
+    where = files(data, tmp_path, validation=[tmp_path / "held"])
+    result = pretrain(where, PretrainConfig(1, 1, 1, 3, 32), device="cpu")
+    assert result.studies == (3, 1)
+    assert [failure.name for failure in result.failures] == [f"{data}/1/image.nii.gz"]
+
+
+def test_a_run_that_has_ended_by_itself_stays_as_it_is(data: Path, tmp_path: Path) -> None:
+    where = files(data, tmp_path)
+    config = PretrainConfig(30, 1, 1, 3, 32, patience=1, learning_rate=1e-12)
+    assert len(pretrain(where, config, device="cpu").events) < 10
+    before = where.state.read_bytes()
+    assert pretrain(where, config, device="cpu").events == []
+    assert where.state.read_bytes() == before
+    longer = PretrainConfig(30, 1, 1, 3, 32, patience=2, learning_rate=1e-12)
+    assert pretrain(where, longer, device="cpu").events
+
+
+def test_a_prepared_scan_that_is_damaged_is_prepared_anew(data: Path, tmp_path: Path) -> None:
+    entry = find_studies(data)[0][0]
+    voxels, file = prepare(entry, tmp_path), cache_file(entry, tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    assert prepare(entry, tmp_path) == voxels
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells memory of its own from mapped files")
+def test_prepared_scans_are_mapped_not_read(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 100, (400, 192, 192), np.uint8)
+    (tmp_path / "large").mkdir()
+    write_image(tmp_path / "large/image.nii", image, Image(image, np.eye(4)))
+    (entry,), _ = find_studies(tmp_path)
+    assert isinstance(prepare(entry, tmp_path), str)
+    file, before = cache_file(entry, tmp_path), own_memory()
+    scans = [CachedScans([file])[0] for _ in range(20)]
+    assert own_memory() - before < 5 * file.stat().st_size
+    assert all(torch.equal(scan.half[7], scans[0].half[7]) for scan in scans)
+
+
+def own_memory() -> int:
+    """Bytes of this process without files that are mapped."""
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - memory.shared)

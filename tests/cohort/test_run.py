@@ -14,7 +14,6 @@ import dask
 import nibabel as nib
 import numpy as np
 import pytest
-from dask_jobqueue.local import LocalCluster as JobCluster
 from distributed import Client, LocalCluster, WorkerPlugin
 from filelock import FileLock
 
@@ -306,15 +305,13 @@ def test_a_job_that_ends_is_submitted_again(
     monkeypatch.setattr("sliceprop.cohort.run.LOOK_S", 0.2)
     write_study(tmp_path / "in/only")
     [entry], _ = find_studies(tmp_path / "in")
-    task = Task(entry, tmp_path / "out", CohortConfig(propagate=PropagateConfig("nearest"), device="cpu"))
-    reports, jobs = list[Any](), {"cores": 1, "processes": 1, "memory": "4GiB", "silence_logs": False}
+    task, reports = Task(entry, tmp_path / "out", CohortConfig(propagate=PropagateConfig("nearest"))), list[Any]()
     with (
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
-        JobCluster(n_workers=1, scheduler_options={"dashboard_address": ":0"}, **jobs) as cluster,
+        LocalCluster(n_workers=1, **THREADS) as cluster,
         Client(cluster) as client,
     ):
-        client.wait_for_workers(1)
-        next(iter(cluster.workers.values())).process.proc.kill()  # as SLURM does when its time is up
+        cluster.sync(cluster.workers[0].close)  # as SLURM does when a job's time is up
         eventually(lambda: not offers(client), "the scheduler to notice")
         _work_off(client, [task], reports.append)
     assert [report["id"] for report in reports] == [entry.id]

@@ -58,3 +58,24 @@ def test_what_counts_as_drawn_stays(
     answer = client.post(f"/infer/{model}", params={"image": image}, data={"params": params})
     assert answer.status_code in (200, 400), answer.text
     assert in_force(client, image) == before
+
+
+def test_a_result_is_not_taken_for_that_of_another_scan_of_its_name(client: TestClient) -> None:
+    def add(seed: int) -> None:
+        files = {"file": ("f.nii", nifti(scan(seed)))}
+        assert client.put("/datastore/image", params={"image": "again"}, files=files).is_success
+
+    def shown() -> tuple[Any, bool]:
+        voxels = client.get("/labelprop/voxels", params={"image": "again", "kind": "labels"}).content
+        return client.get("/labelprop/study", params={"image": "again"}).json()["result"], any(voxels)
+
+    add(0)
+    label, data = {"label": ("l.nii", nifti(only(truth())))}, {"params": json.dumps({"label_info": NAMES})}
+    assert client.put("/datastore/label", params={"image": "again", "tag": "sparse"}, files=label, data=data).is_success
+    params = json.dumps({"method": "nearest"})
+    assert client.post("/infer/labelprop", params={"image": "again"}, data={"params": params}).is_success
+    result, anything = shown()
+    assert result and anything
+    assert client.delete("/datastore/image", params={"id": "again"}).is_success
+    add(1)
+    assert shown() == (None, False)

@@ -184,6 +184,8 @@ def test_files_are_noticed_whoever_puts_them_there(watching, tmp_path):
     eventually(lambda: "new tag" in watching.get_labels_by_image_id("a"), "the label to be noticed", every_s=0.02)
     (tmp_path / "a.nii.gz").replace(tmp_path / "b.nii.gz")
     eventually(lambda: watching.list_images() == ["b"], "the new name to be noticed", every_s=0.02)
+    LocalStudies(str(tmp_path), watch=False).update_image_info("b", {"batch": 1})  # as another process does
+    eventually(lambda: watching.get_image_info("b").get("batch") == 1, "the information to be noticed", every_s=0.02)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts what Linux tells of a process")

@@ -100,6 +100,12 @@ def stem(file: Path) -> str:
     return next((file.name.removesuffix(s) for s in reversed(SUFFIXES) if file.name.endswith(s)), file.name)
 
 
+def beside(folder: Path, stems: Sequence[str]) -> Path | None:
+    """The file in a folder with the first of these names, in any format; None without one."""
+    files = (folder / f"{name}{suffix}" for name in stems for suffix in SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
 def label_names(source: Path) -> dict[int, str]:
     """Label value to name from `labels.json` in a studies folder; empty where there is none.
 
@@ -124,9 +130,9 @@ def _in_studies_folder(folder: Path) -> list[Entry]:
 
 
 def _study_of(folder: Path, image: Path, known: dict[str, Any]) -> Entry:
-    entry = Entry("", image, scribbles=_beside(folder / "labels" / "scribbles", [stem(image)]))
+    entry = Entry("", image, scribbles=beside(folder / "labels" / "scribbles", [stem(image)]))
     for tag in LABEL_TAGS:
-        file = _beside(folder / "labels" / tag, [stem(image)])
+        file = beside(folder / "labels" / tag, [stem(image)])
         if file is not None:
             info = known.get(stem(image), {}).get("labels", {}).get(tag, {}).get("info", {})
             return _with_info(replace(entry, labels=file), info)
@@ -146,14 +152,8 @@ def _in_case_folders(folder: Path) -> Iterator[Entry]:
     """A folder per study."""
     for image in sorted(folder.glob("*/image.*")):
         if _is_scan(image.name):
-            labels, scribbles = _beside(image.parent, ["labels", "label"]), _beside(image.parent, ["scribbles"])
+            labels, scribbles = beside(image.parent, ["labels", "label"]), beside(image.parent, ["scribbles"])
             yield Entry("", image, labels, scribbles)
-
-
-def _beside(folder: Path, stems: Sequence[str]) -> Path | None:
-    """The file with the first of these names, in any format."""
-    files = (folder / f"{name}{suffix}" for name in stems for suffix in SUFFIXES)
-    return next((file for file in files if file.is_file()), None)
 
 
 def _is_scan(name: str) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,22 +147,55 @@ def _work(
 def _split(files: PretrainFiles, result: Pretrained) -> tuple[list[Path], list[Path]]:
     """The prepared scans to learn from and those to judge by, the same in every process."""
     cache = files.cache or files.output.with_suffix(".cache")
-    make_folder(cache)
     named, given = _entries(files.validation, result), _entries(files.studies, result)
+    make_folder(cache)
     result.kind = files.kind.completed(common_kind([kind_of(entry.image) for entry in given]))
-    rank, world = ranks()
-    failures = [prepare(entry, cache) for entry in [*given, *named][rank::world]]
-    told = everyones(json.dumps([asdict(failure) for failure in failures if failure]))
-    result.failures += [Failure(**each) for text in told for each in json.loads(text)]
-    judge = [file for entry in named if (file := cache_file(entry, cache)).is_file()]
-    learn = [file for entry in given if (file := cache_file(entry, cache)).is_file() and file not in judge]
+    kept = _prepared(named, given, cache, result)
+    judge, learn = ([cache_file(entry, cache) for entry in entries] for entries in kept)
     if not learn:
+        with suppress(OSError):  # unless it holds what another run has prepared
+            cache.rmdir()
         raise InputError(f"there is no scan to learn from{_first_reason(result.failures)}")
     if not files.validation and len(learn) > 1:
         shuffled = sorted(learn)  # by their checksums: at random, and the same each time
         judge = shuffled[: max(1, round(HELD_OUT * len(learn)))]
         learn = [file for file in learn if file not in judge]
     return learn, judge
+
+
+def _prepared(
+    named: Sequence[Entry], given: Sequence[Entry], cache: Path, result: Pretrained
+) -> tuple[list[Entry], list[Entry]]:
+    """Those of both that can be read, each scan once: what is held out is not learnt from, whatever its file."""
+    entries, first = [*named, *given], dict[str, int]()
+    for n, outcome in enumerate(_outcomes(entries, cache)):
+        if isinstance(outcome, Failure):
+            result.failures.append(outcome)
+            continue
+        place = first.setdefault(outcome, n)
+        taken_out = place < len(named) <= n and _same_file(entries[n], entries[place])
+        if place < n and not taken_out:
+            result.failures.append(_repeated(entries[n], entries[place]))
+    kept = sorted(first.values())
+    return [entries[n] for n in kept if n < len(named)], [entries[n] for n in kept if n >= len(named)]
+
+
+def _outcomes(entries: Sequence[Entry], cache: Path) -> list[str | Failure]:
+    """What `prepare` tells of each; the processes share out the work."""
+    rank, world = ranks()
+    mine = {n: prepare(entries[n], cache) for n in range(rank, len(entries), world)}
+    told = [json.loads(text) for text in everyones(json.dumps(mine, default=asdict))]
+    each = [told[n % world][str(n)] for n in range(len(entries))]
+    return [outcome if isinstance(outcome, str) else Failure(**outcome) for outcome in each]
+
+
+def _same_file(one: Entry, other: Entry) -> bool:
+    return one.image.resolve() == other.image.resolve()
+
+
+def _repeated(entry: Entry, first: Entry) -> Failure:
+    same = "is listed more than once" if _same_file(entry, first) else f"holds the same voxels as {first.image}"
+    return Failure(str(entry.image), f"{same}; its first place counts", entry.id)
 
 
 def _entries(places: Sequence[Path], result: Pretrained) -> list[Entry]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -19,28 +19,32 @@ from sliceprop.engine.anchors import Anchors, make_anchors
 from sliceprop.engine.pretraining import Scan
 from sliceprop.engine.training import halved
 from sliceprop.errors import SlicePropError
+from sliceprop.hashing import array_digest
 from sliceprop.io import write_atomically
 from sliceprop.study import open_study
 
 FORMAT = 1
 """Changes when the files mean something else."""
 
-IN_MEMORY = 64
-"""Scans that each process keeps in memory."""
+VOXELS = "sha256"
+"""Under which a file tells the checksum of its slices."""
 
 
 class CachedScans:
-    """Scans by number, from the files that `prepare` has written."""
+    """Scans by number, from the files that `prepare` has written.
+
+    The files are mapped: only the slices that are drawn are read, and the system keeps of them what fits into memory,
+    once for all processes.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = list(files)
-        self._load = lru_cache(maxsize=IN_MEMORY)(_read)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Scan:
-        return self._load(self.files[index])
+        return _read(self.files[index])
 
 
 def cache_file(entry: Entry, cache: Path) -> Path:
@@ -51,11 +55,15 @@ def cache_file(entry: Entry, cache: Path) -> Path:
     return cache / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
 
 
-def prepare(entry: Entry, cache: Path) -> Failure | None:
-    """Read a scan, and its sparse labels if it has any, unless it is kept already; or tell why that is not possible."""
+def prepare(entry: Entry, cache: Path) -> str | Failure:
+    """Read a scan, and its sparse labels if it has any, unless it is kept already.
+
+    Returns:
+        SHA-256 of its prepared slices, the same for a copy of the scan in another file; or why it cannot be read.
+    """
     file = cache_file(entry, cache)
-    if file.is_file():
-        return None
+    with suppress(OSError, SafetensorError):  # there is no such file yet, or it is damaged
+        return _voxels(file)
     try:
         study = open_study(
             entry.image,
@@ -67,20 +75,26 @@ def prepare(entry: Entry, cache: Path) -> Failure | None:
         )
         half = halved(torch.from_numpy(study.volume.slices)[:, None])
         anchors = make_anchors(study.annotation, *half.shape[-2:], device=torch.device("cpu"))
-        _write(file, Scan(half, tuple(anchors)))
+        return _write(file, Scan(half, tuple(anchors)))
     except (SlicePropError, MemoryError) as error:
         name, reason = str(entry.image), " ".join(str(error).split()) or "the memory is full"
         return Failure(name, reason.removeprefix(f"{name}: "), entry.id)
-    return None
 
 
-def _write(file: Path, scan: Scan) -> None:
+def _voxels(file: Path) -> str:
+    with safe_open(file, framework="pt") as content:
+        return (content.metadata() or {}).get(VOXELS) or array_digest(content.get_tensor("half").numpy())
+
+
+def _write(file: Path, scan: Scan) -> str:
     tensors: dict[str, Tensor] = {"half": scan.half.half().contiguous()}
     for n, group in enumerate(scan.anchors):
         tensors[f"slices.{n}"] = torch.tensor(group.slices)
         tensors[f"masks.{n}"] = group.masks.half().contiguous()
-    data = save(tensors)
+    voxels = array_digest(tensors["half"].numpy())
+    data = save(tensors, metadata={VOXELS: voxels})
     write_atomically(file, lambda temporary: temporary.write_bytes(data))
+    return voxels
 
 
 def _read(file: Path) -> Scan:

@@ -41,8 +41,8 @@ LEARNING_S = 600.0
 clock: results are then the same however busy the machine is."""
 
 LEARNING_EPOCHS = 2
-"""Of the network, which starts from a pretrained one: from there eight took twice the time and brought nothing more, ten
-volumes of MRI and CT (`benchmarks/EXPERIMENTS.md`)."""
+"""Of the network, which starts from a pretrained one: from there eight took longer and brought nothing more
+(`benchmarks/EXPERIMENTS.md`)."""
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,8 @@ class Pretraining:
             if deadline is not None and _any(time.monotonic() > deadline):
                 engine.terminate()
 
-        if self.trainer.state.epoch < self.config.epochs:
+        stopped = self._stopper.counter >= self.config.patience  # before this run took it up again
+        if self.trainer.state.epoch < self.config.epochs and not stopped:
             self.trainer.run(range(self.config.steps), max_epochs=self.config.epochs)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -138,6 +138,11 @@ class StudyRecord:
         else:
             self._file(RESULT).unlink()
 
+    def forget_results(self) -> None:
+        """Forget all propagations, and what clients were given: they were of another scan of this name."""
+        for name in (RESULT, BEFORE, "sent"):
+            self._file(name).unlink(missing_ok=True)
+
     def _is_first(self) -> bool:
         data = self._load(RESULT, "first")
         return data is not None and bool(data["first"])

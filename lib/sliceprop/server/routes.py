@@ -161,16 +161,17 @@ def save_label(
 @router.put("/datastore/", include_in_schema=False)
 def save_image(file: UploadFile, user: Annotator, image: str | None = None, params: Params = "{}") -> dict[str, str]:
     """Add an image after checking that it can be worked on; another one never takes the place of one that is there."""
-    info, store = _clients_info(params, user), running_app().datastore()
+    info, workspace = _clients_info(params, user), running_app().workspace
     check_upload(file)
     image = image or image_id(file.filename)
     note(image)
-    if not store.has_image(image):
+    if not workspace.store.has_image(image):
         new_name(image, "image")
+        workspace.record(image).forget_results()
     with saved(file) as upload:
         assert upload is not None
         check_image(io.read_image(upload).array)
-        return {"image": store.add_image(image, str(upload), info)}
+        return {"image": workspace.store.add_image(image, str(upload), info)}
 
 
 @router.put("/datastore/image/info")
