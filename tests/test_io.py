@@ -17,6 +17,7 @@ from sliceprop.io import (
     check_folder,
     check_same_grid,
     check_writable,
+    image_shape,
     make_folder,
     read_image,
     write_atomically,
@@ -162,6 +163,18 @@ def test_what_is_no_scan_is_refused(tmp_path: Path, name: str) -> None:
         (tmp_path / text).write_text("this is no scan")
     with pytest.raises(FileError, match=name):
         read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("line", ["NDims = 9999999999993", "NDims = -13", "NDims =-1 3", "NDims = 3\nNDims = 99", ""])
+def test_a_number_of_axes_that_would_crash_itk_is_refused(tmp_path: Path, line: str) -> None:
+    good = tmp_path / "good.mha"
+    write_image(good, np.zeros(SHAPE, np.int16), Image(np.zeros(SHAPE), np.eye(4)), dtype="int16")
+    assert b"NDims = 3\n" in good.read_bytes() and image_shape(good) == SHAPE
+    bad = tmp_path / "bad.mha"
+    bad.write_bytes(good.read_bytes().replace(b"NDims = 3", line.encode()))
+    with pytest.raises(FileError, match="how many axes"):
+        read_image(bad)
+    assert image_shape(bad) is None
 
 
 def test_folder_with_two_series_is_refused(tmp_path: Path) -> None:

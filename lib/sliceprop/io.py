@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -31,6 +32,9 @@ SITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 SUFFIXES = NIFTI_SUFFIXES + SITK_SUFFIXES
 OUTPUT_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
 """Without the formats that keep header and voxels in two files, which cannot appear at once."""
+
+_LONGEST_HEADER = 1 << 20
+"""Bytes of a MetaImage's header; more is none."""
 
 LONGEST_NAME = 255
 """Bytes of a file name, the limit of all common file systems."""
@@ -90,16 +94,13 @@ def image_shape(path: str | Path) -> tuple[int, ...] | None:
             return tuple(nib.squeeze_image(nib.load(file)).shape)
         if file.name.endswith(SITK_SUFFIXES):
             return _header_size(file)
-    except (OSError, EOFError, RuntimeError, ValueError, zlib.error, ImageFileError, HeaderDataError):
+    except (FileError, OSError, EOFError, RuntimeError, ValueError, zlib.error, ImageFileError, HeaderDataError):
         return None
     return None
 
 
 def _header_size(file: Path) -> tuple[int, ...]:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    reader.ReadImageInformation()
-    return tuple(reader.GetSize())
+    return tuple(_header_read(file).GetSize())
 
 
 def check_same_grid(image: Image, other: Image, name: str) -> None:
@@ -319,13 +320,40 @@ def _read_sitk(file: Path, read: Callable[[], sitk.Image]) -> Image:
 
 def _read_checked(file: Path) -> sitk.Image:
     """Read the header first, so that a huge volume is refused before it is read."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    reader.SetImageIO("NrrdImageIO" if file.name.endswith((".nrrd", ".nhdr")) else "MetaImageIO")  # never by content
-    reader.ReadImageInformation()
+    reader = _header_read(file)
     check_memory(reader.GetSize(), str(file))
     image: sitk.Image = reader.Execute()
     return image
+
+
+def _header_read(file: Path) -> sitk.ImageFileReader:
+    """A reader that knows the header; what kind of file it is says its name, never its content."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    if file.name.endswith((".nrrd", ".nhdr")):
+        reader.SetImageIO("NrrdImageIO")
+    elif file.name.endswith((".mha", ".mhd")):
+        _check_dimensions(file)
+        reader.SetImageIO("MetaImageIO")
+    reader.ReadImageInformation()
+    return reader
+
+
+def _check_dimensions(file: Path) -> None:
+    """Refuse MetaImage with any other number of axes than one digit: ITK would write outside of its memory, and crash.
+
+    Raises:
+        FileError: also if the file cannot be opened.
+    """
+    try:
+        with file.open("rb") as content:
+            head = content.read(_LONGEST_HEADER)
+    except OSError as error:
+        raise FileError(f"{file}: cannot be read ({error.strerror})") from error
+    header = re.split(rb"^ElementDataFile\s*[=:]", head, maxsplit=1, flags=re.MULTILINE)
+    axes = re.findall(rb"NDims[^\r\n]*", header[0])
+    if len(header) == 1 or len(axes) != 1 or not re.fullmatch(rb"NDims\s*[=:]\s*[1-9]\s*", axes[0]):
+        raise FileError(f"{file}: cannot be read, its header does not end, or does not say how many axes there are")
 
 
 def _read_dicom_series(folder: Path) -> sitk.Image:

@@ -289,7 +289,7 @@ def test_a_study_whose_worker_is_killed_is_done_again(tmp_path: Path) -> None:
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=False) as cluster,
-        Client(cluster) as client,
+        Client(cluster, set_as_default=False) as client,
     ):
         client.register_plugin(killer(tmp_path))
         result = run(tmp_path / "in", tmp_path / "out", cluster.scheduler_address, cpu)
@@ -309,7 +309,8 @@ def test_a_job_that_ends_is_submitted_again(
     with (
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
         LocalCluster(n_workers=1, **THREADS) as cluster,
-        Client(cluster) as client,
+        Client(cluster, set_as_default=False) as client,
+        client.as_current(),
     ):
         cluster.sync(cluster.workers[0].close)  # as SLURM does when a job's time is up
         eventually(lambda: not offers(client), "the scheduler to notice")

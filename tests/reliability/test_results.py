@@ -63,19 +63,19 @@ def test_what_counts_as_drawn_stays(
 def test_a_result_is_not_taken_for_that_of_another_scan_of_its_name(client: TestClient) -> None:
     def add(seed: int) -> None:
         files = {"file": ("f.nii", nifti(scan(seed)))}
-        assert client.put("/datastore/image", params={"image": "again"}, files=files).is_success
+        assert client.put("/datastore/image", params={"image": "anew"}, files=files).is_success
 
     def shown() -> tuple[Any, bool]:
-        voxels = client.get("/labelprop/voxels", params={"image": "again", "kind": "labels"}).content
-        return client.get("/labelprop/study", params={"image": "again"}).json()["result"], any(voxels)
+        voxels = client.get("/labelprop/voxels", params={"image": "anew", "kind": "labels"}).content
+        return client.get("/labelprop/study", params={"image": "anew"}).json()["result"], any(voxels)
 
     add(0)
     label, data = {"label": ("l.nii", nifti(only(truth())))}, {"params": json.dumps({"label_info": NAMES})}
-    assert client.put("/datastore/label", params={"image": "again", "tag": "sparse"}, files=label, data=data).is_success
+    assert client.put("/datastore/label", params={"image": "anew", "tag": "sparse"}, files=label, data=data).is_success
     params = json.dumps({"method": "nearest"})
-    assert client.post("/infer/labelprop", params={"image": "again"}, data={"params": params}).is_success
+    assert client.post("/infer/labelprop", params={"image": "anew"}, data={"params": params}).is_success
     result, anything = shown()
     assert result and anything
-    assert client.delete("/datastore/image", params={"id": "again"}).is_success
+    assert client.delete("/datastore/image", params={"id": "anew"}).is_success
     add(1)
     assert shown() == (None, False)

@@ -99,7 +99,9 @@ def workers(config: WorkersConfig, *, gpu: bool, shared: Path) -> Iterator[Clien
         stack.enter_context(_quiet())
         try:
             where = config.scheduler or stack.enter_context(_cluster(config, gpu, shared))
-            client = stack.enter_context(Client(where, timeout=CONNECT_S))
+            # The default of this process would be another one's where there are two, as in a server beside other work.
+            client = stack.enter_context(Client(where, timeout=CONNECT_S, set_as_default=False))
+            stack.enter_context(client.as_current())
         except (OSError, ValueError) as error:
             raise InputError(f"{config.scheduler or 'Dask'}: no scheduler answers there ({error})") from error
         try:
