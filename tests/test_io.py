@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
@@ -239,3 +240,12 @@ def test_a_huge_volume_is_refused_from_its_header_with_an_estimate(tmp_path: Pat
     (tmp_path / "huge.nii").write_bytes(header.binaryblock + bytes(400))
     with pytest.raises(TooLargeError, match="GiB"):
         read_image(tmp_path / "huge.nii")
+
+
+def test_a_series_of_huge_slices_is_refused_from_a_header(tmp_path: Path) -> None:
+    for file in write_dicom_series(tmp_path, Image(np.zeros(SHAPE, np.int16), np.eye(4))):
+        header = pydicom.dcmread(file)
+        header.Rows = header.Columns = 65_535
+        header.save_as(file)
+    with pytest.raises(TooLargeError, match="GiB"):
+        read_image(tmp_path)

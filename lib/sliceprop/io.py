@@ -335,6 +335,8 @@ def _header_read(file: Path) -> sitk.ImageFileReader:
     elif file.name.endswith((".mha", ".mhd")):
         _check_dimensions(file)
         reader.SetImageIO("MetaImageIO")
+    else:
+        reader.SetImageIO("GDCMImageIO")
     reader.ReadImageInformation()
     return reader
 
@@ -361,7 +363,10 @@ def _read_dicom_series(folder: Path) -> sitk.Image:
     if len(series) != 1:
         raise FileError(f"{folder}: holds {len(series)} DICOM series; give a folder with exactly one")
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
+    width, height, frames = _header_size(Path(files[0]))
+    check_memory((width, height, frames * len(files)), str(folder))
+    reader.SetFileNames(files)
     image: sitk.Image = reader.Execute()
     return image
 

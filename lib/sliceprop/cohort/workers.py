@@ -6,6 +6,7 @@ for what they need of them, so that Dask places each where it fits.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -93,17 +94,11 @@ def workers(config: WorkersConfig, *, gpu: bool, shared: Path) -> Iterator[Clien
     with ExitStack() as stack:
         check_installed()
         import dask
-        from distributed import Client
 
         stack.enter_context(dask.config.set(SETTINGS))
         stack.enter_context(_quiet())
-        try:
-            where = config.scheduler or stack.enter_context(_cluster(config, gpu, shared))
-            # The default of this process would be another one's where there are two, as in a server beside other work.
-            client = stack.enter_context(Client(where, timeout=CONNECT_S, set_as_default=False))
-            stack.enter_context(client.as_current())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{config.scheduler or 'Dask'}: no scheduler answers there ({error})") from error
+        client = stack.enter_context(_connected(stack, config, gpu, shared))
+        stack.enter_context(client.as_current())
         try:
             client.wait_for_workers(1, timeout=START_S)
         except TimeoutError as error:
@@ -112,6 +107,19 @@ def workers(config: WorkersConfig, *, gpu: bool, shared: Path) -> Iterator[Clien
             logger.warning("no SLURM job has begun yet, squeue tells why; waiting for the first")
             client.wait_for_workers(1)
         yield client
+
+
+def _connected(stack: ExitStack, config: WorkersConfig, gpu: bool, shared: Path) -> Client:
+    from distributed import Client
+
+    try:
+        where = config.scheduler or stack.enter_context(_cluster(config, gpu, shared))
+        # The default of this process would be another one's where there are two, as in a server beside other work.
+        return Client(where, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    gc.collect()  # a client that could not connect is closed here; later it might be while Dask holds the lock it needs
+    raise InputError(f"{config.scheduler or 'Dask'}: no scheduler answers there ({reason})")
 
 
 def check_installed() -> None:
