@@ -119,3 +119,10 @@ def test_flags_come_as_json_or_text():
 
 def test_unknown_options_pass_through():
     assert first_choices({"roi": [1, 2]}) == {"roi": [1, 2]}
+
+
+def test_halves_of_characters_are_refused():
+    """They would be kept with a version, and no answer could tell of them."""
+    with pytest.raises(InputError, match="not valid JSON"):
+        parse_params('{"annotation_version": "\\ud800"}')
+    assert parse_params('{"annotation_version": "\\ud83e\\ude7b"}') == {"annotation_version": "\U0001fa7b"}

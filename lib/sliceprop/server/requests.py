@@ -45,6 +45,7 @@ def parse_params(text: str | None) -> dict[str, Any]:
     """
     try:
         params = json.loads(text or "{}")
+        json.dumps(params, ensure_ascii=False).encode()  # halves of characters, which no answer could hold
     except (ValueError, RecursionError) as error:  # also for endless numbers, and for endless nesting
         raise InputError(f"params is not valid JSON: {error}") from error
     return first_choices(params)
