@@ -16,7 +16,7 @@ PACKAGE = ROOT / "lib" / "sliceprop"
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"config", "tokens"},
-    {"volume", "labels", "roi", "hashing", "pipes"},
+    {"volume", "labels", "roi", "hashing", "pipes", "dicom_series"},
     {"engine"},
     {"io"},
     {
@@ -74,7 +74,7 @@ HOMES = {
     "dask_jobqueue": {"cohort"},
     "jinja2": {"cohort"},
     "zarr": {"zarr_io"},
-    "pydicom": {"dicom", "server"},
+    "pydicom": {"dicom", "dicom_series", "server"},
     "nibabel": {"io", "overlay"},
     "SimpleITK": {"io", "export", "segments", "tools"},
     "itk": {"engine", "tools"},

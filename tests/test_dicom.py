@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import MRImageStorage
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage, MRImageStorage
 
-from sliceprop.dicom import check_series, describe_series, write_dicom_series
+from sliceprop.dicom import write_dicom_series
+from sliceprop.dicom_series import check_series, describe_series, read_series
 from sliceprop.errors import FileError, GeometryError, InputError, ShapeError
-from sliceprop.io import Image, read_image
+from sliceprop.io import Image, image_shape, read_image
 from sliceprop.phantom import make_phantom
 
 
@@ -86,11 +87,11 @@ def place(*position: float) -> Callable[[pydicom.Dataset], None]:
 @pytest.mark.parametrize("affine", [STACK.affine, make_phantom(8, 2).affine])
 def test_a_regular_stack_is_a_volume(tmp_path: Path, slice_axis: int, affine: np.ndarray) -> None:
     write_dicom_series(tmp_path / "series", Image(STACK.array, affine), slice_axis=slice_axis)
-    check_series(tmp_path / "series")
+    check_series(read_series(tmp_path / "series"))
 
 
 def test_places_that_are_rounded_a_little_are_fine(tmp_path: Path) -> None:
-    check_series(edited(tmp_path, lambda one, k: place(0, 0, round(2.96 * k, 1))(one)))
+    check_series(read_series(edited(tmp_path, lambda one, k: place(0, 0, round(2.96 * k, 1))(one))))
 
 
 @pytest.mark.parametrize(
@@ -115,19 +116,88 @@ def test_what_is_no_volume_is_refused(
     tmp_path: Path, edit: Callable[[pydicom.Dataset, int], object], error: type[InputError], match: str
 ) -> None:
     with pytest.raises(error, match=match):
-        check_series(edited(tmp_path, edit))
+        read_image(edited(tmp_path, edit))
 
 
-def test_a_scout_an_empty_folder_and_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileError):
-        check_series(tmp_path)
+def test_a_folder_without_a_series_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="0 DICOM series"):
+        read_series(tmp_path)
     (tmp_path / "notes.txt").write_text("not DICOM, but long enough to look at" * 20)
-    with pytest.raises(FileError, match=r"notes\.txt"):
-        check_series(tmp_path)
+    with pytest.raises(FileError, match="0 DICOM series"):
+        read_series(tmp_path)
+
+
+def test_a_scout_is_an_image_and_no_volume(tmp_path: Path) -> None:
     for file in write_dicom_series(tmp_path / "series", STACK)[1:]:
         file.unlink()
+    assert read_image(tmp_path / "series").array.shape == (6, 5, 1)
     with pytest.raises(ShapeError, match="one slice"):
-        check_series(tmp_path / "series")
+        check_series(read_series(tmp_path / "series"))
+
+
+def test_what_else_lies_in_the_folder_is_passed_over(tmp_path: Path) -> None:
+    files = write_dicom_series(tmp_path / "series", STACK)
+    (tmp_path / "series" / "notes.txt").write_text("of the last visit")
+    (tmp_path / "series" / "deeper").mkdir()
+    listing = pydicom.dcmread(files[0])
+    listing.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    listing.save_as(tmp_path / "series" / "DICOMDIR")
+    np.testing.assert_array_equal(read_image(tmp_path / "series").array, STACK.array)
+
+
+def test_slices_without_any_place_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    def edit(one: pydicom.Dataset, k: int) -> None:
+        del one.ImagePositionPatient, one.ImageOrientationPatient
+        one.InstanceNumber = 20 - k
+
+    folder = edited(tmp_path, edit)
+    np.testing.assert_array_equal(read_image(folder).array, STACK.array[..., ::-1])
+    with pytest.raises(GeometryError, match="without a place"):
+        check_series(read_series(folder))
+
+
+def test_files_without_preamble_are_read(tmp_path: Path) -> None:
+    folder = edited(tmp_path, lambda one, k: None)
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes()[132:])
+    np.testing.assert_array_equal(read_image(folder).array, STACK.array)
+    assert image_shape(folder) == STACK.array.shape
+
+
+def reach_beyond(content: bytes) -> bytes:
+    """The voxels are declared longer than the file."""
+    where = content.index(b"\xe0\x7f\x10\x00") + 8
+    return content[:where] + (2**30).to_bytes(4, "little") + content[where + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (lambda content: content[:-10], "beyond the end"),
+        (reach_beyond, "beyond the end"),
+        (lambda content: content.replace(b"\x08\x00\x60\x00CS\x02\x00", b"\x08\x00\x60\x00CS\xff\xff", 1), "damaged"),
+        (lambda content: content.replace(b"\x10\x00\x20\x00LO", b"\x10\x00\x20\x00Lg", 1), "unknown kind"),
+        (lambda content: content.replace(b"\x28\x00\x10\x00US", b"\x28\x00\x10\x00OB", 1), "damaged"),
+        (lambda content: content.replace(b"\x20\x00\x0e\x00", b"\x20\x00\x0f\x00", 1), "SeriesInstanceUID"),
+        (lambda content: content.replace(b"\x02\x00\x10\x00", b"\x02\x00\x11\x00", 1), "transfer syntax"),
+    ],
+    ids=["cut", "voxels", "element", "kind", "rows", "series", "syntax"],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, damage: Callable[[bytes], bytes], match: str) -> None:
+    file = write_dicom_series(tmp_path / "series", STACK)[3]
+    content = damage(file.read_bytes())
+    assert content != file.read_bytes()
+    file.write_bytes(content)
+    with pytest.raises(FileError, match=rf"{file.name}.*{match}"):
+        read_image(tmp_path / "series")
+
+
+def test_a_deflated_file_is_refused(tmp_path: Path) -> None:
+    def edit(one: pydicom.Dataset, k: int) -> None:
+        one.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
+    with pytest.raises(FileError, match="deflated"):
+        read_image(edited(tmp_path, edit))
 
 
 def test_the_frames_of_one_file_are_slices(tmp_path: Path) -> None:
@@ -149,14 +219,14 @@ def test_the_frames_of_one_file_are_slices(tmp_path: Path) -> None:
         header.save_as(folder / "all.dcm")
         return folder
 
-    check_series(multi_frame(3))
+    check_series(read_series(multi_frame(3)))
     with pytest.raises(GeometryError, match="missing"):
-        check_series(multi_frame(9))
+        read_series(multi_frame(9))
 
 
 def test_slices_are_counted_in_the_order_in_which_they_are_read(tmp_path: Path) -> None:
     folder = edited(tmp_path, lambda one, k: setattr(one, "InstanceNumber", 100 - k))
-    told, image = describe_series(folder), read_image(folder)
+    told, image = describe_series(read_series(folder)), read_image(folder)
     files = [pydicom.dcmread(file) for file in folder.iterdir()]
     by_number = {int(one.InstanceNumber): one for one in files}
     for k, number in enumerate(told["InstanceNumbers"]):
@@ -165,5 +235,6 @@ def test_slices_are_counted_in_the_order_in_which_they_are_read(tmp_path: Path) 
 
 
 def test_missing_attributes_are_unknown(tmp_path: Path) -> None:
-    told = describe_series(edited(tmp_path, lambda one, k: (delattr(one, "PatientID"), delattr(one, "InstanceNumber"))))
+    folder = edited(tmp_path, lambda one, k: (delattr(one, "PatientID"), delattr(one, "InstanceNumber")))
+    told = describe_series(read_series(folder))
     assert told["PatientID"] == "UNK" and "InstanceNumbers" not in told

@@ -1,26 +1,19 @@
-"""DICOM series: a volume as one, for servers and viewers that read nothing else, and whether one is a volume."""
+"""Volumes as DICOM series, for servers and viewers that read nothing else."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
+from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from sliceprop.errors import FileError, GeometryError, ShapeError
+from sliceprop.errors import FileError, GeometryError
 from sliceprop.io import LPS_TO_RAS, Image, check_folder, make_folder
 from sliceprop.volume import voxel_spacing
-
-UNEQUAL = 0.1
-"""Part of a voxel by which a slice may lie off its place in a regular stack."""
 
 _INT16 = np.iinfo(np.int16)
 
@@ -65,130 +58,6 @@ def write_dicom_series(folder: str | Path, image: Image, *, slice_axis: int = 2,
             raise FileError(f"{file}: cannot write ({error.strerror})") from error
         files.append(file)
     return files
-
-
-def check_series(folder: str | Path) -> None:
-    """Refuse a DICOM series that is not one volume of equally spaced, parallel slices.
-
-    Args:
-        folder: holds the files of one series and nothing else.
-
-    Raises:
-        FileError: if a file cannot be read as DICOM, or there is none.
-        ShapeError: for slices of several sizes, or fewer than two.
-        GeometryError: for slices without a place, in several orientations, at the same place, missing, unequally
-            spaced or shifted against each other.
-    """
-    headers = [_header(file) for file in sorted(Path(folder).iterdir())]
-    if not headers:
-        raise FileError(f"{folder}: holds no DICOM files")
-    sizes = sorted({(int(one.get("Rows", 0)), int(one.get("Columns", 0))) for one in headers})
-    if len(sizes) > 1:
-        raise ShapeError(f"the series holds images of several sizes ({sizes[0]} and {sizes[1]}); choose another series")
-    frames = [frame for header in headers for frame in _frames(header)]
-    if len(frames) < 2:
-        raise ShapeError("the series has one slice, as a scout has; at least 2 slices are needed")
-    pixel = float(min(headers[0].get("PixelSpacing", None) or (1.0,)))
-    _check_places(np.array([orientation for orientation, _ in frames]), np.array([at for _, at in frames]), pixel)
-
-
-def describe_series(folder: str | Path) -> dict[str, Any]:
-    """What clients of MONAI Label show of a series that `check_series` takes.
-
-    Returns:
-        attributes that name series, study and patient, `UNK` where one is missing; and the slices' `InstanceNumbers` in
-        the order of `io.read_image`, by which viewers count, if every file is one slice and has one.
-    """
-    headers = [_header(file) for file in sorted(Path(folder).iterdir())]
-    keywords = ("SeriesInstanceUID", "StudyInstanceUID", "StudyDate", "StudyTime", "Modality", "PatientID")
-    told: dict[str, Any] = {keyword: str(headers[0].get(keyword, None) or "UNK") for keyword in keywords}
-    if all(one.get("InstanceNumber", None) is not None and "ImagePositionPatient" in one for one in headers):
-        headers.sort(key=_height)
-        told["InstanceNumbers"] = [int(one.InstanceNumber) for one in headers]
-    return told
-
-
-def series_tags(folder: Path, keywords: Sequence[str]) -> dict[str, str]:
-    """Attributes of the first DICOM file in a folder, those that it has; none where there is no such file."""
-    try:
-        files = sorted(folder.iterdir())
-    except OSError:
-        return {}
-    for file in files:
-        try:
-            header = dcmread(file, stop_before_pixels=True, specific_tags=list(keywords))
-        except (OSError, InvalidDicomError, ValueError):
-            continue
-        return {keyword: str(header[keyword].value) for keyword in keywords if keyword in header}
-    return {}
-
-
-def _height(header: Dataset) -> float:
-    """Position of a slice along the normal of the stack, mm."""
-    row, column = np.array(header.ImageOrientationPatient, float).reshape(2, 3)
-    return float(np.cross(row, column) @ np.array(header.ImagePositionPatient, float))
-
-
-def _header(file: Path) -> Dataset:
-    try:
-        return dcmread(file, stop_before_pixels=True)
-    except (OSError, InvalidDicomError, ValueError) as error:
-        raise FileError(f"{file}: cannot be read as DICOM ({error})") from error
-
-
-def _frames(header: Dataset) -> list[tuple[list[float], list[float]]]:
-    """Orientation and position of each image in a file, in LPS mm.
-
-    Raises:
-        GeometryError: if one has none.
-    """
-    shared = header.get("SharedFunctionalGroupsSequence", None) or [Dataset()]
-    groups = header.get("PerFrameFunctionalGroupsSequence", None) or [header]
-    return [(_attribute("Orientation", group, shared[0]), _attribute("Position", group, shared[0])) for group in groups]
-
-
-def _attribute(what: str, *places: Dataset) -> list[float]:
-    """`ImageOrientationPatient` or `ImagePositionPatient`, of an image or of the groups of a multi-frame image."""
-    for place in places:
-        inner = (place.get(f"Plane{what}Sequence", None) or [place])[0]
-        values = inner.get(f"Image{what}Patient", None)
-        if values:
-            return [float(value) for value in values]
-    raise GeometryError("the series has images without a place in space, such as screenshots; choose another series")
-
-
-def _check_places(orientations: NDArray[np.float64], positions: NDArray[np.float64], pixel: float) -> None:
-    """Refuse slices that are no regular stack.
-
-    Args:
-        orientations: `(S, 6)`, directions of rows and columns.
-        positions: `(S, 3)`, of the first voxel of each slice, LPS mm.
-        pixel: size of a pixel in mm.
-
-    Raises:
-        GeometryError: saying what is wrong with them.
-    """
-    if np.abs(orientations - orientations[0]).max() > 1e-3:
-        raise GeometryError("the slices have several orientations, as those of a localiser; choose another series")
-    normal = np.cross(orientations[0, :3], orientations[0, 3:])
-    order = np.argsort(positions @ normal)
-    heights = positions[order] @ normal
-    gaps = np.diff(heights)
-    same, step = int(np.count_nonzero(gaps < 1e-3)), float(np.median(gaps))
-    if same:
-        raise GeometryError(
-            f"{same + 1 if same == len(gaps) else same} of {len(heights)} images lie where another one lies, as in a "
-            "series with several time points or echoes; split it and choose one of the parts"
-        )
-    if np.abs(heights - np.linspace(heights[0], heights[-1], len(heights))).max() > UNEQUAL * step:
-        wide = int(gaps.argmax())
-        if gaps[wide] > 1.5 * step:
-            where = f"{gaps[wide]:.1f} mm lie between slices {wide + 1} and {wide + 2}, {step:.1f} mm between others"
-            raise GeometryError(f"slices are missing: {where}")
-        raise GeometryError(f"the slices are spaced unequally ({gaps.min():.2f} to {gaps.max():.2f} mm); resample them")
-    within = positions[order] - np.outer(heights, normal)
-    if np.abs(within - within[0]).max() > UNEQUAL * pixel:
-        raise GeometryError("the slices are shifted against each other, as with a tilted gantry; resample them")
 
 
 def _empty_slice(file: Path, digest: str, name: str, index: int) -> FileDataset:

@@ -24,6 +24,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from sliceprop.dicom_series import read_header, read_series
 from sliceprop.errors import FileError, GeometryError, ShapeError, SlicePropError
 from sliceprop.volume import check_affine, check_memory
 
@@ -62,7 +63,7 @@ def read_image(path: str | Path) -> Image:
 
     Raises:
         FileError: missing, unreadable or truncated file, unknown format, a folder without exactly one DICOM series.
-        GeometryError: an affine that is singular or not finite.
+        GeometryError: an affine that is singular or not finite; DICOM slices that are no regular stack.
         ShapeError: not a single 3D volume.
         TooLargeError: if the volume would not fit into memory.
     """
@@ -88,8 +89,8 @@ def image_shape(path: str | Path) -> tuple[int, ...] | None:
     try:
         if file.is_dir():
             files = [each for each in file.iterdir() if each.is_file()]
-            width, height, frames = _header_size(max(files, key=lambda each: each.stat().st_size))
-            return width, height, frames * len(files)
+            header = read_header(max(files, key=lambda each: each.stat().st_size))
+            return None if header is None else (*header.shape[:2], header.shape[2] * len(files))
         if file.name.endswith(NIFTI_SUFFIXES):
             return tuple(nib.squeeze_image(nib.load(file)).shape)
         if file.name.endswith(SITK_SUFFIXES):
@@ -332,11 +333,9 @@ def _header_read(file: Path) -> sitk.ImageFileReader:
     reader.SetFileName(str(file))
     if file.name.endswith((".nrrd", ".nhdr")):
         reader.SetImageIO("NrrdImageIO")
-    elif file.name.endswith((".mha", ".mhd")):
+    else:
         _check_dimensions(file)
         reader.SetImageIO("MetaImageIO")
-    else:
-        reader.SetImageIO("GDCMImageIO")
     reader.ReadImageInformation()
     return reader
 
@@ -359,14 +358,12 @@ def _check_dimensions(file: Path) -> None:
 
 
 def _read_dicom_series(folder: Path) -> sitk.Image:
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        raise FileError(f"{folder}: holds {len(series)} DICOM series; give a folder with exactly one")
+    files = read_series(folder)
+    columns, rows, _ = files[0].shape
+    check_memory((columns, rows, sum(file.shape[2] for file in files)), str(folder))
     reader = sitk.ImageSeriesReader()
-    files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
-    width, height, frames = _header_size(Path(files[0]))
-    check_memory((width, height, frames * len(files)), str(folder))
-    reader.SetFileNames(files)
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileNames([str(file.path) for file in files])
     image: sitk.Image = reader.Execute()
     return image
 

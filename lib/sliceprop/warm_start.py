@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sliceprop.dicom_series import series_tags
 from sliceprop.errors import FileError, InputError
 from sliceprop.io import SUFFIXES
 
@@ -147,8 +148,6 @@ def _kind_on(card: dict[str, Any]) -> Kind:
 
 
 def _series_tags(folder: Path) -> dict[str, Any]:
-    from sliceprop.dicom import series_tags
-
     return series_tags(folder, _TAGS) if folder.is_dir() else {}
 
 

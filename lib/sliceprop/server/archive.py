@@ -24,8 +24,8 @@ from monailabel.utils.others.generic import md5_digest
 from requests.adapters import HTTPAdapter
 
 from sliceprop import io
-from sliceprop.dicom import check_series, describe_series
 from sliceprop.dicom_seg import FIRST_SERIES_NUMBER, write_dicom_seg
+from sliceprop.dicom_series import check_series, describe_series, read_series
 from sliceprop.errors import InputError, SlicePropError
 from sliceprop.server.datastore import Studies
 from sliceprop.server.errors import ArchiveError, NotFoundError
@@ -262,13 +262,14 @@ class ArchivedStudies(Studies):
     def _fetch(self, image_id: str, scan: Path) -> None:
         series = self._series(image_id)
         try:
-            check_series(series)
+            files = read_series(series)
+            check_series(files)
             image = io.read_image(series)
         except SlicePropError:
             _remove(series)  # more slices may be on their way to the archive
             raise
         io.write_image(scan, image.array, image, dtype=str(image.array.dtype))
-        model = DataModel(info={"ts": int(time.time()), "name": scan.name, **describe_series(series)}, ext=".nii.gz")
+        model = DataModel(info={"ts": int(time.time()), "name": scan.name, **describe_series(files)}, ext=".nii.gz")
         with self._entries() as entries:
             entries[image_id] = ImageLabelModel(image=model)
 

@@ -1,0 +1,280 @@
+"""DICOM series as they come: which files of a folder make one, whether it is a regular stack, and what it tells.
+
+Headers are read by pydicom, and nothing reaches GDCM that is not checked here: for an element that declares more bytes
+than its file holds, GDCM takes the memory first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.valuerep import VR
+
+from sliceprop.errors import FileError, GeometryError, ShapeError
+
+UNEQUAL = 0.1
+"""Part of a voxel by which a slice may lie off its place in a regular stack."""
+
+_LARGE = 1 << 16
+"""Bytes of an element that are left in the file until somebody asks for them, such as voxels."""
+
+_PREAMBLE = 128
+_MAGIC = b"DICM"
+_BARE = (b"\x02\x00", b"\x08\x00")
+"""How files begin that some programs write without preamble: with the group of their first element."""
+
+_FILE_META = 2
+_UNDEFINED = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class SeriesFile:
+    """What one file of a series says of itself.
+
+    Attributes:
+        path: of the file.
+        series: `SeriesInstanceUID`.
+        number: `InstanceNumber`, if it has one.
+        shape: columns, rows, frames.
+        pixel: the smaller side of a pixel, mm; 1 if it does not say.
+        places: `(F, 9)`, of each frame the directions of its rows and columns and the position of its first voxel, LPS
+            mm; `(1, 9)` where frames have no place of their own, `(0, 9)` where there is none.
+        attributes: the whole header.
+    """
+
+    path: Path
+    series: str
+    number: int | None
+    shape: tuple[int, int, int]
+    pixel: float
+    places: NDArray[np.float64]
+    attributes: Dataset
+
+    @property
+    def height(self) -> float:
+        """Position of the first frame along the normal of the stack, mm."""
+        row, column, position = self.places[0].reshape(3, 3)
+        return float(np.cross(row, column) @ position)
+
+
+def read_series(folder: str | Path) -> list[SeriesFile]:
+    """The files of the one series in a folder, in the order of their slices: by place, else by number, else by name.
+
+    Files that are not DICOM are passed over, and so is a DICOMDIR. Slices that have no place at all, as those that
+    other programs made of plain pictures, are taken as they are.
+
+    Raises:
+        FileError: if a file is damaged, or there is not exactly one series.
+        ShapeError: for slices of several sizes.
+        GeometryError: if slices have places and are no regular stack, see `check_series`.
+    """
+    try:
+        paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be read ({error.strerror})") from error
+    files = [file for file in map(read_header, paths) if file is not None]
+    series = {file.series for file in files}
+    if len(series) != 1:
+        raise FileError(f"{folder}: holds {len(series)} DICOM series; give a folder with exactly one")
+    sizes = sorted({file.shape[:2] for file in files})
+    if len(sizes) > 1:
+        raise ShapeError(f"the series holds images of several sizes ({sizes[0]} and {sizes[1]}); choose another series")
+    if any(len(file.places) for file in files):
+        _check_places(files)
+        return sorted(files, key=lambda file: file.height)
+    if all(file.number is not None for file in files):
+        return sorted(files, key=lambda file: file.number or 0)
+    return files
+
+
+def check_series(files: Sequence[SeriesFile]) -> None:
+    """Refuse a series that is not one volume of at least two equally spaced, parallel slices.
+
+    Args:
+        files: of `read_series`, which refuses what lies irregularly: slices in several orientations, at the same place,
+            missing, unequally spaced or shifted against each other.
+
+    Raises:
+        ShapeError: for fewer than two slices.
+        GeometryError: for slices without a place.
+    """
+    if not all(len(file.places) for file in files):
+        raise GeometryError(_NO_PLACE)
+    if sum(len(file.places) for file in files) < 2:
+        raise ShapeError("the series has one slice, as a scout has; at least 2 slices are needed")
+
+
+def describe_series(files: Sequence[SeriesFile]) -> dict[str, Any]:
+    """What clients of MONAI Label show of a series.
+
+    Returns:
+        attributes that name series, study and patient, `UNK` where one is missing; and the slices' `InstanceNumbers` in
+        the order of `io.read_image`, by which viewers count, if every file is one slice and has one.
+    """
+    keywords = ("SeriesInstanceUID", "StudyInstanceUID", "StudyDate", "StudyTime", "Modality", "PatientID")
+    first = files[0].attributes
+    told: dict[str, Any] = {keyword: str(first.get(keyword, None) or "UNK") for keyword in keywords}
+    if all(file.number is not None and file.shape[2] == 1 for file in files):
+        told["InstanceNumbers"] = [file.number for file in files]
+    return told
+
+
+def series_tags(folder: Path, keywords: Sequence[str]) -> dict[str, str]:
+    """Attributes of the first DICOM file in a folder, those that it has; none where there is no such file."""
+    try:
+        files = sorted(folder.iterdir())
+    except OSError:
+        return {}
+    for file in files:
+        try:
+            header = dcmread(file, stop_before_pixels=True, specific_tags=list(keywords))
+        except (OSError, InvalidDicomError, ValueError):
+            continue
+        return {keyword: str(header[keyword].value) for keyword in keywords if keyword in header}
+    return {}
+
+
+def read_header(path: Path) -> SeriesFile | None:
+    """What a file says of itself; None if it is not DICOM, or holds no image.
+
+    Raises:
+        FileError: if it is DICOM and cannot be read, or shorter than its elements say.
+    """
+    try:
+        with path.open("rb") as content:
+            head = content.read(_PREAMBLE + len(_MAGIC))
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror})") from error
+    marked = head[_PREAMBLE:] == _MAGIC
+    if not marked and not head.startswith(_BARE):
+        return None
+    try:
+        meta = read_file_meta_info(path) if marked else Dataset()
+        if meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+            return None
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            raise ValueError("it is deflated; store it in another transfer syntax")
+        if marked and "TransferSyntaxUID" not in meta:
+            raise ValueError("it names no transfer syntax")
+        header = dcmread(path, force=True, defer_size=_LARGE)
+        if marked or "SeriesInstanceUID" in header:
+            _check_elements(header, path.stat().st_size)
+            return _told_by(path, header)
+    except Exception as error:  # pydicom lets out whatever damaged bytes make of its conversions
+        if marked:
+            raise FileError(f"{path}: cannot be read as DICOM, it may be damaged ({error})") from error
+    return None
+
+
+def _check_elements(header: Dataset, size: int) -> None:
+    """Refuse a file whose elements reach beyond its end, or are of a kind that DICOM does not know.
+
+    Raises:
+        ValueError: naming the element.
+    """
+    for part in (header.file_meta, header):
+        for tag, element in part.items():
+            if part is header.file_meta and tag.group != _FILE_META:
+                raise ValueError(f"{tag} stands among what describes the file")
+            if not isinstance(element, RawDataElement):
+                continue
+            if element.VR is not None and element.VR not in set(VR):
+                raise ValueError(f"{tag} is of the unknown kind {element.VR!r}")
+            if element.length != _UNDEFINED and element.value_tell + element.length > size:
+                raise ValueError(f"{tag} reaches beyond the end of the file")
+
+
+def _told_by(path: Path, header: Dataset) -> SeriesFile:
+    """Attributes of a header as numbers.
+
+    Raises:
+        ValueError: for attributes that are missing or no numbers; pydicom's own errors too.
+    """
+    number = header.get("InstanceNumber", None)
+    return SeriesFile(
+        path=path,
+        series=str(header.SeriesInstanceUID),
+        number=None if number in (None, "") else int(number),
+        shape=(int(header.Columns), int(header.Rows), int(header.get("NumberOfFrames", None) or 1)),
+        pixel=float(min(header.get("PixelSpacing", None) or (1.0,))),
+        places=_places(header),
+        attributes=header,
+    )
+
+
+def _places(header: Dataset) -> NDArray[np.float64]:
+    """`SeriesFile.places`.
+
+    Raises:
+        ValueError: if a place is not nine finite numbers.
+    """
+    shared = (header.get("SharedFunctionalGroupsSequence", None) or [Dataset()])[0]
+    groups = header.get("PerFrameFunctionalGroupsSequence", None) or [header]
+    places = []
+    for group in groups:
+        orientation, position = _attribute("Orientation", group, shared), _attribute("Position", group, shared)
+        if not orientation or not position:
+            return np.empty((0, 9))
+        places.append(np.concatenate((np.reshape(orientation, 6), np.reshape(position, 3))))
+    if not np.isfinite(places).all():
+        raise ValueError("its place is not finite")
+    return np.array(places)
+
+
+def _attribute(what: str, *groups: Dataset) -> list[float]:
+    """`ImageOrientationPatient` or `ImagePositionPatient`, of an image or of the groups of a multi-frame image."""
+    for group in groups:
+        inner = (group.get(f"Plane{what}Sequence", None) or [group])[0]
+        values = inner.get(f"Image{what}Patient", None)
+        if values:
+            return [float(value) for value in values]
+    return []
+
+
+_NO_PLACE = "the series has images without a place in space, such as screenshots; choose another series"
+
+
+def _check_places(files: Sequence[SeriesFile]) -> None:
+    """Refuse slices that are no regular stack.
+
+    Raises:
+        GeometryError: saying what is wrong with them.
+    """
+    if not all(len(file.places) for file in files):
+        raise GeometryError(_NO_PLACE)
+    places = np.concatenate([file.places for file in files])
+    if len(places) < 2:
+        return
+    orientations, positions = places[:, :6], places[:, 6:]
+    if np.abs(orientations - orientations[0]).max() > 1e-3:
+        raise GeometryError("the slices have several orientations, as those of a localiser; choose another series")
+    normal = np.cross(orientations[0, :3], orientations[0, 3:])
+    order = np.argsort(positions @ normal)
+    heights = positions[order] @ normal
+    gaps = np.diff(heights)
+    same, step = int(np.count_nonzero(gaps < 1e-3)), float(np.median(gaps))
+    if same:
+        raise GeometryError(
+            f"{same + 1 if same == len(gaps) else same} of {len(heights)} images lie where another one lies, as in a "
+            "series with several time points or echoes; split it and choose one of the parts"
+        )
+    if np.abs(heights - np.linspace(heights[0], heights[-1], len(heights))).max() > UNEQUAL * step:
+        wide = int(gaps.argmax())
+        if gaps[wide] > 1.5 * step:
+            where = f"{gaps[wide]:.1f} mm lie between slices {wide + 1} and {wide + 2}, {step:.1f} mm between others"
+            raise GeometryError(f"slices are missing: {where}")
+        raise GeometryError(f"the slices are spaced unequally ({gaps.min():.2f} to {gaps.max():.2f} mm); resample them")
+    within = positions[order] - np.outer(heights, normal)
+    if np.abs(within - within[0]).max() > UNEQUAL * files[0].pixel:
+        raise GeometryError("the slices are shifted against each other, as with a tilted gantry; resample them")
