@@ -14,9 +14,9 @@ from filelock import FileLock
 from sliceprop import io
 from sliceprop.audit import AuditLog
 from sliceprop.errors import FileError, InputError
-from sliceprop.versions import CHANGES_LOCK, FOLDER, Versions
+from sliceprop.versions import CHANGES_LOCK, DATASTORE, FOLDER, Versions
 
-_OF_MONAI_LABEL, _LOCK = "datastore_v2.json", ".lock"
+_LOCK = ".lock"
 _UNFINISHED, _FRESH_S = ".writing-*", 60.0
 """What killed writers left; what is younger may be written right now."""
 
@@ -144,13 +144,13 @@ def _known_to_monai_label(studies: Path, study: str) -> dict[str, Any]:
 
 def _objects(studies: Path) -> dict[str, Any]:
     """MONAI Label's list of images, by id."""
-    objects: dict[str, Any] = _read(studies / _OF_MONAI_LABEL).get("objects", {})
+    objects: dict[str, Any] = _read(studies / DATASTORE).get("objects", {})
     return objects
 
 
 def _forget(studies: Path, study: str, *, whole: bool) -> None:
     """Take labels and scores of a study, or all of it, out of MONAI Label's list."""
-    file = studies / _OF_MONAI_LABEL
+    file = studies / DATASTORE
     with FileLock(studies / CHANGES_LOCK), FileLock(studies / _LOCK):
         content = _read(file)
         objects = content.get("objects", {})

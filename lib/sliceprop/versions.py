@@ -40,6 +40,10 @@ CHANGES_LOCK = ".changes.lock"
 FOLDER = ".labelprop"
 """What the server keeps of its studies, in the folder of the scans."""
 
+DATASTORE = "datastore_v2.json"
+"""MONAI Label's list of the images and labels of a folder; our server notes in it which slices of a label are drawn.
+Processes for batches and scoring write it too."""
+
 SPARSE, FINAL, SCRIBBLES = "sparse", "final", "scribbles"
 """Tags under which users submit."""
 

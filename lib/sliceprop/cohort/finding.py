@@ -16,13 +16,11 @@ from typing import Any
 
 from sliceprop.errors import FileError, InputError
 from sliceprop.io import SUFFIXES
+from sliceprop.versions import DATASTORE
 
 COLUMNS = ("image", "labels", "scribbles", "slice_axis", "model")
 LABEL_TAGS = ("sparse", "final")
 """Folders of a studies folder that hold what was drawn, the better one first; the server looks in the same order."""
-
-DATASTORE = "datastore_v2.json"
-"""What MONAI Label knows of a studies folder; our server notes there which slices of a label file are hand-made."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from sliceprop.cohort.finding import Entry, Failure
 from sliceprop.cohort.pages import review_order, summary, write_cohort_page
 from sliceprop.cohort.work import PICTURE, REPORT, CohortConfig, Task, finished, run_study
-from sliceprop.cohort.workers import WorkersConfig, needed, offers, replace_ended, workers
+from sliceprop.cohort.workers import WorkersConfig, most_of, needed, offers, replace_ended, workers
 from sliceprop.errors import FileError, InputError, TooLargeError
 from sliceprop.io import make_folder, write_json
 from sliceprop.study import resolve_device
@@ -237,8 +237,7 @@ def _drain(client: Client, tasks: Sequence[Task], tell: Tell) -> list[Task]:
                 with suppress(TimeoutError):
                     client.wait_for_workers(1, timeout=LOOK_S)
                 continue
-            for name, amount in (item for offer in offered for item in offer.items()):
-                most[name] = max(amount, most.get(name, 0))
+            most = most_of([most, *offered])
             while waiting and len(running) < IN_HAND * len(offered):
                 task = waiting.popleft()
                 asked = _asked(task, most)

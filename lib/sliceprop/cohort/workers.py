@@ -10,7 +10,7 @@ import gc
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +138,14 @@ def check_installed() -> None:
 def offers(client: Client) -> list[dict[str, float]]:
     """The resources of each worker that is there now."""
     return [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+
+
+def most_of(offered: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Of each resource, the most that one worker offers."""
+    most = dict[str, float]()
+    for name, amount in (item for offer in offered for item in offer.items()):
+        most[name] = max(amount, most.get(name, 0))
+    return most
 
 
 def replace_ended(client: Client) -> None:

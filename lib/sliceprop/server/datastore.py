@@ -33,15 +33,12 @@ from sliceprop.io import SUFFIXES
 from sliceprop.server.errors import ConflictError
 from sliceprop.server.files import copy_file, write_file
 from sliceprop.server.guard import inside
-from sliceprop.versions import CHANGES_LOCK
+from sliceprop.versions import CHANGES_LOCK, DATASTORE
 
 logger = logging.getLogger(__name__)
 
 UNFINISHED, OLD_S = ".writing-", 3600.0
 """How files are called while `io.write_atomically` writes them, and when nobody does so any more."""
-
-LIST = "datastore_v2.json"
-"""What MONAI Label knows of each image, also written by processes for batches and scoring."""
 
 
 class _Arrivals(FileSystemEventHandler):
@@ -55,7 +52,7 @@ class _Arrivals(FileSystemEventHandler):
     def on_any_event(self, event: FileSystemEvent) -> None:
         """One of `EVENTS`; the thread that watches must outlive a full disk."""
         names = [Path(os.fsdecode(path)).name for path in (event.src_path, event.dest_path)]
-        if not any(name.endswith((*SUFFIXES, LIST)) and not name.startswith(UNFINISHED) for name in names):
+        if not any(name.endswith((*SUFFIXES, DATASTORE)) and not name.startswith(UNFINISHED) for name in names):
             return
         try:
             self._changed()
@@ -67,7 +64,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
     """Differs from its base in that files appear whole or not at all, and other processes' entries are kept.
 
     Args:
-        folder: holds the images; MONAI Label adds `labels/` and `LIST`.
+        folder: holds the images; MONAI Label adds `labels/` and `DATASTORE`.
         watch: notice files that others put there; MONAI Label's setting by default.
     """
 
@@ -87,7 +84,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
 
     def _set_damaged_list_aside(self, folder: Path) -> None:
         """Without it the list is made anew from the files in the folder; with it the server could not start."""
-        file = folder / LIST
+        file = folder / DATASTORE
         try:
             LocalDatastoreModel.model_validate_json(file.read_bytes())
         except FileNotFoundError:

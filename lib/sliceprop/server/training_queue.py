@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sliceprop.cohort.workers import WorkersConfig, check_installed, has_died, needed, offers, workers
+from sliceprop.cohort.workers import WorkersConfig, check_installed, has_died, most_of, needed, offers, workers
 from sliceprop.errors import FileError, InputError, SlicePropError, TooLargeError
 from sliceprop.io import make_folder, write_json
 from sliceprop.server.errors import BusyError
@@ -345,10 +345,8 @@ class TrainingQueue:
 
     def _hand_over(self, client: Any) -> None:
         """Give each free worker the ticket whose turn it is; one is always handed over, for clusters that grow."""
-        offered, most = offers(client), dict[str, float]()
-        for name, amount in (item for offer in offered for item in offer.items()):
-            most[name] = max(amount, most.get(name, 0))
-        held = list[Ticket]()
+        offered = offers(client)
+        most, held = most_of(offered), list[Ticket]()
         while ticket := self._next(max(1, len(offered)), held):
             if not self._submit(client, ticket, most):
                 held.append(ticket)
