@@ -88,7 +88,15 @@ def test_other_requests_pass_with_what_they_name(path, query, names):
 
 @pytest.mark.parametrize(
     "body",
-    [b'{"image": "../x"}', b'{"labelprop": {"image": "a/b"}}', b'{"init": ["a/b"]}', b"{", b"\xff", b"[" * 100_000],
+    [
+        b'{"image": "../x"}',
+        b'{"labelprop": {"image": "a/b"}}',
+        b'{"init": ["a/b"]}',
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"a": "\\ud800"}',
+    ],
 )
 def test_bodies_with_paths_as_names_and_no_json_are_refused(body):
     with pytest.raises(InputError):

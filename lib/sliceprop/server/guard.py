@@ -136,14 +136,27 @@ def check_body(body: bytes) -> None:
     Raises:
         InputError: for no JSON, one that is nested endlessly, or a name that is not plain.
     """
+    for key, name in _named(parse_json(body) if body.strip() else {}):
+        plain_name(name, key)
+
+
+def parse_json(text: str | bytes, what: str = "") -> Any:
+    """What a client sent as JSON.
+
+    Args:
+        text: the JSON.
+        what: it is called in the error.
+
+    Raises:
+        InputError: for no JSON, one that is nested or counts endlessly, or halves of characters, which no answer could
+            hold.
+    """
     try:
-        content = json.loads(body) if body.strip() else {}
-        for key, name in _named(content):
-            plain_name(name, key)
-    except InputError:
-        raise
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not valid JSON: {error}") from error
+        raise InputError(f"{what} not valid JSON: {error}".lstrip()) from error
+    return content
 
 
 def _named(content: Any) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from sliceprop.config import (
     parse_extrapolate,
 )
 from sliceprop.errors import InputError
+from sliceprop.server.guard import parse_json
 from sliceprop.server.names import MAX_LABELS
 from sliceprop.volume import MAX_SIDE
 
@@ -43,12 +43,7 @@ def parse_params(text: str | None) -> dict[str, Any]:
     Raises:
         InputError: if it is not a JSON object.
     """
-    try:
-        params = json.loads(text or "{}")
-        json.dumps(params, ensure_ascii=False).encode()  # halves of characters, which no answer could hold
-    except (ValueError, RecursionError) as error:  # also for endless numbers, and for endless nesting
-        raise InputError(f"params is not valid JSON: {error}") from error
-    return first_choices(params)
+    return first_choices(parse_json(text or "{}", "params is"))
 
 
 def first_choices(options: Any) -> dict[str, Any]:
