@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -317,3 +320,33 @@ def test_a_job_that_ends_is_submitted_again(
         _work_off(client, [task], reports.append)
     assert [report["id"] for report in reports] == [entry.id]
     assert "there is no worker; waiting" in caplog.text
+
+
+PAGES = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from sliceprop.cohort.finding import Entry
+from sliceprop.cohort.work import CohortConfig, Failure, Task, run_study
+
+def faults(blocks=100):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(blocks):
+        np.ones(1 << 20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = faults()
+missing = Path("missing.nii.gz")
+assert isinstance(run_study(Task(Entry("x", missing, missing), Path(sys.argv[1]), CohortConfig())), Failure)
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_workers_keep_the_memory_that_they_free(tmp_path: Path) -> None:
+    """As Dask starts them, each megabyte would be 256 new pages."""
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", PAGES, str(tmp_path / "out")]
+    before, after = map(int, subprocess.run(command, env=environment, check=True, capture_output=True).stdout.split())
+    assert before > 100 * 200
+    assert after < 100 * 20

@@ -19,6 +19,7 @@ import numpy as np
 from sliceprop import __version__
 from sliceprop.cohort.finding import Entry, Failure
 from sliceprop.cohort.pages import write_study_page
+from sliceprop.cohort.workers import keep_freed_memory
 from sliceprop.config import LEARNED_METHODS, PropagateConfig, SuggestConfig, TrainConfig
 from sliceprop.errors import FileError, SlicePropError
 from sliceprop.io import Image, check_not_inputs, make_folder, read_image, write_image, write_json
@@ -112,6 +113,7 @@ def run_study(task: Task) -> dict[str, Any] | Failure:
         its report, or why there is none; errors that a user can mend do not leave this function, so that a study that
         fails stops no other one.
     """
+    keep_freed_memory()
     try:
         return finished(task) or _run(task)
     except (SlicePropError, MemoryError) as error:

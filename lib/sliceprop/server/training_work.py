@@ -18,6 +18,7 @@ from typing import Any
 
 from sliceprop.arrays import load_arrays, save_arrays
 from sliceprop.checkpoint import load_checkpoint, save_checkpoint
+from sliceprop.cohort.workers import keep_freed_memory
 from sliceprop.config import TrainConfig
 from sliceprop.engine.registration import Model
 from sliceprop.errors import FileError, SlicePropError
@@ -101,6 +102,7 @@ def run_job(job: Job) -> Outcome:
     """
     if job.touched() is None:
         return {"status": "STOPPED"}
+    keep_freed_memory()
     try:
         with Report(StateFile(job.state), job.image_id, job.config, job.note) as report:
             try:
