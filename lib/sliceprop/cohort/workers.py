@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 GPU, MEMORY = "GPU", "MEMORY"
 
 WORKER_GIB = 4.0
-"""Memory of a worker that is not told: enough for 75 slices of 512 by 512."""
+"""Memory of a worker that is not told: enough for 70 slices of 512 by 512."""
 
-PROCESS_BYTES = 1.4 * 2**30
+PROCESS_BYTES = 1.5 * 2**30
 """Memory of a worker beside the voxels of its study: libraries, and what is kept of what was freed; measured."""
 
 KEPT_BYTES = 1 << 25
