@@ -239,6 +239,10 @@ def test_the_server_never_fails_for_a_request(client: TestClient, route: str) ->
     drawn = only(truth())
     before = client.get("/labelprop/versions?image=case").json()["annotation"]
 
+    def send_json(method: str, address: str, content: str | bytes) -> int:
+        headers = {"Content-Type": "application/json"}
+        return client.request(method, address, content=content, headers=headers).status_code
+
     def send(chosen: dict[str, Any], text: str) -> int:
         params = {"params": json.dumps(chosen) if chosen else text}
         if route == INFER:
@@ -253,15 +257,14 @@ def test_the_server_never_fails_for_a_request(client: TestClient, route: str) ->
             body = (
                 body if body["plan"] == "centres" or not isinstance(body["plan"], str) else {**body, "plan": "centres"}
             )
-            return client.post("/activelearning/next_slice", content=json.dumps({**body, "image": "case"})).status_code
+            return send_json("POST", "/activelearning/next_slice", json.dumps({**body, "image": "case"}))
         if route == EDIT:
-            return client.put(
-                "/labelprop/labels", content=json.dumps(chosen) if chosen else text.encode("utf-8", "replace")
-            ).status_code
+            body = json.dumps(chosen) if chosen else text.encode("utf-8", "replace")
+            return send_json("PUT", "/labelprop/labels", body)
         wrong = {"image": "case", **chosen, "budget_s": chosen.get("budget_s", -1)}
         if isinstance(wrong["budget_s"], int | float | str):
             wrong["budget_s"] = -1
-        return client.post("/train/labelprop", content=json.dumps(wrong)).status_code
+        return send_json("POST", "/train/labelprop", json.dumps(wrong))
 
     @share(0.03)
     @given(options, st.text(max_size=50))
