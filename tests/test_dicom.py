@@ -108,7 +108,7 @@ def test_places_that_are_rounded_a_little_are_fine(tmp_path: Path) -> None:
             "orientations",
         ),
         (lambda one, k: k == 3 and delattr(one, "ImagePositionPatient"), GeometryError, "without a place"),
-        (lambda one, k: k == 3 and setattr(one, "Rows", 7), ShapeError, "sizes"),
+        (lambda one, k: k == 3 and setattr(one, "Rows", 4), ShapeError, "sizes"),
     ],
     ids=["gap", "unequal", "4D", "one place", "tilt", "localiser", "screenshot", "sizes"],
 )
@@ -164,24 +164,17 @@ def test_files_without_preamble_are_read(tmp_path: Path) -> None:
     assert image_shape(folder) == STACK.array.shape
 
 
-def reach_beyond(content: bytes) -> bytes:
-    """The voxels are declared longer than the file."""
-    where = content.index(b"\xe0\x7f\x10\x00") + 8
-    return content[:where] + (2**30).to_bytes(4, "little") + content[where + 4 :]
-
-
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
         (lambda content: content[:-10], "beyond the end"),
-        (reach_beyond, "beyond the end"),
         (lambda content: content.replace(b"\x08\x00\x60\x00CS\x02\x00", b"\x08\x00\x60\x00CS\xff\xff", 1), "damaged"),
         (lambda content: content.replace(b"\x10\x00\x20\x00LO", b"\x10\x00\x20\x00Lg", 1), "unknown kind"),
         (lambda content: content.replace(b"\x28\x00\x10\x00US", b"\x28\x00\x10\x00OB", 1), "damaged"),
         (lambda content: content.replace(b"\x20\x00\x0e\x00", b"\x20\x00\x0f\x00", 1), "SeriesInstanceUID"),
         (lambda content: content.replace(b"\x02\x00\x10\x00", b"\x02\x00\x11\x00", 1), "transfer syntax"),
     ],
-    ids=["cut", "voxels", "element", "kind", "rows", "series", "syntax"],
+    ids=["cut", "element", "kind", "rows", "series", "syntax"],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, damage: Callable[[bytes], bytes], match: str) -> None:
     file = write_dicom_series(tmp_path / "series", STACK)[3]

@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from pydicom.uid import RLELossless
 
 from sliceprop.dicom import write_dicom_series
 from sliceprop.errors import FileError, GeometryError, ShapeError, TooLargeError
@@ -245,6 +246,14 @@ def test_a_huge_volume_is_refused_from_its_header_with_an_estimate(tmp_path: Pat
 def test_a_series_of_huge_slices_is_refused_from_a_header(tmp_path: Path) -> None:
     for file in write_dicom_series(tmp_path, Image(np.zeros(SHAPE, np.int16), np.eye(4))):
         header = pydicom.dcmread(file)
+        header.Rows = header.Columns = 65_535
+        header.save_as(file)
+    with pytest.raises(FileError, match="beyond the end"):
+        read_image(tmp_path)
+    for file in tmp_path.iterdir():  # compressed, they might hold as much
+        header = pydicom.dcmread(file)
+        header.Rows = header.Columns = 8
+        header.compress(RLELossless, np.zeros((8, 8), np.int16))
         header.Rows = header.Columns = 65_535
         header.save_as(file)
     with pytest.raises(TooLargeError, match="GiB"):

@@ -6,6 +6,7 @@ than its file holds, GDCM takes the memory first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,13 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+)
 from pydicom.valuerep import VR
 
 from sliceprop.errors import FileError, GeometryError, ShapeError
@@ -27,13 +34,14 @@ UNEQUAL = 0.1
 """Part of a voxel by which a slice may lie off its place in a regular stack."""
 
 _LARGE = 1 << 16
-"""Bytes of an element that are left in the file until somebody asks for them, such as voxels."""
+"""Bytes of an element that are left in the file until somebody asks for them."""
 
 _PREAMBLE = 128
 _MAGIC = b"DICM"
 _BARE = (b"\x02\x00", b"\x08\x00")
 """How files begin that some programs write without preamble: with the group of their first element."""
 
+_PLAIN_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _FILE_META = 2
 _UNDEFINED = 0xFFFFFFFF
 
@@ -167,10 +175,14 @@ def read_header(path: Path) -> SeriesFile | None:
             raise ValueError("it is deflated; store it in another transfer syntax")
         if marked and "TransferSyntaxUID" not in meta:
             raise ValueError("it names no transfer syntax")
-        header = dcmread(path, force=True, defer_size=_LARGE)
+        with path.open("rb") as content:
+            header = dcmread(content, force=True, stop_before_pixels=True, defer_size=_LARGE)
+            left = path.stat().st_size - content.tell()
         if marked or "SeriesInstanceUID" in header:
             _check_elements(header, path.stat().st_size)
-            return _told_by(path, header)
+            told = _told_by(path, header)
+            _check_voxels(told, left)
+            return told
     except Exception as error:  # pydicom lets out whatever damaged bytes make of its conversions
         if marked:
             raise FileError(f"{path}: cannot be read as DICOM, it may be damaged ({error})") from error
@@ -193,6 +205,24 @@ def _check_elements(header: Dataset, size: int) -> None:
                 raise ValueError(f"{tag} is of the unknown kind {element.VR!r}")
             if element.length != _UNDEFINED and element.value_tell + element.length > size:
                 raise ValueError(f"{tag} reaches beyond the end of the file")
+
+
+def _check_voxels(file: SeriesFile, left: int) -> None:
+    """Refuse a file that ends before its voxels do; of compressed ones that shows when they are read.
+
+    Args:
+        file: its header.
+        left: bytes after the header, with the head of the element of the voxels.
+
+    Raises:
+        ValueError: if they are too few.
+    """
+    header = file.attributes
+    if header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian) not in _PLAIN_SYNTAXES:
+        return
+    bits = int(header.get("BitsAllocated", 0)) * int(header.get("SamplesPerPixel", 1))
+    if left - (8 if header.is_implicit_VR else 12) < math.prod(file.shape) * bits // 8:
+        raise ValueError("its voxels reach beyond the end of the file")
 
 
 def _told_by(path: Path, header: Dataset) -> SeriesFile:
