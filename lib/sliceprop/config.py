@@ -41,7 +41,7 @@ def parse_extrapolate(text: str | int) -> Literal["auto", "none"] | int:
         return cast(Literal["auto", "none"], text)
     try:
         slices = int(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         slices = -1
     _require(slices >= 0, f"extrapolate must be auto, none or a number of slices >= 0, not {text!r}")
     return slices

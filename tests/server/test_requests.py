@@ -36,7 +36,8 @@ def test_no_params_means_the_defaults(text):
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "magic"}, {"fusion": "mean"}, {"extrapolate": -1}, {"method": {"a": 1}}]
+    "options",
+    [{"method": "magic"}, {"fusion": "mean"}, {"extrapolate": -1}, {"extrapolate": float("inf")}, {"method": {"a": 1}}],
 )
 def test_unknown_choices_are_refused(options):
     with pytest.raises(InputError):
