@@ -16,7 +16,7 @@ PACKAGE = ROOT / "lib" / "sliceprop"
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"config", "tokens"},
-    {"volume", "labels", "roi", "hashing", "pipes", "dicom_series"},
+    {"volume", "labels", "roi", "hashing", "pipes", "dicom_series", "stored_voxels"},
     {"engine"},
     {"io"},
     {

@@ -7,6 +7,7 @@ the format: NIfTI (nibabel), NRRD and MetaImage (SimpleITK, converted from LPS),
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -26,16 +27,21 @@ from numpy.typing import NDArray
 
 from sliceprop.dicom_series import read_header, read_series
 from sliceprop.errors import FileError, GeometryError, ShapeError, SlicePropError
+from sliceprop.stored_voxels import (
+    META_SUFFIXES,
+    NRRD_SUFFIXES,
+    check_compressed,
+    check_gzip,
+    meta_end,
+    read_head,
+)
 from sliceprop.volume import check_affine, check_memory
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-SITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+SITK_SUFFIXES = NRRD_SUFFIXES + META_SUFFIXES
 SUFFIXES = NIFTI_SUFFIXES + SITK_SUFFIXES
 OUTPUT_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
 """Without the formats that keep header and voxels in two files, which cannot appear at once."""
-
-_LONGEST_HEADER = 1 << 20
-"""Bytes of a MetaImage's header; more is none."""
 
 LONGEST_NAME = 255
 """Bytes of a file name, the limit of all common file systems."""
@@ -297,6 +303,7 @@ def _read_nifti(file: Path) -> Image:
                 f"{file}: needs 3 axes, found {len(image.shape)} (shape {image.shape}); give one 3D volume"
             )
         check_memory(image.shape, str(file))
+        check_gzip(file)
         array = np.asanyarray(image.dataobj)
     except SlicePropError:
         raise
@@ -323,6 +330,8 @@ def _read_checked(file: Path) -> sitk.Image:
     """Read the header first, so that a huge volume is refused before it is read."""
     reader = _header_read(file)
     check_memory(reader.GetSize(), str(file))
+    voxel = sitk.GetArrayViewFromImage(sitk.Image((1, 1), reader.GetPixelID(), reader.GetNumberOfComponents())).nbytes
+    check_compressed(file, math.prod(reader.GetSize()) * voxel)
     image: sitk.Image = reader.Execute()
     return image
 
@@ -331,7 +340,7 @@ def _header_read(file: Path) -> sitk.ImageFileReader:
     """A reader that knows the header; what kind of file it is says its name, never its content."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
-    if file.name.endswith((".nrrd", ".nhdr")):
+    if file.name.endswith(NRRD_SUFFIXES):
         reader.SetImageIO("NrrdImageIO")
     else:
         _check_dimensions(file)
@@ -346,14 +355,10 @@ def _check_dimensions(file: Path) -> None:
     Raises:
         FileError: also if the file cannot be opened.
     """
-    try:
-        with file.open("rb") as content:
-            head = content.read(_LONGEST_HEADER)
-    except OSError as error:
-        raise FileError(f"{file}: cannot be read ({error.strerror})") from error
-    header = re.split(rb"^ElementDataFile\s*[=:]", head, maxsplit=1, flags=re.MULTILINE)
-    axes = re.findall(rb"NDims[^\r\n]*", header[0])
-    if len(header) == 1 or len(axes) != 1 or not re.fullmatch(rb"NDims\s*[=:]\s*[1-9]\s*", axes[0]):
+    head = read_head(file)
+    end = meta_end(head)
+    axes = re.findall(rb"NDims[^\r\n]*", head[: end.start()] if end else b"")
+    if len(axes) != 1 or not re.fullmatch(rb"NDims\s*[=:]\s*[1-9]\s*", axes[0]):
         raise FileError(f"{file}: cannot be read, its header does not end, or does not say how many axes there are")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sliceprop import io
-from sliceprop.errors import FileError, GeometryError, ShapeError
+from sliceprop.errors import GeometryError, ShapeError
 from sliceprop.labels import LabelArray, check_labels
 
 RAW_SUFFIX = ".bin"
@@ -41,22 +39,6 @@ def read_labels(file: Path, scan: io.Image, *, cropped: bool = False) -> LabelAr
     labels = check_labels(image.array, scan.array.shape)
     io.check_same_grid(scan, image, "labels")
     return labels
-
-
-def check_whole(file: Path) -> None:
-    """Refuse a compressed file that was damaged: its readers do not go as far as the checksum at its end.
-
-    Raises:
-        FileError: if it does not match that.
-    """
-    if file.suffix != ".gz":
-        return
-    try:
-        with gzip.open(file) as content:
-            while content.read(2**20):
-                pass
-    except (OSError, EOFError, zlib.error) as error:
-        raise FileError(f"{file}: is damaged ({error})") from error
 
 
 def replace_values(labels: LabelArray, new: Mapping[int, int], *, keep: bool = False) -> LabelArray:

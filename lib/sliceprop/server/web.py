@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from sliceprop.server.access import current_user
 from sliceprop.server.app import LabelPropApp
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import CREATING, inside, new_name, plain_filename
+from sliceprop.stored_voxels import LONGEST_HEADER, is_one_file
 
 Reader = Annotated[User, Depends(current_user)]
 Annotator = Annotated[User, Depends(current_user)]
@@ -29,10 +29,6 @@ Admin = Annotated[User, Depends(current_user)]
 all of them: FastAPI replaces dependencies only in routes that the application itself includes."""
 
 Params = Annotated[str, Form()]
-
-_HEADER_BYTES = 1 << 20
-_NRRD_ELSEWHERE = re.compile(rb"^\s*data\s*file\s*:", re.IGNORECASE | re.MULTILINE)
-_META_HERE = re.compile(rb"\A[^\0]*?^ElementDataFile\s*=\s*LOCAL\s*$", re.MULTILINE)
 
 
 def running_app() -> LabelPropApp:
@@ -79,11 +75,9 @@ def check_upload(file: UploadFile) -> str:
         InputError: if it is no plain name, or the header says that the voxels are in another file, of the server's.
     """
     name = plain_filename(file.filename)
-    head = file.file.read(_HEADER_BYTES)
+    head = file.file.read(LONGEST_HEADER)
     file.file.seek(0)
-    nrrd, text = re.split(rb"\r?\n\r?\n", head, maxsplit=1), name.lower()
-    elsewhere = text.endswith((".nrrd", ".nhdr")) and (len(nrrd) == 1 or _NRRD_ELSEWHERE.search(nrrd[0]))
-    if elsewhere or (text.endswith((".mha", ".mhd")) and not _META_HERE.search(head)):
+    if not is_one_file(name, head):
         raise InputError(f"{name}: the header does not end, or says that the voxels are in another file; send one file")
     return name
 

@@ -30,7 +30,7 @@ from sliceprop.server.errors import ConflictError, NotFoundError
 from sliceprop.server.file_names import named_by_file, segments_in
 from sliceprop.server.files import copy_file, read_json, write_json
 from sliceprop.server.guard import plain_name
-from sliceprop.server.label_files import check_whole, read_labels, replace_values
+from sliceprop.server.label_files import read_labels, replace_values
 from sliceprop.server.manifests import Manifests
 from sliceprop.server.names import BACKGROUND_SCRIBBLES, FOREGROUND_SCRIBBLES, LabelNames, names_by_value
 from sliceprop.server.provenance import Annotation, drawn_by_hand, hand_made, is_our_result, marked_slices, only_slices
@@ -446,7 +446,6 @@ class Workspace:
             shown = look(self.store, case.image_id, case.record.versions, tag)
             if shown.foreign is not None:
                 try:
-                    check_whole(shown.foreign)
                     return self._found(case, tag, shown.foreign)
                 except InputError:
                     if shown.newest is None:

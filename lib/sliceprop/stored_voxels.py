@@ -1,0 +1,168 @@
+"""Where a file keeps its voxels, and whether they are whole: checked here, since the libraries that read them do not.
+
+ITK takes what it gets of a compressed stream and leaves the rest of the array as it lies in memory; nibabel does not go
+as far as the checksum at the end. Headers of NRRD and MetaImage can name any other file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from pathlib import Path
+
+from sliceprop.errors import FileError
+
+LONGEST_HEADER = 1 << 20
+"""Bytes of the header of a NRRD or MetaImage file; more is none."""
+
+NRRD_SUFFIXES = (".nrrd", ".nhdr")
+META_SUFFIXES = (".mha", ".mhd")
+
+_META_LAST = b"elementdatafile"
+_META_END = re.compile(rb"(?:\A|\n)(?P<key>ElementDataFile)[ \t]*=[ \t]*(?P<file>[^\r\n]*?)[ \t]*\r?\n")
+_META_COMPRESSED = re.compile(rb"CompressedData\s*[=:]\s*[Tt1]")
+_META_SIZE = re.compile(rb"CompressedDataSize\s*[=:]\s*(\d*)")
+_META_SKIPS = re.compile(rb"HeaderSize\s*[=:]\s*(?!0\s)")
+_NRRD_END = re.compile(rb"\r?\n\r?\n")
+_NRRD_FILE = re.compile(rb"^\s*data\s*file\s*:\s*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
+_NRRD_COMPRESSED = re.compile(rb"^\s*encoding\s*:\s*gz", re.IGNORECASE | re.MULTILINE)
+_NRRD_SKIPS = re.compile(rb"^\s*(line|byte)\s*skip\s*:", re.IGNORECASE | re.MULTILINE)
+_CHUNK = 1 << 20
+_ANY_HEAD = 47
+"""For zlib: 32 KiB of window, and either of its heads or that of gzip."""
+
+
+def read_head(file: Path) -> bytes:
+    """The first bytes of a file, with its header.
+
+    Raises:
+        FileError: if it cannot be read.
+    """
+    try:
+        with file.open("rb") as content:
+            return content.read(LONGEST_HEADER)
+    except OSError as error:
+        raise FileError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def meta_end(head: bytes) -> re.Match[bytes] | None:
+    """The last line of a MetaImage's header, with the `file` of its voxels; None if it has none.
+
+    ITK ends at the first line that it takes for this one: no other may look like it.
+    """
+    end = _META_END.search(head)
+    return end if end and head.lower().find(_META_LAST) == end.start("key") else None
+
+
+def is_one_file(name: str, head: bytes) -> bool:
+    """Whether a NRRD or MetaImage holds its voxels itself, in its header's words; other formats always do.
+
+    Args:
+        name: of the file.
+        head: its first `LONGEST_HEADER` bytes.
+    """
+    ending = name.lower()
+    if ending.endswith(META_SUFFIXES):
+        end = meta_end(head)
+        return end is not None and end["file"] == b"LOCAL"
+    if ending.endswith(NRRD_SUFFIXES):
+        end = _NRRD_END.search(head)
+        header = head[: end.start()] if end else b""
+        # Its reader ends lines at every carriage return, the pattern at every line feed.
+        return bool(end) and not re.search(rb"\r(?!\n)", header) and not _NRRD_FILE.search(header)
+    return True
+
+
+def check_gzip(file: Path) -> None:
+    """Refuse a compressed file that does not match the checksum at its end; others pass.
+
+    Raises:
+        FileError: if it is damaged.
+    """
+    if file.suffix != ".gz":
+        return
+    try:
+        with gzip.open(file) as content:
+            while content.read(_CHUNK):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise FileError(f"{file}: cannot be read, it is damaged or truncated ({error})") from error
+
+
+def check_compressed(file: Path, size: int) -> None:
+    """Refuse a NRRD or MetaImage whose compressed voxels do not match their checksum, or are not as many.
+
+    Args:
+        file: its header can be read.
+        size: bytes of its voxels.
+
+    Raises:
+        FileError: if they are damaged, or lie where they cannot be checked.
+    """
+    head = read_head(file)
+    place = _compressed_nrrd(file, head) if file.name.endswith(NRRD_SUFFIXES) else _compressed_meta(file, head)
+    if place is None:
+        return
+    source, start, longest = place
+    try:
+        found, consumed = _inflated(source, start, size)
+    except (OSError, zlib.error) as error:
+        raise FileError(f"{file}: cannot be read, it may be truncated ({error})") from error
+    if found != size or consumed > longest:
+        raise FileError(f"{file}: cannot be read, its compressed voxels are not as many as its header says")
+
+
+def _compressed_nrrd(file: Path, head: bytes) -> tuple[Path, int, float] | None:
+    """File, first byte and most bytes of a compressed stream; None for voxels that are not compressed by gzip."""
+    end = _NRRD_END.search(head)
+    header = head[: end.start()] if end else head
+    if not _NRRD_COMPRESSED.search(header) or _NRRD_SKIPS.search(header):
+        return None  # skipped bytes are counted before or after: its reader does check the stream's length
+    elsewhere = _NRRD_FILE.search(header)
+    if elsewhere:
+        source = file.parent / elsewhere[1].strip().decode("utf-8", "replace")
+        return (source, 0, float("inf")) if source.is_file() else None
+    return (file, end.end(), float("inf")) if end else None
+
+
+def _compressed_meta(file: Path, head: bytes) -> tuple[Path, int, float] | None:
+    """As `_compressed_nrrd`.
+
+    Raises:
+        FileError: if the stream lies where it cannot be checked.
+    """
+    end = meta_end(head)
+    header = head[: end.start()] if end else head
+    if not _META_COMPRESSED.search(header):
+        return None
+    source = (
+        file
+        if end and end["file"] == b"LOCAL"
+        else file.parent / (end["file"].decode("utf-8", "replace") if end else "")
+    )
+    if not end or _META_SKIPS.search(header) or not source.is_file():
+        raise FileError(f"{file}: cannot be read, its compressed voxels are in several files or after skipped bytes")
+    sizes = [int(given) for given in _META_SIZE.findall(header) if given.strip(b"0")]
+    return source, end.end() if source == file else 0, min(sizes, default=float("inf"))
+
+
+def _inflated(file: Path, start: int, most: int) -> tuple[int, int]:
+    """Bytes that a stream holds and takes; one more than `most` where it holds more.
+
+    Raises:
+        OSError, zlib.error: if it cannot be read, is cut off or damaged.
+    """
+    stream, found, consumed = zlib.decompressobj(_ANY_HEAD), 0, 0
+    with file.open("rb") as content:
+        content.seek(start)
+        while not stream.eof:
+            chunk = stream.unconsumed_tail or content.read(_CHUNK)
+            part = stream.decompress(chunk, _CHUNK)
+            if not chunk and not part:
+                raise zlib.error("the stream is cut off")
+            found += len(part)
+            consumed += len(chunk) - len(stream.unconsumed_tail) - len(stream.unused_data)
+            if found > most:
+                return most + 1, consumed
+    return found, consumed
