@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage, MRImageStorage
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    EnhancedMRImageStorage,
+    MediaStorageDirectoryStorage,
+    MRImageStorage,
+    RLELossless,
+)
 
 from sliceprop.dicom import write_dicom_series
 from sliceprop.dicom_series import check_series, describe_series, read_series
@@ -109,8 +117,10 @@ def test_places_that_are_rounded_a_little_are_fine(tmp_path: Path) -> None:
         ),
         (lambda one, k: k == 3 and delattr(one, "ImagePositionPatient"), GeometryError, "without a place"),
         (lambda one, k: k == 3 and setattr(one, "Rows", 4), ShapeError, "sizes"),
+        (lambda one, k: k == 3 and setattr(one, "PixelRepresentation", 0), ShapeError, "kinds"),
+        (lambda one, k: k == 3 and setattr(one, "PixelSpacing", [1, 1.1]), GeometryError, "pixels"),
     ],
-    ids=["gap", "unequal", "4D", "one place", "tilt", "localiser", "screenshot", "sizes"],
+    ids=["gap", "unequal", "4D", "one place", "tilt", "localiser", "screenshot", "sizes", "kinds", "pixels"],
 )
 def test_what_is_no_volume_is_refused(
     tmp_path: Path, edit: Callable[[pydicom.Dataset, int], object], error: type[InputError], match: str
@@ -193,28 +203,117 @@ def test_a_deflated_file_is_refused(tmp_path: Path) -> None:
         read_image(edited(tmp_path, edit))
 
 
-def test_the_frames_of_one_file_are_slices(tmp_path: Path) -> None:
-    def multi_frame(gap: float) -> Path:
-        header = pydicom.dcmread(write_dicom_series(tmp_path / f"{gap}", STACK)[0])
-        frames = []
-        for height in (0, 3, 6, 6 + gap):
-            position, frame = pydicom.Dataset(), pydicom.Dataset()
-            position.ImagePositionPatient = [0, 0, height]
-            frame.PlanePositionSequence = [position]
-            frames.append(frame)
-        orientation, shared = pydicom.Dataset(), pydicom.Dataset()
-        orientation.ImageOrientationPatient = header.ImageOrientationPatient
-        shared.PlaneOrientationSequence = [orientation]
-        del header.ImagePositionPatient, header.ImageOrientationPatient
-        header.PerFrameFunctionalGroupsSequence, header.SharedFunctionalGroupsSequence = frames, [shared]
-        folder = tmp_path / f"{gap}-frames"
-        folder.mkdir()
-        header.save_as(folder / "all.dcm")
-        return folder
+def framed(folder: Path, heights: list[float]) -> Path:
+    """A folder with one file, whose frames are the slices of `STACK` at these heights."""
+    slices = [pydicom.dcmread(file) for file in write_dicom_series(folder / "slices", STACK)]
+    header, frames = slices[0], []
+    for height in heights:
+        position, frame = pydicom.Dataset(), pydicom.Dataset()
+        position.ImagePositionPatient = [*header.ImagePositionPatient[:2], height]
+        frame.PlanePositionSequence = [position]
+        frames.append(frame)
+    orientation, measures, shared = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    orientation.ImageOrientationPatient = header.ImageOrientationPatient
+    measures.PixelSpacing, measures.SliceThickness = header.PixelSpacing, 3
+    measures.SpacingBetweenSlices = 3
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
+    del header.ImagePositionPatient, header.ImageOrientationPatient, header.PixelSpacing
+    header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    header.PerFrameFunctionalGroupsSequence, header.SharedFunctionalGroupsSequence = frames, [shared]
+    header.NumberOfFrames = len(frames)
+    header.PixelData = b"".join(one.PixelData for one in slices[: len(frames)])
+    target = folder / "frames"
+    target.mkdir()
+    header.save_as(target / "all.dcm")
+    return target
 
-    check_series(read_series(multi_frame(3)))
-    with pytest.raises(GeometryError, match="missing"):
-        read_series(multi_frame(9))
+
+@pytest.mark.parametrize("down", [False, True])
+def test_the_frames_of_one_file_are_slices(tmp_path: Path, down: bool) -> None:
+    heights = [3.0 * k for k in range(8)]
+    folder = framed(tmp_path, heights[::-1] if down else heights)
+    check_series(read_series(folder))
+    image = read_image(folder)
+    np.testing.assert_array_equal(image.array, STACK.array)
+    for k, height in enumerate(heights[::-1] if down else heights):
+        np.testing.assert_allclose((image.affine @ [0, 0, k, 1])[:3], [0, 0, height], atol=1e-4)
+    assert image_shape(folder) == STACK.array.shape
+
+
+@pytest.mark.parametrize(
+    ("heights", "match"), [([0, 3, 6, 15], "missing"), ([0, 6, 3, 9], "order"), ([0, 3, 0, 3], "time points|order")]
+)
+def test_frames_that_are_no_stack_are_refused(tmp_path: Path, heights: list[float], match: str) -> None:
+    with pytest.raises(GeometryError, match=match):
+        read_series(framed(tmp_path, heights))
+
+
+def test_frames_in_several_files_and_films_are_refused(tmp_path: Path) -> None:
+    folder = framed(tmp_path, [0, 3, 6])
+    other = pydicom.dcmread(folder / "all.dcm")
+    other.save_as(folder / "more.dcm")
+    with pytest.raises(ShapeError, match="several files"):
+        read_series(folder)
+    (folder / "more.dcm").unlink()
+    del other.PerFrameFunctionalGroupsSequence
+    other.save_as(folder / "all.dcm")
+    with pytest.raises(GeometryError, match="film"):
+        read_series(folder)
+
+
+def test_slices_of_several_scales_keep_their_values(tmp_path: Path) -> None:
+    """As in PET. The type that holds the first would wrap the others round."""
+    slopes = [1, 1, 0.25, 1000, 1, 2, 1, 1]
+    folder = edited(tmp_path, lambda one, k: setattr(one, "RescaleSlope", slopes[k]))
+    np.testing.assert_allclose(read_image(folder).array, STACK.array * np.array(slopes))
+
+
+def test_what_is_no_image_of_the_series_is_passed_over(tmp_path: Path) -> None:
+    folder = edited(tmp_path, lambda one, k: None)
+    report = pydicom.dcmread(next(folder.iterdir()))
+    for keyword in ("Rows", "Columns", "PixelData", "ImagePositionPatient", "BitsAllocated"):
+        delattr(report, keyword)
+    report.SeriesInstanceUID, report.Modality = report.SeriesInstanceUID + ".1", "RTSTRUCT"
+    report.save_as(folder / "contours.dcm")
+    np.testing.assert_array_equal(read_image(folder).array, STACK.array)
+
+
+def test_a_damaged_file_without_preamble_is_not_left_out(tmp_path: Path) -> None:
+    folder = edited(tmp_path, lambda one, k: None)
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes()[132:])
+    last = max(folder.iterdir())
+    last.write_bytes(last.read_bytes()[:-20])
+    with pytest.raises(FileError, match=last.name):
+        read_image(folder)
+
+
+@pytest.mark.parametrize("number", ["", "1\\2", "one"])
+def test_numbers_that_are_none(tmp_path: Path, number: str) -> None:
+    def edit(one: pydicom.Dataset, k: int) -> None:
+        one["InstanceNumber"] = RawDataElement(Tag("InstanceNumber"), "IS", 0, number.encode(), 0, False, True)
+
+    folder = edited(tmp_path, edit)
+    np.testing.assert_array_equal(read_image(folder).array, STACK.array)
+    assert "InstanceNumbers" not in describe_series(read_series(folder))
+
+
+@pytest.mark.parametrize("reach", [0, 2**31 - 16])
+def test_a_part_of_compressed_voxels_that_reaches_beyond_the_file_is_refused(tmp_path: Path, reach: int) -> None:
+    """GDCM would take that much memory."""
+    folder, voxels = tmp_path / "series", np.arange(40 * 50 * 3, dtype=np.int16).reshape(40, 50, 3)
+    for file in write_dicom_series(folder, Image(voxels, STACK.affine)):
+        dataset = pydicom.dcmread(file)
+        dataset.compress(RLELossless)
+        dataset.save_as(file)
+    np.testing.assert_array_equal(read_image(folder).array, voxels)
+    file = max(folder.iterdir())
+    content = file.read_bytes()
+    second = content.rindex(b"\xfe\xff\x00\xe0") + 4
+    length = int.from_bytes(content[second : second + 4], "little")
+    file.write_bytes(content[:second] + (reach or length + 20).to_bytes(4, "little") + content[second + 4 :])
+    with pytest.raises(FileError, match="beyond the end"):
+        read_image(folder)
 
 
 def test_slices_are_counted_in_the_order_in_which_they_are_read(tmp_path: Path) -> None:

@@ -152,6 +152,27 @@ def test_a_mistyped_study_is_not_erased_whatever_else_there_is_to_remove(studies
     assert not left.exists()
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_a_damaged_list_of_images_goes_with_the_study_that_it_names(studies, run, started):
+    listed = studies / "datastore_v2.json"
+    listed.write_text(listed.read_text()[:-20])
+    if started:
+        LocalStudies(str(studies), watch=False)  # as a server does, which sets the list aside and makes a new one
+
+    def naming():
+        return [file.name for file in studies.glob("datastore*") if '"case"' in file.read_text()]
+
+    before = naming()
+    assert ("datastore_v2.damaged" in before) == started
+    assert "nothing is kept" in run("erase", "caes", code=2)
+    assert naming() == before
+    run("erase", "case", "--scan")
+    assert not naming()
+    store = LocalStudies(str(studies), watch=False)
+    assert store.list_images() == ["other"]
+    assert Workspace(store).annotation(Workspace(store).case("other")).annotated_slices == (2, 7)
+
+
 def test_the_checkpoint_of_another_study_on_the_same_scan_stays(studies, run):
     checkpoints = studies / ".labelprop" / "checkpoints"
     for ending in ("safetensors", "json"):

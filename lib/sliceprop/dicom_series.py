@@ -7,10 +7,12 @@ than its file holds, GDCM takes the memory first.
 from __future__ import annotations
 
 import math
+import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,9 @@ from sliceprop.errors import FileError, GeometryError, ShapeError
 UNEQUAL = 0.1
 """Part of a voxel by which a slice may lie off its place in a regular stack."""
 
+_SAME_PIXEL = 1e-3
+"""Part of a pixel by which those of one series may differ."""
+
 _LARGE = 1 << 16
 """Bytes of an element that are left in the file until somebody asks for them."""
 
@@ -42,6 +47,7 @@ _BARE = (b"\x02\x00", b"\x08\x00")
 """How files begin that some programs write without preamble: with the group of their first element."""
 
 _PLAIN_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+_END_OF_ITEMS = 0xFFFE, 0xE0DD
 _FILE_META = 2
 _UNDEFINED = 0xFFFFFFFF
 
@@ -55,7 +61,9 @@ class SeriesFile:
         series: `SeriesInstanceUID`.
         number: `InstanceNumber`, if it has one.
         shape: columns, rows, frames.
-        pixel: the smaller side of a pixel, mm; 1 if it does not say.
+        pixel: distance of rows and of columns, mm; 1 if it does not say.
+        values: samples per pixel, bits of each, and whether they are signed.
+        scale: slope and intercept from what is stored to values.
         places: `(F, 9)`, of each frame the directions of its rows and columns and the position of its first voxel, LPS
             mm; `(1, 9)` where frames have no place of their own, `(0, 9)` where there is none.
         attributes: the whole header.
@@ -65,7 +73,9 @@ class SeriesFile:
     series: str
     number: int | None
     shape: tuple[int, int, int]
-    pixel: float
+    pixel: tuple[float, float]
+    values: tuple[int, int, int]
+    scale: tuple[float, float]
     places: NDArray[np.float64]
     attributes: Dataset
 
@@ -84,8 +94,8 @@ def read_series(folder: str | Path) -> list[SeriesFile]:
 
     Raises:
         FileError: if a file is damaged, or there is not exactly one series.
-        ShapeError: for slices of several sizes.
-        GeometryError: if slices have places and are no regular stack, see `check_series`.
+        ShapeError: for images of several sizes or kinds, or several files with frames.
+        GeometryError: if slices have places and are no regular stack, or frames have none.
     """
     try:
         paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
@@ -95,15 +105,34 @@ def read_series(folder: str | Path) -> list[SeriesFile]:
     series = {file.series for file in files}
     if len(series) != 1:
         raise FileError(f"{folder}: holds {len(series)} DICOM series; give a folder with exactly one")
-    sizes = sorted({file.shape[:2] for file in files})
-    if len(sizes) > 1:
-        raise ShapeError(f"the series holds images of several sizes ({sizes[0]} and {sizes[1]}); choose another series")
+    _check_alike(files)
     if any(len(file.places) for file in files):
         _check_places(files)
         return sorted(files, key=lambda file: file.height)
     if all(file.number is not None for file in files):
         return sorted(files, key=lambda file: file.number or 0)
     return files
+
+
+def _check_alike(files: Sequence[SeriesFile]) -> None:
+    """Refuse files of which one volume cannot be made.
+
+    Raises:
+        ShapeError: for images of several sizes or kinds, or several files with frames.
+        GeometryError: for pixels of several sizes, and frames without a place of their own.
+    """
+    sizes, kinds = sorted({file.shape[:2] for file in files}), {file.values for file in files}
+    if len(sizes) > 1:
+        raise ShapeError(f"the series holds images of several sizes ({sizes[0]} and {sizes[1]}); choose another series")
+    if len(kinds) > 1:
+        raise ShapeError("the series holds images of several kinds (colours, bits or signs); choose another series")
+    if np.ptp([file.pixel for file in files], axis=0).max() > _SAME_PIXEL * min(files[0].pixel):
+        raise GeometryError("the series holds images whose pixels are of several sizes; choose another series")
+    framed = [file for file in files if file.shape[2] > 1]
+    if framed and len(files) > 1:
+        raise ShapeError("the series holds several files with frames; give a folder with one of them")
+    if any(len(file.places) != file.shape[2] for file in framed):
+        raise GeometryError("the frames have no place of their own, as those of a film; choose another series")
 
 
 def check_series(files: Sequence[SeriesFile]) -> None:
@@ -167,6 +196,7 @@ def read_header(path: Path) -> SeriesFile | None:
     marked = head[_PREAMBLE:] == _MAGIC
     if not marked and not head.startswith(_BARE):
         return None
+    header = None
     try:
         meta = read_file_meta_info(path) if marked else Dataset()
         if meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
@@ -176,17 +206,19 @@ def read_header(path: Path) -> SeriesFile | None:
         if marked and "TransferSyntaxUID" not in meta:
             raise ValueError("it names no transfer syntax")
         with path.open("rb") as content:
-            header = dcmread(content, force=True, stop_before_pixels=True, defer_size=_LARGE)
-            left = path.stat().st_size - content.tell()
-        if marked or "SeriesInstanceUID" in header:
-            _check_elements(header, path.stat().st_size)
+            header, size = dcmread(content, force=True, stop_before_pixels=True, defer_size=_LARGE), path.stat().st_size
+            if not marked and "SeriesInstanceUID" not in header:
+                return None
+            _check_elements(header, size)
+            if "Rows" not in header and "Columns" not in header:
+                return None  # a report, a presentation, contours
             told = _told_by(path, header)
-            _check_voxels(told, left)
+            _check_voxels(told, content, size)
             return told
     except Exception as error:  # pydicom lets out whatever damaged bytes make of its conversions
-        if marked:
-            raise FileError(f"{path}: cannot be read as DICOM, it may be damaged ({error})") from error
-    return None
+        if not marked and header is None:
+            return None
+        raise FileError(f"{path}: cannot be read as DICOM, it may be damaged ({error})") from error
 
 
 def _check_elements(header: Dataset, size: int) -> None:
@@ -207,22 +239,40 @@ def _check_elements(header: Dataset, size: int) -> None:
                 raise ValueError(f"{tag} reaches beyond the end of the file")
 
 
-def _check_voxels(file: SeriesFile, left: int) -> None:
-    """Refuse a file that ends before its voxels do; of compressed ones that shows when they are read.
+def _check_voxels(file: SeriesFile, content: BinaryIO, size: int) -> None:
+    """Refuse a file that ends before its voxels do.
 
     Args:
         file: its header.
-        left: bytes after the header, with the head of the element of the voxels.
+        content: of it, from the element of the voxels on.
+        size: of it, bytes.
 
     Raises:
         ValueError: if they are too few.
     """
     header = file.attributes
     if header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian) not in _PLAIN_SYNTAXES:
+        _check_fragments(content, size)
         return
-    bits = int(header.get("BitsAllocated", 0)) * int(header.get("SamplesPerPixel", 1))
-    if left - (8 if header.is_implicit_VR else 12) < math.prod(file.shape) * bits // 8:
+    (samples, bits, _), head = file.values, 8 if header.is_implicit_VR else 12
+    if size - content.tell() - head < math.prod(file.shape) * samples * bits // 8:
         raise ValueError("its voxels reach beyond the end of the file")
+
+
+def _check_fragments(content: BinaryIO, size: int) -> None:
+    """Refuse compressed voxels of which a part reaches beyond the end of the file.
+
+    Raises:
+        ValueError: if one does.
+    """
+    if content.read(12)[8:] != _UNDEFINED.to_bytes(4):
+        return  # after tag and kind: in one piece, in a syntax of some vendor's own
+    while len(head := content.read(8)) == 8:
+        group, element, length = struct.unpack("<HHI", head)
+        if (group, element) == _END_OF_ITEMS:
+            return
+        if content.seek(length, os.SEEK_CUR) > size:
+            raise ValueError("its voxels reach beyond the end of the file")
 
 
 def _told_by(path: Path, header: Dataset) -> SeriesFile:
@@ -231,16 +281,28 @@ def _told_by(path: Path, header: Dataset) -> SeriesFile:
     Raises:
         ValueError: for attributes that are missing or no numbers; pydicom's own errors too.
     """
-    number = header.get("InstanceNumber", None)
+    pixel = [float(side) for side in header.get("PixelSpacing", None) or (1, 1)]
+    kinds = ("SamplesPerPixel", "BitsAllocated", "PixelRepresentation")
+    slope, intercept = (header.get(f"Rescale{name}", None) for name in ("Slope", "Intercept"))
     return SeriesFile(
         path=path,
         series=str(header.SeriesInstanceUID),
-        number=None if number in (None, "") else int(number),
+        number=_number(header),
         shape=(int(header.Columns), int(header.Rows), int(header.get("NumberOfFrames", None) or 1)),
-        pixel=float(min(header.get("PixelSpacing", None) or (1.0,))),
+        pixel=(pixel[0], pixel[1]),
+        values=(int(header.get(kinds[0], 1)), int(header.get(kinds[1], 0)), int(header.get(kinds[2], 0))),
+        scale=(float(1 if slope is None else slope), float(0 if intercept is None else intercept)),
         places=_places(header),
         attributes=header,
     )
+
+
+def _number(header: Dataset) -> int | None:
+    """`InstanceNumber`, if it is one number."""
+    try:
+        return int(header.InstanceNumber)
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return None
 
 
 def _places(header: Dataset) -> NDArray[np.float64]:
@@ -291,6 +353,8 @@ def _check_places(files: Sequence[SeriesFile]) -> None:
         raise GeometryError("the slices have several orientations, as those of a localiser; choose another series")
     normal = np.cross(orientations[0, :3], orientations[0, 3:])
     order = np.argsort(positions @ normal)
+    if len(files) == 1 and not (np.diff(order) == 1).all() and not (np.diff(order) == -1).all():
+        raise GeometryError("the frames are not in the order of their places; split them by time point or stack")
     heights = positions[order] @ normal
     gaps = np.diff(heights)
     same, step = int(np.count_nonzero(gaps < 1e-3)), float(np.median(gaps))
@@ -306,5 +370,5 @@ def _check_places(files: Sequence[SeriesFile]) -> None:
             raise GeometryError(f"slices are missing: {where}")
         raise GeometryError(f"the slices are spaced unequally ({gaps.min():.2f} to {gaps.max():.2f} mm); resample them")
     within = positions[order] - np.outer(heights, normal)
-    if np.abs(within - within[0]).max() > UNEQUAL * files[0].pixel:
+    if np.abs(within - within[0]).max() > UNEQUAL * min(files[0].pixel):
         raise GeometryError("the slices are shifted against each other, as with a tilted gantry; resample them")

@@ -14,7 +14,7 @@ from filelock import FileLock
 from sliceprop import io
 from sliceprop.audit import AuditLog
 from sliceprop.errors import FileError, InputError
-from sliceprop.versions import CHANGES_LOCK, DATASTORE, FOLDER, Versions
+from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE, FOLDER, Versions
 
 _LOCK = ".lock"
 _UNFINISHED, _FRESH_S = ".writing-*", 60.0
@@ -41,7 +41,8 @@ def study_folder(studies: Path, study: str) -> Path:
 def erase_study(studies: Path, study: str, *, scan: bool = False, user: str | None = None) -> list[Path]:
     """Remove all versions, results, manifests, checkpoints and label files of a study; the audit says so.
 
-    The scan of an archive is a copy and goes too; another one stays unless that is asked for.
+    The scan of an archive is a copy and goes too; another one stays unless that is asked for. Lists of images that are
+    damaged, which may name any study, go as a whole.
 
     Args:
         studies: the folder of the scans, or the server's folder for an archive.
@@ -61,7 +62,7 @@ def erase_study(studies: Path, study: str, *, scan: bool = False, user: str | No
     if not found and not known:
         raise InputError(f"nothing is kept of a study {study!r} in {studies}; --studies names the folder of the scans")
     kept = Versions(studies / FOLDER / "studies" / study / "versions").numbers()
-    gone = sorted(found.union(_unfinished(studies)))
+    gone = sorted(found.union(_unfinished(studies), _damaged(studies)))
     try:
         for path in gone:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -94,6 +95,20 @@ def _unfinished(studies: Path) -> Iterator[Path]:
     ours = studies / FOLDER
     for folder in (ours, ours / "checkpoints", studies, *(studies / "labels").glob("*")):
         yield from (file for file in folder.glob(_UNFINISHED) if file.stat().st_mtime < time.time() - _FRESH_S)
+
+
+def _damaged(studies: Path) -> Iterator[Path]:
+    """Lists of images that no single study can be taken out of; a server makes a new one from the files."""
+    listed = studies / DATASTORE
+    aside = listed.with_suffix(DAMAGED)
+    if aside.is_file():
+        yield aside
+    try:
+        json.loads(listed.read_bytes())
+    except OSError:
+        return
+    except ValueError:
+        yield listed
 
 
 def _checkpoints(folder: Path, study: str) -> Iterator[Path]:

@@ -364,11 +364,18 @@ def _check_dimensions(file: Path) -> None:
 
 def _read_dicom_series(folder: Path) -> sitk.Image:
     files = read_series(folder)
-    columns, rows, _ = files[0].shape
-    check_memory((columns, rows, sum(file.shape[2] for file in files)), str(folder))
-    reader = sitk.ImageSeriesReader()
+    columns, rows, frames = files[0].shape
+    check_memory((columns, rows, frames * len(files)), str(folder))
+    reader: Any
+    if frames > 1:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(files[0].path))
+    else:
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames([str(file.path) for file in files])
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([str(file.path) for file in files])
+    if len({file.scale for file in files}) > 1:  # else all take the type that holds the first one
+        reader.SetOutputPixelType(sitk.sitkFloat32)
     image: sitk.Image = reader.Execute()
     return image
 

@@ -76,9 +76,11 @@ def add_token(file: Path, name: str, role: str) -> str:
         raise InputError(f"the role must be one of {', '.join(ROLES)}, not {role!r}")
     token = secrets.token_urlsafe(32)
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "a", encoding="utf-8") as lines:
-            lines.write(f"{name} {role} sha256:{digest_of(token)}\n")
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "a+b") as lines:
+            lines.seek(0)
+            ended = lines.read()[-1:] in (b"", b"\n")  # a line written by hand may not be
+            lines.write((b"" if ended else b"\n") + f"{name} {role} sha256:{digest_of(token)}\n".encode())
     except OSError as error:
         raise FileError(f"{file}: cannot be written ({error.strerror})") from error
     return token

@@ -44,6 +44,9 @@ DATASTORE = "datastore_v2.json"
 """MONAI Label's list of the images and labels of a folder; our server notes in it which slices of a label are drawn.
 Processes for batches and scoring write it too."""
 
+DAMAGED = ".damaged"
+"""Ends the name of a list of images that could not be read, in place of its own ending."""
+
 SPARSE, FINAL, SCRIBBLES = "sparse", "final", "scribbles"
 """Tags under which users submit."""
 

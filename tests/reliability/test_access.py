@@ -92,6 +92,25 @@ def test_pages_of_other_sites_cannot_load_anything_but_be_followed(behind: Opene
     assert behind(Policy()).get("/ohif/", headers={**fetched, "Sec-Fetch-Mode": "navigate"}).status_code == 200
 
 
+@pytest.mark.parametrize("name", ["Origin", "Host"])
+@pytest.mark.parametrize("strange", ["http://[", "[", "http://[::1", "http://[x]", "a]"])
+def test_addresses_that_are_none_do_not_make_the_server_fail(
+    behind: Opener, file: Path, name: str, strange: str
+) -> None:
+    add_token(file, "alice", "annotate")
+    for policy in (Policy(), Policy(TokenFile(file))):
+        for method in ("GET", "POST"):
+            headers = {name: strange, "Accept": "text/html"}
+            assert behind(policy).request(method, "/info/", headers=headers).status_code < 500
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_origin_or_a_host_that_is_no_address_is_refused(behind: Opener, method: str) -> None:
+    for name, strange in (("Origin", "http://["), ("Host", "[")):
+        refused = behind(Policy()).request(method, "/info/", headers={name: strange})
+        assert refused.status_code == 403 and strange in refused.json()["detail"]
+
+
 def test_a_token_is_asked_for_and_names_its_holder(behind: Opener, file: Path) -> None:
     token = add_token(file, "alice", "annotate")
     client = behind(Policy(TokenFile(file)), "192.0.2.7", "https://scans.example")
@@ -119,6 +138,17 @@ def test_tokens_that_are_taken_away_or_added_count_at_once(behind: Opener, file:
     assert client.get("/info/", headers=bearer(first)).status_code == 401
     file.write_text("damaged")
     assert client.get("/info/", headers=bearer(second)).status_code == 401
+
+
+def test_a_token_gets_a_line_of_its_own(file: Path) -> None:
+    tokens = {"alice": add_token(file, "alice", "train")}
+    file.write_text(file.read_text().rstrip("\n"))
+    tokens["bob"] = add_token(file, "bob", "annotate")
+    file.write_text(file.read_text() + "# no newline behind this remark")
+    tokens["carol"] = add_token(file, "carol", "annotate")
+    holders = {name: TokenFile(file).holder(digest_of(token)) for name, token in tokens.items()}
+    assert {name: holder and holder.name for name, holder in holders.items()} == {name: name for name in tokens}
+    assert "\n\n" not in file.read_text()
 
 
 @pytest.mark.parametrize(
@@ -339,3 +369,11 @@ def test_the_whole_server_lets_no_page_of_another_site_in(client: TestClient) ->
     for answer in (client.options("/info/", headers=preflight), client.get("/info/", headers=preflight)):
         assert not [name for name in answer.headers if name.lower().startswith("access-control")]
     assert client.put("/labelprop/labels", json={}, headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/redoc"])
+def test_no_page_about_the_requests_loads_scripts_from_elsewhere(client: TestClient, path: str) -> None:
+    told = client.get(path)
+    assert "html" not in told.headers["Content-Type"] and "http" not in told.text
+    assert (told.status_code == 200 and "POST    /infer/{model}" in told.text) or path == "/redoc"
+    assert "/infer/{model}" in client.get("/openapi.json").json()["paths"]

@@ -17,6 +17,7 @@ pytest.importorskip("monailabel")
 import nibabel as nib
 import numpy as np
 from fastapi import FastAPI, Request, UploadFile
+from monailabel.config import settings
 from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 from starlette.types import Message, Scope
@@ -210,3 +211,9 @@ def test_labels_are_not_invented_without_end(client: TestClient) -> None:
 def test_a_training_of_years_is_refused(client: TestClient) -> None:
     answer = client.post("/train/labelprop", json={"image": "case", "budget_s": 1e9})
     assert answer.status_code == 400 and "budget_s" in answer.json()["detail"]
+
+
+def test_a_session_lasts_no_longer_than_the_server_keeps_sessions(client: TestClient) -> None:
+    expiry = {"expiry": 10**20}
+    made = client.put("/session/", params=expiry, files={"files": ("a.nii", nifti(scan()))}).json()
+    assert made["session_info"]["expiry"] == settings.MONAI_LABEL_SESSION_EXPIRY

@@ -52,6 +52,8 @@ ROUTES = sorted(
 )
 FILES_OF_THE_VIEWER = ("/ohif/", "/proxy/")
 NAMELESS = {
+    ("GET", "/"),
+    ("GET", "/docs"),
     ("GET", "/info/"),
     ("GET", "/healthz"),
     ("GET", "/metrics"),
@@ -385,6 +387,24 @@ def test_bytes_that_are_no_text_do_no_harm(guarded: TestClient, method: str, pat
     answer = guarded.request(method, filled(path, "case") + "?image=case", content=b"\xff\x00{", headers=headers)
     reads_no_body = f"{method} {path}" in {"POST /labelprop/final", "POST /labelprop/undo", "PUT /datastore/image/info"}
     assert refused(answer.status_code) or (reads_no_body and answer.status_code == 200), answer.text[:300]
+
+
+def test_masks_of_what_was_drawn_are_the_servers_own(guarded: TestClient) -> None:
+    for tag in ("round_drawn", "round_DRAWN"):
+        answer = guarded.put(f"/datastore/label?image=case&tag={tag}", files={"label": ("l.nii", LABEL)})
+        assert answer.status_code == 400 and "masks" in answer.text
+
+
+def test_a_scan_that_is_refused_takes_no_results_away(guarded: TestClient, studies: Path) -> None:
+    assert guarded.post("/infer/labelprop?image=case", data={"params": '{"method": "nearest"}'}).status_code == 200
+    before = guarded.get("/labelprop/result?image=case").content
+    (scan_file,) = studies.glob("case.nii*")
+    away = scan_file.rename(studies.parent / "away")
+    try:
+        assert guarded.put("/datastore/image?image=case", files={"file": ("case.nii", b"no scan")}).status_code == 400
+    finally:
+        away.rename(scan_file)
+    assert guarded.get("/labelprop/result?image=case").content == before
 
 
 def test_another_scan_under_a_name_that_is_taken_is_refused(guarded: TestClient) -> None:

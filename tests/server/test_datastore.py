@@ -56,6 +56,16 @@ def test_a_label_of_an_unknown_image_is_refused(stores, tmp_path):
         stores[0].save_label("x", save(tmp_path / "l.nii.gz"), "sparse", {})
 
 
+def test_who_watches_the_folder_keeps_what_another_process_noted(stores, tmp_path):
+    server, batch = stores
+    batch.save_label("a", save(tmp_path / "l.nii.gz"), "round", {"params": {"method": "shape"}})
+    batch.update_image_info("a", {"batch": {"error": None}})
+    server.refresh()
+    for store in (*stores, LocalStudies(server._datastore_path)):
+        assert store.get_image_info("a")["batch"] == {"error": None}
+        assert store.get_label_info("a", "round")["params"] == {"method": "shape"}
+
+
 def test_processes_keep_each_others_entries(stores, tmp_path):
     server, scorer = stores
     server.save_label("a", save(tmp_path / "l.nii.gz"), "sparse", {"partial": True})

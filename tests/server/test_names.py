@@ -3,7 +3,7 @@ import json
 import pytest
 
 from sliceprop.errors import InputError
-from sliceprop.server.names import LabelNames, configured_names, names_by_value, parse_names
+from sliceprop.server.names import LabelNames, configured_names, names_by_value, parse_names, recorded_names
 
 
 @pytest.fixture
@@ -115,6 +115,62 @@ def test_names_that_are_not_configured_are_refused_only_if_they_were_painted(tmp
     with pytest.raises(InputError, match="x"):
         table.mapping({1}, info)
     assert table.names == ["a"]
+
+
+def test_configured_names_in_use_keep_their_indices_in_any_order(tmp_path):
+    table = LabelNames(tmp_path / "names.json", ["liver", "kidney", "spleen"])
+    assert submit(table, {1}, [{"name": "kidney"}]) == {1: 2}
+    again = LabelNames(tmp_path / "names.json", ["fat", "spleen", "kidney"])
+    assert again.indices == {"liver": 1, "kidney": 2, "fat": 3, "spleen": 4}
+    assert submit(again, {1}, [{"name": "spleen"}]) == {1: 4}
+    assert LabelNames(tmp_path / "names.json").names == ["liver", "kidney", "fat", "spleen"]
+
+
+def test_configured_names_that_nothing_has_can_be_replaced(tmp_path):
+    submit(LabelNames(tmp_path / "names.json", ["liver", "kidny"]), {1}, [{"name": "liver"}])
+    assert LabelNames(tmp_path / "names.json", ["kidney", "liver"]).indices == {"liver": 1, "kidney": 2}
+
+
+def test_a_configured_former_name_is_the_renamed_label(table, tmp_path):
+    submit(table, {1, 2}, [{"name": "draft"}, {"name": "core"}])
+    table.replace(["disc", "core"], {"draft": "disc"})
+    file = tmp_path / "sub" / "names.json"
+    assert LabelNames(file, ["core", "draft", "fat"]).indices == {"disc": 1, "core": 2, "fat": 3}
+    assert LabelNames(file, ["draft", "disc"]).indices == {"disc": 1, "core": 2, "draft": 3}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "renamed", "expected"),
+    [
+        ([[{"name": "b", "idx": 2}], [{"name": "a", "idx": 1}, {"name": "old", "idx": 2}]], {}, {1: "a", 2: "b"}),
+        ([[{"name": "a", "idx": 1}]], {"a": "b"}, {1: "b"}),
+        # the former name became that of another label
+        ([[{"name": "a", "idx": 2}], [{"name": "a", "idx": 1}]], {"a": "b"}, {1: "b", 2: "a"}),
+        ([[{"name": "a", "idx": 2}], [{"name": "a", "idx": 1}]], {}, {2: "a"}),
+        # names that were exchanged
+        ([[{"name": "b", "idx": 1}, {"name": "a", "idx": 2}]], {"a": "b", "b": "a"}, {1: "b", 2: "a"}),
+    ],
+)
+def test_the_newest_record_tells_what_an_index_is_called(recorded, renamed, expected):
+    assert recorded_names(recorded, renamed) == expected
+
+
+def test_a_lost_table_is_made_anew_from_what_is_recorded(tmp_path):
+    def reopened(configured=None):
+        return LabelNames(tmp_path / "names.json", configured, lambda: [[{"name": "core", "idx": 2}]])
+
+    assert reopened().indices == {"unnamed_1": 1, "core": 2}
+    assert reopened(["core", "disc", "fat"]).indices == {"disc": 1, "core": 2, "fat": 3}
+    assert submit(reopened(), {1}, [{"name": "fat"}]) == {1: 3}
+    assert LabelNames(tmp_path / "names.json").names == ["unnamed_1", "core", "fat"]
+
+
+def test_a_table_that_is_lost_while_the_server_runs_is_written_again(table, tmp_path):
+    submit(table, {1}, [{"name": "liver"}])
+    for file in (tmp_path / "sub").glob("names*.json"):
+        file.unlink()
+    assert submit(table, {1}, [{"name": "spleen"}]) == {1: 2}
+    assert LabelNames(tmp_path / "sub" / "names.json").names == ["liver", "spleen"]
 
 
 def test_names_that_another_process_adds_are_seen(table, tmp_path):

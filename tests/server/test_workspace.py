@@ -13,8 +13,10 @@ pytest.importorskip("monailabel")
 from columns import AFFINE, NAMES, SHAPE, answered, column, opened
 from sliceprop import io
 from sliceprop.errors import InputError, NoAnnotationError
+from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import ConflictError, NotFoundError
 from sliceprop.server.requests import LabelOptions, label_options
+from sliceprop.server.workspace import Workspace
 
 
 def test_a_study_nobody_touched_has_no_annotation(workspace):
@@ -63,6 +65,46 @@ def test_a_label_file_put_there_by_hand_counts(workspace):
     workspace.store.refresh()
     assert opened(workspace).annotation.annotated_slices == (3, 8)
     assert workspace.names.indices == {"label_1": 1, "label_2": 2}
+
+
+@pytest.mark.parametrize("table", ["kept", "lost"])  # releases before kept none of configured names
+def test_configured_labels_in_another_order_mean_the_same_voxels(workspace, tmp_path, table):
+    served, file = Workspace(workspace.store, ["disc", "core"]), tmp_path / "upload.nii.gz"
+    labels = column([2, 7])
+    labels[5:8, 6:14, [2, 7]] = 2
+    nib.save(nib.Nifti1Image(labels, AFFINE), file)
+    served.submit("case", "sparse", file, label_options({"label_info": NAMES}))
+    for kept in served.folder.glob("names*.json") if table == "lost" else ():
+        kept.unlink()
+    for order in (["core", "disc"], ["fat", "core"]):
+        restarted = Workspace(LocalStudies(str(served.folder.parent)), order)
+        case = restarted.case("case")
+        (case.record.folder / "annotation.npz").unlink()  # the version is read
+        np.testing.assert_array_equal(restarted.annotation(case).labels, labels)
+        assert restarted.names.names[:2] == ["disc", "core"]
+    told = restarted.submit("case", "sparse", file, label_options({"label_info": [{"name": "core"}, {"name": "fat"}]}))
+    assert [(one["name"], one["idx"]) for one in told["label_info"]] == [("core", 2), ("fat", 3)]
+
+
+def test_a_configured_label_that_has_scribbles_only_keeps_its_index(workspace, tmp_path):
+    served, file = Workspace(workspace.store, ["disc", "core"]), tmp_path / "current.nii.gz"
+    nib.save(nib.Nifti1Image(column([2]), AFFINE), file)
+    segments = [{"name": "foreground_scribbles", "idx": 1}]
+    served.open(served.case("case"), label_options({"label_info": segments}), file, selected="core")
+    assert Workspace(workspace.store, ["core", "disc"]).names.names == ["disc", "core"]
+
+
+def test_without_the_table_of_names_versions_tell_what_values_mean(workspace, submit, tmp_path):
+    submit(column([2], 2))
+    for file in workspace.folder.glob("names*.json"):
+        file.unlink()
+    restarted = Workspace(workspace.store)
+    assert restarted.names.indices == {"unnamed_1": 1, "core": 2}
+    nib.save(nib.Nifti1Image(column([2]), AFFINE), tmp_path / "upload.nii.gz")
+    options = label_options({"label_info": [{"name": "spleen"}]})
+    told = restarted.submit("case", "sparse", tmp_path / "upload.nii.gz", options)
+    assert told["label_names"] == {"unnamed_1": 1, "core": 2, "spleen": 3}
+    assert Workspace(workspace.store).names.indices == told["label_names"]
 
 
 def test_replaced_labels_stay_as_versions(workspace, submit):

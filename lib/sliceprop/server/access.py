@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from monailabel.endpoints.user.auth import DEFAULT_USER, User
 from starlette.datastructures import MutableHeaders
@@ -239,7 +239,7 @@ class Access:
         origin, headers = request.headers.get("Origin"), request.headers
         if origin in self._policy.origins:
             return
-        foreign = origin is not None and urlsplit(origin).netloc.lower() != headers.get("Host", "").lower()
+        foreign = origin is not None and _parts(origin).netloc.lower() != headers.get("Host", "").lower()
         embedded = headers.get("Sec-Fetch-Site") == "cross-site" and headers.get("Sec-Fetch-Mode") != "navigate"
         if (foreign and request.scope["method"] not in _READS) or embedded:
             raise ForbiddenError(
@@ -262,7 +262,7 @@ class Access:
                 "this server has no login and answers programs on its own machine only; "
                 "its operator can let others in with --token-file (see SECURITY.md)"
             )
-        host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
+        host = _parts(f"//{request.headers.get('Host', '')}").hostname or ""
         if host and not (_is_address(host) or host == "localhost" or host in self._policy.hosts):
             raise ForbiddenError(f"{host} is not a name of this server; its operator can add it with --conf hosts")
 
@@ -350,6 +350,18 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _parts(address: str) -> SplitResult:
+    """Of an address in a header.
+
+    Raises:
+        ForbiddenError: if it is none, such as one with half of a pair of brackets.
+    """
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise ForbiddenError(f"{address!r} is no address; send Host and Origin as browsers do") from error
 
 
 def _admit(request: Request, path: str, holder: Holder) -> None:

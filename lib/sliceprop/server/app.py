@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -44,6 +45,8 @@ from sliceprop.server.training_queue import TrainingQueue
 from sliceprop.server.workspace import Workspace
 from sliceprop.versions import FINAL, SCRIBBLES, SPARSE
 from sliceprop.warm_start import AUTO, Kind, WarmStart
+
+logger = logging.getLogger(__name__)
 
 NAME = "labelprop"
 
@@ -101,7 +104,11 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         store = self.datastore()
         kind = Kind(self.conf.get("modality", ""), self.conf.get("anatomy", ""))
         start = WarmStart(self.conf.get("pretrained", AUTO), kind)
-        return Workspace(store, configured_names(self.conf, Path(store._datastore_path)), start)
+        configured = configured_names(self.conf, Path(store._datastore_path))
+        workspace = Workspace(store, configured, start)
+        if configured not in (None, workspace.names.names):
+            logger.warning("labels in use keep their numbers, whatever is configured: %s", workspace.names.indices)
+        return workspace
 
     @cached_property
     def audit(self) -> AuditLog:

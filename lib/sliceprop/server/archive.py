@@ -290,8 +290,8 @@ class ArchivedStudies(Studies):
             files = Path(folder) / "series"
             files.mkdir()
             with self._asking():
-                for instance in self._client.iter_series(study, image_id):
-                    instance.save_as(files / f"{instance.SOPInstanceUID}.dcm")
+                for number, instance in enumerate(self._client.iter_series(study, image_id)):
+                    instance.save_as(files / f"{number:06}.dcm")  # never a name that the archive gives
             _remove(target)
             files.replace(target)
         return target

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any, ClassVar
@@ -33,7 +33,7 @@ from sliceprop.io import SUFFIXES
 from sliceprop.server.errors import ConflictError
 from sliceprop.server.files import copy_file, write_file
 from sliceprop.server.guard import inside
-from sliceprop.versions import CHANGES_LOCK, DATASTORE
+from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
     """
 
     def __init__(self, folder: str, *, watch: bool | None = None) -> None:
-        self._changing = RLock()
+        self._changing, self._changes = RLock(), FileLock(Path(folder) / CHANGES_LOCK)
         self.before_removal: Callable[[str, str], None] = lambda image_id, tag: None
         """Called with image id and tag before a client removes a label."""
         self._set_damaged_list_aside(Path(folder))
@@ -92,7 +92,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         except ValueError:
             logger.exception("%s is damaged; it is made anew", file)
             with suppress(OSError):
-                file.replace(file.with_suffix(".damaged"))
+                file.replace(file.with_suffix(DAMAGED))
 
     def _watch(self) -> None:
         """Notice scans and labels that others add or take away.
@@ -212,7 +212,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         """
         with self._changing:
             try:
-                with FileLock(Path(self._datastore_path) / CHANGES_LOCK):
+                with self._changes:
                     self._init_from_datastore_file()
                     yield self._datastore.objects
                     self._update_datastore_file()
@@ -239,8 +239,14 @@ class Studies(LocalDatastore):  # type: ignore[misc]
             logger.exception("the list of images in %s cannot be read", self._datastore_path)
 
     def _reconcile_datastore(self) -> None:
-        """Compare entries and files; the base's thread that watches the folder does it too, at any moment."""
-        with self._changing:
+        """Compare entries and files; the thread that watches the folder does it too, at any moment.
+
+        Another process that adds a label has put the file there and not yet its entry.
+        """
+        with self._changing, ExitStack() as held:
+            with suppress(OSError):  # in a folder that is read-only nothing is written below either
+                held.enter_context(self._changes)
+            self._init_from_datastore_file()
             super()._reconcile_datastore()
 
     def _update_datastore_file(self, lock: bool = True) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -11,6 +12,8 @@ from typing import Any
 
 from sliceprop.errors import InputError
 from sliceprop.server.files import read_table, write_table
+
+logger = logging.getLogger(__name__)
 
 BACKGROUND = "background"
 FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBLES = "foreground_scribbles", "background_scribbles"
@@ -108,18 +111,53 @@ def check_names(names: Sequence[Any]) -> None:
             raise InputError(f"the label {name!r} is named twice; rename one of them")
 
 
+def recorded_names(
+    recorded: Iterable[Sequence[Mapping[str, Any]]], renamed: Mapping[str, str] | None = None
+) -> dict[int, str]:
+    """What label indices were called last, to make a lost table anew.
+
+    Args:
+        recorded: lists of `name` and `idx`, the newest first.
+        renamed: `{former name: name}`; a name that nothing else has takes the place of a former one.
+
+    Returns:
+        `{index: name}`; no name is there twice.
+    """
+    found, renamed = dict[int, str](), renamed or {}
+    for entry in (entry for label_info in recorded for entry in label_info):
+        index, name = _whole_number(entry.get("idx")), entry.get("name")
+        if index and index not in found and isinstance(name, str):
+            taken = found.values()
+            if (free := name if name not in taken else renamed.get(name)) and free not in taken:
+                found[index] = free
+    for index, name in found.items():
+        if renamed.get(name, name) not in found.values():
+            found[index] = renamed[name]
+    return found
+
+
 class LabelNames:
     """The table of names of one server.
 
+    A configured name that the table knows keeps its index, whatever the order of the configuration; the others take
+    the indices that are free. Names of the table that are not configured any more stay, since voxels may have them.
+
     Args:
-        file: keeps the names that clients submitted, and one beside it those that were renamed; its folder is made
-            when the first name arrives.
+        file: keeps the names in use, and one beside it those that were renamed; its folder is made when the first
+            name arrives.
         configured: names that the operator chose; clients cannot add any.
+        recorded: gives `name` and `idx` of labels that there were, the newest first; called if the table is lost.
     """
 
-    def __init__(self, file: Path, configured: Sequence[str] | None = None) -> None:
-        self._file, self._configured = file, configured
+    def __init__(
+        self,
+        file: Path,
+        configured: Sequence[str] | None = None,
+        recorded: Callable[[], Iterable[Sequence[Mapping[str, Any]]]] = tuple,
+    ) -> None:
+        self._file, self._configured, self._recorded = file, configured, recorded
         self._renamed_file = file.with_name("renamed.json")
+        self._last_known: dict[int, str] | None = None
         self.lock = Lock()
         """Held from `mapping` to `register`, so that two clients cannot be given the same index."""
 
@@ -131,9 +169,10 @@ class LabelNames:
     @property
     def names(self) -> list[str]:
         """Names in the order of their indices; the first one has index 1."""
-        if self._configured is not None:
-            return list(self._configured)
-        return list(_read_names(self._file, _version(self._file)))
+        known = self._known
+        new = iter(self._not_yet_in(known))
+        numbered = [known.get(i) or next(new, f"unnamed_{i}") for i in range(1, max(known, default=0) + 1)]
+        return [*numbered, *new]
 
     @property
     def indices(self) -> dict[str, int]:
@@ -157,7 +196,8 @@ class LabelNames:
             label_info: the client's names; None if the values are the app's indices.
 
         Returns:
-            `{value: index}`, where background and scribble segments have no entry, and the names to `register` for it.
+            `{value: index}`, where background and scribble segments have no entry, and the names to `register` for it:
+            those that came with it, and configured ones up to the last one in use.
 
         Raises:
             InputError: for a value without a name, or a name that is not among the configured ones.
@@ -180,7 +220,14 @@ class LabelNames:
         if len(known) + len(new) > max(MAX_LABELS, len(known)):
             raise InputError(f"{len(known) + len(new)} labels would be too many, at most {MAX_LABELS} are allowed")
         indices = {name: index for index, name in enumerate(known + new, start=1)}
-        return {value: indices[name] for value, name in named.items()}, new
+        mapped = {value: indices[name] for value, name in named.items()}
+        if self.fixed:
+            return mapped, self.configured_up_to(mapped.values())
+        return mapped, [*known, *new][len(self._stored or ()) :]
+
+    def configured_up_to(self, indices: Iterable[int]) -> list[str]:
+        """Names to `register` when labels with these indices come into use; none if all of them were before."""
+        return self.names[len(self._stored or ()) : max((*indices, *self._known), default=0)]
 
     def register(self, new: Sequence[str]) -> None:
         """Append names; indices given before stay.
@@ -189,7 +236,7 @@ class LabelNames:
             FileError: if the table cannot be written.
         """
         if new:
-            write_table(self._file, [*self.names, *new])
+            self._write([*(self._stored or ()), *new])
 
     def replace(self, names: Sequence[str], renamed: Mapping[str, str]) -> None:
         """Change the whole table; the caller takes care that every index keeps its meaning.
@@ -204,7 +251,37 @@ class LabelNames:
         if renamed:
             before = {old: renamed.get(name, name) for old, name in self._renamed.items()}
             write_table(self._renamed_file, {**before, **renamed})
+        self._write(names)
+
+    def _write(self, names: Sequence[str]) -> None:
         write_table(self._file, list(names))
+        self._last_known = dict(enumerate(names, start=1))
+
+    @property
+    def _stored(self) -> Sequence[str] | None:
+        """The table; None if it is lost, or nothing was in use yet."""
+        version = _version(self._file)
+        names: Sequence[str] | None = _read_names(self._file, version) if version else read_table(self._file)
+        return names
+
+    @property
+    def _known(self) -> dict[int, str]:
+        """`{index: name}` of those in use, without the table those seen or recorded last."""
+        stored = self._stored
+        if stored is not None:
+            self._last_known = dict(enumerate(stored, start=1))
+        elif self._last_known is None:
+            self._last_known = recorded_names(self._recorded(), self._renamed)
+            if self._last_known:
+                logger.warning("%s is missing; the versions of the studies name %s", self._file, self._last_known)
+        return self._last_known
+
+    def _not_yet_in(self, known: Mapping[int, str]) -> list[str]:
+        """Configured names that are not in use, nor a former name of what is."""
+        chosen, used = self._configured or (), set(known.values())
+        names = [name for name in chosen if name not in used]
+        renamed = self._renamed if names and used else {}
+        return [name for name in names if (new := renamed.get(name)) not in used or new in chosen]
 
     @property
     def _renamed(self) -> dict[str, str]:
@@ -236,9 +313,10 @@ class LabelNames:
 
 
 @lru_cache(maxsize=8)
-def _read_names(file: Path, version: tuple[int, ...]) -> tuple[str, ...]:
+def _read_names(file: Path, version: tuple[int, ...]) -> tuple[str, ...] | None:
     """The table of a file, read again only if the file is another one: every `GET /info/` asks for each model."""
-    return tuple(read_table(file) or ())
+    names = read_table(file)
+    return None if names is None else tuple(names)
 
 
 def _version(file: Path) -> tuple[int, ...]:

@@ -29,6 +29,19 @@ _HEALTH = CapacityLimiter(1)
 """A thread of its own, so that the answer does not wait for requests that wait for one study."""
 
 
+@router.get("/", include_in_schema=False)
+@router.get("/docs", include_in_schema=False)
+def list_requests(request: Request, user: Reader) -> Response:
+    """All requests, a line each; MONAI Label's pages would run scripts of other hosts with the visitor's cookie."""
+    described = request.app.openapi()["paths"]
+    lines = [
+        f"{method.upper():<8}{path}  {about.get('summary', '')}\n"
+        for path, methods in sorted(described.items())
+        for method, about in methods.items()
+    ]
+    return PlainTextResponse("".join(lines) + "\nParameters and answers: openapi.json\n")
+
+
 @router.get("/healthz")
 async def healthz() -> Response:
     """200 and `ok` if studies can be read and stored, else 503 and why not; needs no token and names no study."""

@@ -29,7 +29,7 @@ from sliceprop.checkpoint import load_checkpoint
 from sliceprop.errors import CheckpointError, InputError
 from sliceprop.server import export_routes, operator_routes, panel_routes, proxy, version_routes
 from sliceprop.server.access import Access, current_user
-from sliceprop.server.app import NAME, LabelPropApp, result_tag
+from sliceprop.server.app import MASK, NAME, LabelPropApp, result_tag
 from sliceprop.server.audit import Auditor, note, sender
 from sliceprop.server.batch import INFO as BATCH
 from sliceprop.server.checkpoints import SUFFIX
@@ -149,6 +149,8 @@ def save_label(
     image: str, label: UploadFile, user: Annotator, params: Params = "{}", tag: str = FINAL
 ) -> dict[str, Any]:
     """Store a label file; what was there before stays if anything is wrong with the new one."""
+    if tag.casefold().endswith(MASK):
+        raise InputError(f"tags that end in {MASK} are those of masks, which only the server writes")
     app, options = running_app(), label_options(parse_params(params))
     with saved(label) as file:
         assert file is not None
@@ -167,10 +169,11 @@ def save_image(file: UploadFile, user: Annotator, image: str | None = None, para
     note(image)
     if not workspace.store.has_image(image):
         new_name(image, "image")
-        workspace.record(image).forget_results()
     with saved(file) as upload:
         assert upload is not None
         check_image(io.read_image(upload).array)
+        if not workspace.store.has_image(image):
+            workspace.record(image).forget_results()
         return {"image": workspace.store.add_image(image, str(upload), info)}
 
 

@@ -114,7 +114,7 @@ class Workspace:
         self.store = store
         self._start = start or WarmStart()
         self.folder = Path(store._datastore_path) / FOLDER
-        self.names = LabelNames(self.folder / "names.json", names)
+        self.names = LabelNames(self.folder / "names.json", names, self._recorded_labels)
         self.colors = LabelColors(self.folder / "colors.json")
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self._locks: WeakValueDictionary[str, Any] = WeakValueDictionary()  # of studies that are worked on
@@ -167,6 +167,12 @@ class Workspace:
         versions = self.record(image_id).versions
         names = (look(self.store, image_id, versions, tag).name for tag in (SPARSE, FINAL, SCRIBBLES))
         return [name for name in names if name]
+
+    def _recorded_labels(self) -> list[tuple[Mapping[str, Any], ...]]:
+        """Names and indices of the labels in each version of every study, the newest first."""
+        studies = (StudyRecord(folder).versions for folder in (self.folder / "studies").glob("*"))
+        versions = [version for study in studies for version in study.newest_first()]
+        return [one.entry.label_info for one in sorted(versions, key=lambda one: one.time, reverse=True)]
 
     def keep_estimate(self, case: Case, suggestion: Mapping[str, Any], target: float, labels: list[str]) -> None:
         """Remember how good a study of the datastore is estimated to be, for the choice between studies.
@@ -402,6 +408,9 @@ class Workspace:
                 annotation = self._annotate(case, labels, options)
                 self.names.register(new)
             marks = self._slicer_scribbles(values, options, selected, marks)
+        if marks is not None:
+            with self.names.lock:
+                self.names.register(self.names.configured_up_to(present_values(marks) - {_BACKGROUND}))
         drawing = _drawing(annotation, marks, options.slice_axis)
         return Opened(_open(scan, drawing), annotation, labels, drawing)
 
