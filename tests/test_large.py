@@ -64,6 +64,19 @@ def test_other_peoples_units_levels_and_axes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.slice(1), array[0, 0, 1])
 
 
+def test_transformations_of_all_levels_apply_after_those_of_one(tmp_path: Path) -> None:
+    group = zarr.open_group(str(tmp_path / "moved.zarr"), mode="w", zarr_format=2)
+    group["0"] = np.zeros((2, 3, 4), np.uint8)
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
+    level = [{"type": "scale", "scale": [2, 1, 1]}, {"type": "translation", "translation": [10, 20, 30]}]
+    outer = [{"type": "scale", "scale": [1500, 500, 250]}, {"type": "translation", "translation": [1000, 0, -2000]}]
+    scales = {"version": "0.4", "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": level}]}
+    group.attrs["multiscales"] = [{**scales, "coordinateTransformations": outer}]
+    found = open_zarr(tmp_path / "moved.zarr")
+    assert found.spacing == pytest.approx((3.0, 0.5, 0.25))
+    assert found.origin == pytest.approx((16.0, 10.0, 5.5))
+
+
 @pytest.mark.parametrize("coarse_voxels", [10**9, 11 * 24 * 30])
 def test_annotated_slices_stay_and_the_rest_is_found(
     scan: tuple[Path, Path], tmp_path: Path, coarse_voxels: int

@@ -194,6 +194,16 @@ def test_a_suggestion_tells_labels_and_dice_now_and_after(phantom: tuple[np.ndar
     assert report["suggestion"]["labels"] == found[0].labels
 
 
+def test_a_label_that_the_result_does_not_show_may_go_on(phantom: tuple[np.ndarray, np.ndarray]) -> None:
+    image, labels = phantom
+    study = open_study(image, np.where(only(labels, [5]) == 1, 1, 0))
+    shown = propagate(study).labels.any(axis=(1, 2))
+    reasons = {s.slice: s.reason for s in suggest(study, config=SuggestConfig(n=9), names={1: "the disc"})}
+    assert reasons[1] == "It lies beyond the outermost annotated slice 5, where the disc may go on."
+    for s, reason in reasons.items():
+        assert ("(expected Dice 0." in reason, "may go on" in reason) == (shown[s], not shown[s])
+
+
 def test_nothing_is_promised_where_nothing_is_known(phantom: tuple[np.ndarray, np.ndarray]) -> None:
     image, labels = phantom
     for study, plan in (

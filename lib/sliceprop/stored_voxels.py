@@ -87,7 +87,7 @@ def check_gzip(file: Path) -> None:
             while content.read(_CHUNK):
                 pass
     except (OSError, EOFError, zlib.error) as error:
-        raise FileError(f"{file}: cannot be read, it is damaged or truncated ({error})") from error
+        raise FileError(f"{file}: cannot be read, it may be truncated or damaged ({error})") from error
 
 
 def check_compressed(file: Path, size: int) -> None:

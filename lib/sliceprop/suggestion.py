@@ -170,6 +170,8 @@ def _reason(annotation: SparseLabels, choice: Choice, names: Mapping[int, str]) 
     value = annotation.values[choice.label]
     label = names.get(value, f"label {value}")
     where = _where(choice.index, annotation.known_slices(choice.label))
+    if choice.dice is None:
+        return f"{where}, where {label} may go on."
     return f"{where}, where {label} is least certain (expected Dice {choice.dice:.2f} on this slice)."
 
 

@@ -34,6 +34,9 @@ MM_PER_UNIT = {
 CHUNK_PIXELS = 1024
 """Side of a chunk at most; a chunk is one slice deep."""
 
+Steps = tuple[list[float], list[float]]
+"""Scale and translation along every axis."""
+
 
 @dataclass(frozen=True)
 class ZarrVolume:
@@ -84,7 +87,8 @@ def open_zarr(path: Path) -> ZarrVolume:
         (scales, *_) = attributes.get("multiscales") or attributes["ome"]["multiscales"]
         level = scales["datasets"][0]
         array = group[level["path"]]
-        steps = _steps(level["coordinateTransformations"], array.ndim)
+        inner = _steps(level["coordinateTransformations"], array.ndim)
+        steps = _after(inner, _steps(scales.get("coordinateTransformations") or (), array.ndim))
         units = [axis.get("unit") for axis in scales["axes"]]
     except (KeyError, ValueError, TypeError, OSError, zarr.errors.BaseZarrError) as error:
         raise FileError(f"{path}: cannot be read as OME-Zarr ({error})") from error
@@ -168,7 +172,7 @@ def _zarr() -> Any:
     return zarr
 
 
-def _steps(transformations: Iterable[dict[str, Any]], ndim: int) -> tuple[list[float], list[float]]:
+def _steps(transformations: Iterable[dict[str, Any]], ndim: int) -> Steps:
     """Scale and translation along every axis."""
     scale, translation = [1.0] * ndim, [0.0] * ndim
     for each in transformations:
@@ -179,6 +183,12 @@ def _steps(transformations: Iterable[dict[str, Any]], ndim: int) -> tuple[list[f
     if len(scale) != ndim or len(translation) != ndim or min(scale) <= 0:
         raise ValueError("scale and translation need a positive number per axis")
     return scale, translation
+
+
+def _after(inner: Steps, outer: Steps) -> Steps:
+    """The inner scale and translation, then the outer ones, which NGFF has apply to all levels."""
+    scale = [a * b for a, b in zip(inner[0], outer[0], strict=True)]
+    return scale, [move * by + to for move, by, to in zip(inner[1], *outer, strict=True)]
 
 
 def _attributes(like: ZarrVolume, name: str, label: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from cohorts import write_study
 from sliceprop.cli import main
-from sliceprop.cohort.workers import WorkersConfig, needed, slurm_cluster
+from sliceprop.cohort.workers import WorkersConfig, needed, slurm_cluster, workers
 from sliceprop.dicom import write_dicom_series
 from sliceprop.errors import InputError, TooLargeError
 from sliceprop.io import Image, write_image
@@ -95,6 +96,16 @@ def test_slurm_jobs_offer_one_gpu_and_their_memory(tmp_path: Path) -> None:
     assert f"--resources MEMORY={6 * 2**30},GPU=1" in script
     assert script.rindex("--nthreads 1") > script.rindex("--nthreads 8")
     assert "tls://" in script
+
+
+def test_slurm_without_its_package_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dask_jobqueue.slurm", None)
+    with (
+        pytest.raises(InputError) as told,
+        workers(WorkersConfig(slurm=True), gpu=False, shared=tmp_path),
+    ):
+        pass
+    assert str(told.value).startswith("SLURM needs dask-jobqueue")
 
 
 def test_what_a_series_needs_is_known_from_one_header(tmp_path: Path) -> None:

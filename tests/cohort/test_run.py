@@ -90,6 +90,7 @@ def test_reports_tell_quality_next_slice_and_what_to_review_first(tmp_path: Path
     assert table["finished"] == 2
     assert [each["id"] for each in table["studies"]] == [each["id"] for each in result.summaries]
     pages = [tmp_path / "out/index.html", tmp_path / "out/0&<b>_image/report.html"]
+    assert f"{report['suggestion']['slice']} along axis {report['slice_axis']}<" in pages[0].read_text()
     for page in pages:
         text = page.read_text()
         assert "http" not in text
@@ -269,6 +270,23 @@ def test_no_scheduler(tmp_path: Path, impatient: None) -> None:
         run(tmp_path / "in", tmp_path / "out", "tcp://127.0.0.1:9")
     with pytest.raises(InputError, match="no scheduler answers"):
         run(tmp_path / "in", tmp_path / "out", "nonsense://x")
+
+
+def test_a_scheduler_that_goes_away_before_a_worker_comes(tmp_path: Path, impatient: None) -> None:
+    write_study(tmp_path / "in/a")
+    with LocalCluster(n_workers=0, **THREADS) as cluster:
+
+        scheduler = cluster.scheduler
+        identity = scheduler.handlers["identity"]
+
+        def last_words(**asked: Any) -> Any:
+            if any(name.startswith("Client-") for name in scheduler.clients):  # one that waits for workers asks
+                scheduler.loop.add_callback(scheduler.close)
+            return identity(**asked)
+
+        scheduler.handlers["identity"] = last_words
+        with pytest.raises(InputError, match="the scheduler went away"):
+            run(tmp_path / "in", tmp_path / "out", cluster.scheduler_address)
 
 
 def killer(folder: Path) -> WorkerPlugin:

@@ -109,6 +109,7 @@ def test_a_label_may_go_on_where_the_result_ends_it() -> None:
     annotated = {10, 20}
     best = choose_slices(with_one_label_on(5, 22, annotated, 60), annotated, 1)[0]
     assert best.index > 22
+    assert (best.label, best.dice) == (0, None)
 
 
 def test_a_label_does_not_go_on_behind_a_slice_that_lacks_it() -> None:

@@ -162,7 +162,7 @@ def _cohort_row(each: Mapping[str, Any], picture: str | None) -> dict[str, str]:
         "picture": quote(f"{each['id']}/{picture}"),
         "dice": _decimals(each["expected_dice"], ".3f"),
         "weakest": weakest,
-        "slice": "-" if each["next_slice"] is None else str(each["next_slice"]),
+        "slice": "-" if each["next_slice"] is None else f"{each['next_slice']} along axis {each['slice_axis']}",
         "reason": each["reason"],
     }
 

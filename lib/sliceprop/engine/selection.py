@@ -33,7 +33,7 @@ class Choice:
         index: the slice.
         gain: expected rise of the mean Dice over the volume.
         label: index of the label that gains most there, None without any estimate.
-        dice: expected Dice of that label on the slice as it is.
+        dice: expected Dice of that label on the slice as it is, None where the result does not show it.
         labels: indices of the labels that gain at least `CONCERNED` of what that label gains, most first.
         finds: labels that no annotated slice shows yet and that this one is expected to show.
     """
@@ -41,7 +41,7 @@ class Choice:
     index: int
     gain: float
     label: int | None
-    dice: float
+    dice: float | None
     labels: tuple[int, ...] = ()
     finds: float = 0.0
 
@@ -77,7 +77,8 @@ def choose_slices(quality: Quality, annotated: set[int], n: int) -> list[Choice]
         best = max(gains, key=lambda s: (worth[s], apart[s], -abs(s - n_slices // 2)))
         per_label = gains[best].sum(axis=1) / max(n_labels, 1)
         label = int(per_label.argmax()) if per_label.any() else None
-        dice = float(quality.dice[label, best]) if label is not None else float("nan")
+        seen = label is not None and np.isfinite(quality.dice[label, best])
+        dice = float(quality.dice[label, best]) if seen else None
         found = float(finds[best]) / max(n_labels, 1)
         choices.append(Choice(best, float(per_label.sum()), label, dice, _concerned(per_label), found))
         error = error - gains[best]
