@@ -1,5 +1,7 @@
 """What the panel is told of one study of 8 slices, without a server."""
 
+import os
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -97,6 +99,21 @@ def test_a_result_is_current_until_something_is_drawn(workspace, tmp_path):
         assert not state(workspace)["result"]["current"]
     undo(workspace, case)
     assert not state(workspace)["result"]["current"]
+
+
+def test_results_of_another_scan_of_the_name_are_forgotten(workspace, tmp_path):
+    paint(workspace, tmp_path, column([1, 6]))
+    PropagateTask(workspace, 0.95)({"image_id": "case"})
+    case = workspace.case("case")
+    before = nib.load(case.image)
+    nib.save(nib.Nifti1Image(np.asanyarray(before.dataobj).copy(), before.affine), case.image)
+    os.utime(case.image, (1, 1))
+    assert state(workspace)["result"]["current"], "the same scan, written again"
+    nib.save(nib.Nifti1Image(np.asanyarray(before.dataobj)[::-1] + 1, before.affine), case.image)
+    os.utime(case.image, (2, 2))
+    assert not (state(workspace)["result"] or {}).get("current")
+    assert case.record.result("labels") is None and case.record.sent() is None
+    assert workspace.annotation(case).annotated_slices == (1, 6)
 
 
 def test_large_label_numbers_take_two_bytes(workspace, tmp_path):

@@ -6,6 +6,7 @@ Arrays lie in files that carry their format and the checksum of each array; a fi
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,13 @@ from numpy.typing import NDArray
 
 from sliceprop import io
 from sliceprop.arrays import load_arrays, save_arrays
+from sliceprop.errors import FileError
 from sliceprop.server.files import read_table, write_table
 from sliceprop.server.provenance import Annotation, Sent
 from sliceprop.study import Propagation
 from sliceprop.versions import RESULT, Versions, packed_mask, result_mask, study_versions
+
+logger = logging.getLogger(__name__)
 
 Estimate = dict[str, Any]
 """`expected_dice`, `stop`, the `target` it goes by, and the versions of the `labels` it was made from."""
@@ -137,6 +141,22 @@ class StudyRecord:
             self._file(BEFORE).replace(self._file(RESULT))
         else:
             self._file(RESULT).unlink()
+
+    def notice_scan(self, sha256: str) -> None:
+        """Forget all propagations if they are of another scan of this name; what was drawn stays.
+
+        Args:
+            sha256: of the voxels of the scan.
+        """
+        file, now = self.folder / "scan.json", {"voxels": sha256}
+        known = read_table(file)
+        if known == now:
+            return
+        with suppress(FileError, OSError):  # a folder that cannot be written is still read
+            if known is not None:
+                logger.warning("the scan of a study is another one now; its results are forgotten")
+                self.forget_results()
+            write_table(file, now)
 
     def forget_results(self) -> None:
         """Forget all propagations, and what clients were given: they were of another scan of this name."""

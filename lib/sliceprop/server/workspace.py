@@ -20,7 +20,7 @@ from sliceprop import io
 from sliceprop.config import BACKGROUND_SCRIBBLE, MAX_LABEL
 from sliceprop.engine.registration import Model
 from sliceprop.errors import CheckpointError, FileError, InputError, NoAnnotationError
-from sliceprop.hashing import known_digest
+from sliceprop.hashing import array_digest, known_digest
 from sliceprop.labels import LabelArray, present_values
 from sliceprop.server.audit import sender
 from sliceprop.server.checkpoints import Checkpoints, Chosen
@@ -215,12 +215,16 @@ class Workspace:
         return self.folder / "last_used.json"
 
     def scan(self, case: Case) -> io.Image:
-        """The image of a study; read anew only when the file has changed.
+        """The image of a study; read anew only when the file has changed. Results of another image are forgotten.
 
         Raises:
             FileError: or another `InputError`, if it cannot be read.
         """
-        return _read_scan(case.image, case.image.stat().st_mtime_ns if case.image.exists() else 0)
+        changed = case.image.stat().st_mtime_ns if case.image.exists() else 0
+        scan = _read_scan(case.image, changed)
+        if case.record is not None and case.record.folder.is_dir():
+            case.record.notice_scan(_scan_digest(case.image, changed))
+        return scan
 
     def submit(
         self, image_id: str, tag: str, file: Path, options: LabelOptions, by: Mapping[str, str] | None = None
@@ -689,6 +693,11 @@ def _check_not_empty(labels: LabelArray, tag: str, options: LabelOptions) -> Non
     listed = options.annotated_slices is not None or options.reviewed_slices
     if tag in (SPARSE, FINAL) and not listed and not labels.any():
         raise NoAnnotationError("nothing is painted; paint a slice, or list the slices that are complete")
+
+
+@lru_cache(maxsize=256)
+def _scan_digest(file: Path, mtime_ns: int) -> str:
+    return array_digest(_read_scan(file, mtime_ns).array)
 
 
 @lru_cache(maxsize=2)
