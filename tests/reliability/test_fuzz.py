@@ -261,9 +261,7 @@ def test_the_server_never_fails_for_a_request(client: TestClient, route: str) ->
         if route == EDIT:
             body = json.dumps(chosen) if chosen else text.encode("utf-8", "replace")
             return send_json("PUT", "/labelprop/labels", body)
-        wrong = {"image": "case", **chosen, "budget_s": chosen.get("budget_s", -1)}
-        if isinstance(wrong["budget_s"], int | float | str):
-            wrong["budget_s"] = -1
+        wrong = {"image": "case", **chosen, "budget_s": -1}  # none is to begin
         return send_json("POST", "/train/labelprop", json.dumps(wrong))
 
     @share(0.03)
