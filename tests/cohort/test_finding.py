@@ -9,6 +9,7 @@ import pytest
 
 from sliceprop.cohort.finding import find_studies, label_names, study_ids
 from sliceprop.errors import FileError, InputError
+from sliceprop.server.files import write_table
 
 
 def touch(*files: Path) -> None:
@@ -49,6 +50,16 @@ def test_a_studies_folder_has_its_labels_in_the_folder_of_their_tag(tmp_path: Pa
     assert label_names(tmp_path) == {3: "liver"}
 
 
+def test_names_of_the_server_count_before_the_list(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text('{"liver": 3}')
+    write_table(tmp_path / ".labelprop" / "names.json", ["kidney", "liver"])
+    assert label_names(tmp_path) == {1: "kidney", 2: "liver"}
+    (tmp_path / ".labelprop" / "names.json").write_text("{")
+    assert label_names(tmp_path) == {1: "kidney", 2: "liver"}
+    (tmp_path / ".labelprop" / "names.copy.json").unlink()
+    assert label_names(tmp_path) == {3: "liver"}
+
+
 def test_what_the_server_noted_of_a_label_file_counts(tmp_path: Path) -> None:
     touch(tmp_path / "a.nii.gz", tmp_path / "labels/sparse/a.nii.gz", tmp_path / "b.nii.gz")
     touch(tmp_path / "labels/sparse/b.nii.gz")
@@ -67,6 +78,22 @@ def test_a_folder_of_folders(tmp_path: Path) -> None:
     assert not failures
     assert (x.id, x.labels) == ("x_image", tmp_path / "x/labels.nii.gz")
     assert (y.id, y.labels, y.scribbles) == ("y_image", tmp_path / "y/label.nrrd", tmp_path / "y/scribbles.nrrd")
+
+
+def test_the_folder_of_one_study(tmp_path: Path) -> None:
+    touch(*(tmp_path / f"{name}.nii.gz" for name in ("image", "labels", "label", "scribbles")))
+    (entry,), failures = find_studies(tmp_path)
+    assert not failures
+    assert [file.name for file in entry.files] == ["image.nii.gz", "labels.nii.gz", "scribbles.nii.gz"]
+    touch(tmp_path / "labels/sparse/image.nii.gz", tmp_path / "other.nii.gz")
+    (entry, other), _ = find_studies(tmp_path)
+    assert entry.labels == tmp_path / "labels/sparse/image.nii.gz"
+    assert other.files == [tmp_path / "other.nii.gz"]
+
+
+def test_without_an_image_beside_it_any_name_is_that_of_a_scan(tmp_path: Path) -> None:
+    touch(tmp_path / "labels.nii.gz", tmp_path / "a.nii.gz")
+    assert [entry.id for entry in find_studies(tmp_path)[0]] == ["a", "labels"]
 
 
 def test_csv_paths_are_absolute_or_relative_to_it(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +22,12 @@ from phantoms import moving_disc
 from sliceprop.checkpoint import load_checkpoint
 from sliceprop.cli import main
 from sliceprop.cohort.finding import find_studies
-from sliceprop.cohort.pretrain import MLFLOW_FILE, PretrainFiles, pretrain
+from sliceprop.cohort.pretrain import MLFLOW_FILE, Pretrained, PretrainFiles, _split, pretrain
 from sliceprop.cohort.scans import CachedScans, cache_file, prepare
 from sliceprop.engine.pretraining import PretrainConfig
 from sliceprop.engine.threads import one_thread
 from sliceprop.errors import FileError, InputError
-from sliceprop.io import Image, write_image
+from sliceprop.io import Image, read_image, write_image
 from sliceprop.study import open_study, train
 from sliceprop.warm_start import Kind, WarmStart
 
@@ -90,6 +92,14 @@ def test_every_epoch_is_tracked_under_its_number(data: Path, tmp_path: Path) -> 
 def test_a_store_that_cannot_be_used_is_told(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing://x: cannot be used to track \(.+\)"):
         pretrain(files(data, tmp_path, mlflow="nothing://x"), SMALL, device="cpu")
+
+
+def test_a_store_that_was_interrupted_when_new_is_told(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "flow").mkdir()
+    with closing(sqlite3.connect(tmp_path / "flow" / MLFLOW_FILE)) as store:
+        store.execute("CREATE TABLE metrics (step BIGINT)")  # without a word on how far MLflow was
+    with pytest.raises(InputError, match=rf"flow/{MLFLOW_FILE}: cannot be used to track \(.*duplicate.*remove it"):
+        pretrain(files(data, tmp_path, mlflow=str(tmp_path / "flow")), SMALL, device="cpu")
 
 
 def test_put_down_and_taken_up_is_the_same_as_in_one_go(data: Path, tmp_path: Path) -> None:
@@ -160,6 +170,32 @@ def test_copies_are_told_and_learnt_from_once(data: Path, tmp_path: Path) -> Non
             f"holds the same voxels as {data}/0/image.nii.gz; its first place counts"
         )
     assert told[f"{data}/bare/image.nii.gz"] == "is listed more than once; its first place counts"
+
+
+def test_of_copies_the_one_with_painted_slices_is_learnt_from(data: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        shutil.copytree(data / "0", tmp_path / "copies" / name)
+    (tmp_path / "copies/a/labels.nii.gz").unlink()
+    empty = read_image(tmp_path / "copies/b/labels.nii.gz")
+    write_image(tmp_path / "copies/b/labels.nii.gz", np.zeros_like(empty.array), empty)
+    found = Pretrained()
+    (learn,), () = _split(files(tmp_path / "copies", tmp_path), found)
+    assert CachedScans([learn])[0].anchors
+    told = {Path(failure.name).parent.name: failure.reason for failure in found.failures}
+    assert told == {
+        "a": f"holds the same voxels as {tmp_path}/copies/c/image.nii.gz; the one with painted slices counts",
+        "b": f"holds the same voxels as {tmp_path}/copies/a/image.nii.gz; its first place counts",
+    }
+
+
+def test_what_is_held_out_does_not_depend_on_where_the_scans_lie(data: Path, tmp_path: Path) -> None:
+    held_out = list[torch.Tensor]()
+    for n in range(6):
+        shutil.copytree(data, tmp_path / f"{n}/scans")
+        learn, judge = _split(files(tmp_path / f"{n}/scans", tmp_path), Pretrained())
+        assert (len(learn), len(judge)) == (3, 1)
+        held_out.append(CachedScans(judge)[0].half)
+    assert all(torch.equal(half, held_out[0]) for half in held_out)
 
 
 def test_a_copy_of_what_is_held_out_is_not_learnt_from(data: Path, tmp_path: Path) -> None:

@@ -275,13 +275,12 @@ def test_no_scheduler(tmp_path: Path, impatient: None) -> None:
 def test_a_scheduler_that_goes_away_before_a_worker_comes(tmp_path: Path, impatient: None) -> None:
     write_study(tmp_path / "in/a")
     with LocalCluster(n_workers=0, **THREADS) as cluster:
-
         scheduler = cluster.scheduler
         identity = scheduler.handlers["identity"]
 
         def last_words(**asked: Any) -> Any:
             if any(name.startswith("Client-") for name in scheduler.clients):  # one that waits for workers asks
-                scheduler.loop.add_callback(scheduler.close)
+                scheduler.loop.add_callback(cluster.close)
             return identity(**asked)
 
         scheduler.handlers["identity"] = last_words

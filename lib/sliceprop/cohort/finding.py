@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from sliceprop.errors import FileError, InputError
+from sliceprop.hashing import checksum
 from sliceprop.io import SUFFIXES
-from sliceprop.versions import DATASTORE
+from sliceprop.versions import DATASTORE, FOLDER
 
 COLUMNS = ("image", "labels", "scribbles", "slice_axis", "model")
 LABEL_TAGS = ("sparse", "final")
 """Folders of a studies folder that hold what was drawn, the better one first; the server looks in the same order."""
+CASE, CASE_LABELS, CASE_SCRIBBLES = "image", ("labels", "label"), ("scribbles",)
+"""Names of the files of one study that has a folder of its own."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ def find_studies(source: Path) -> tuple[list[Entry], list[Failure]]:
 
     Args:
         source: a studies folder (scans, and label files of the same names in `labels/sparse`), a folder of folders with
-            `image.*` and `labels.*` or `label.*`, or a CSV file with the columns `image,labels` and perhaps
-            `scribbles,slice_axis,model`, paths absolute or relative to it.
+            `image.*` and `labels.*` or `label.*`, one of these folders, or a CSV file with the columns
+            `image,labels` and perhaps `scribbles,slice_axis,model`, paths absolute or relative to it.
 
     Raises:
         FileError: there is no such folder or file, it cannot be read, or it holds no study.
@@ -105,12 +108,14 @@ def beside(folder: Path, stems: Sequence[str]) -> Path | None:
 
 
 def label_names(source: Path) -> dict[int, str]:
-    """Label value to name from `labels.json` in a studies folder; empty where there is none.
+    """Label value to name in a studies folder: as its server has them, else from `labels.json`, else none.
 
     Raises:
-        FileError: if it is there and not `{name: value}`.
+        FileError: if that is there and not `{name: value}`.
     """
     file = source / "labels.json"
+    if names := _names_of_server(source / FOLDER):
+        return dict(enumerate(names, start=1))
     if not file.is_file():
         return {}
     try:
@@ -119,16 +124,29 @@ def label_names(source: Path) -> dict[int, str]:
         raise FileError(f'{file}: names are written {{"name": value}} ({error})') from error
 
 
+def _names_of_server(folder: Path) -> list[str]:
+    """Names of the labels 1, 2, ... on a server; none if there is no table of them, or none that is whole."""
+    for file in (folder / "names.json", folder / "names.copy.json"):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if content["sha256"] == checksum(content):
+                return [str(name) for name in content["value"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return []
+
+
 def _in_studies_folder(folder: Path) -> list[Entry]:
-    """Scans that lie in the folder itself."""
+    """Scans that lie in the folder itself, which may be that of one study."""
     known = _datastore(folder / DATASTORE)
-    return [
-        _study_of(folder, file, known) for file in sorted(folder.iterdir()) if file.is_file() and _is_scan(file.name)
-    ]
+    scans = [file for file in sorted(folder.iterdir()) if file.is_file() and _is_scan(file.name)]
+    drawn = (*CASE_LABELS, *CASE_SCRIBBLES) if CASE in map(stem, scans) else ()
+    return [_study_of(folder, file, known) for file in scans if stem(file) not in drawn]
 
 
 def _study_of(folder: Path, image: Path, known: dict[str, Any]) -> Entry:
-    entry = Entry("", image, scribbles=beside(folder / "labels" / "scribbles", [stem(image)]))
+    entry = _case_of(image) if stem(image) == CASE else Entry("", image)
+    entry = replace(entry, scribbles=beside(folder / "labels" / "scribbles", [stem(image)]) or entry.scribbles)
     for tag in LABEL_TAGS:
         file = beside(folder / "labels" / tag, [stem(image)])
         if file is not None:
@@ -148,10 +166,13 @@ def _with_info(entry: Entry, info: dict[str, Any]) -> Entry:
 
 def _in_case_folders(folder: Path) -> Iterator[Entry]:
     """A folder per study."""
-    for image in sorted(folder.glob("*/image.*")):
+    for image in sorted(folder.glob(f"*/{CASE}.*")):
         if _is_scan(image.name):
-            labels, scribbles = beside(image.parent, ["labels", "label"]), beside(image.parent, ["scribbles"])
-            yield Entry("", image, labels, scribbles)
+            yield _case_of(image)
+
+
+def _case_of(image: Path) -> Entry:
+    return Entry("", image, beside(image.parent, CASE_LABELS), beside(image.parent, CASE_SCRIBBLES))
 
 
 def _is_scan(name: str) -> bool:

@@ -150,34 +150,43 @@ def _split(files: PretrainFiles, result: Pretrained) -> tuple[list[Path], list[P
     named, given = _entries(files.validation, result), _entries(files.studies, result)
     make_folder(cache)
     result.kind = files.kind.completed(common_kind([kind_of(entry.image) for entry in given]))
-    kept = _prepared(named, given, cache, result)
-    judge, learn = ([cache_file(entry, cache) for entry in entries] for entries in kept)
+    judge, learn = _prepared(named, given, cache, result)
     if not learn:
         with suppress(OSError):  # unless it holds what another run has prepared
             cache.rmdir()
         raise InputError(f"there is no scan to learn from{_first_reason(result.failures)}")
     if not files.validation and len(learn) > 1:
-        shuffled = sorted(learn)  # by their checksums: at random, and the same each time
-        judge = shuffled[: max(1, round(HELD_OUT * len(learn)))]
-        learn = [file for file in learn if file not in judge]
-    return learn, judge
+        shuffled = sorted(learn)  # by what they hold: at random, and the same each time, wherever they lie
+        judge = {voxels: learn.pop(voxels) for voxels in shuffled[: max(1, round(HELD_OUT * len(learn)))]}
+    return list(learn.values()), list(judge.values())
 
 
 def _prepared(
     named: Sequence[Entry], given: Sequence[Entry], cache: Path, result: Pretrained
-) -> tuple[list[Entry], list[Entry]]:
-    """Those of both that can be read, each scan once: what is held out is not learnt from, whatever its file."""
-    entries, first = [*named, *given], dict[str, int]()
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Prepared scans of both by the checksums of their voxels, each scan once.
+
+    What is held out is not learnt from, whatever its file; else a copy with painted slices comes before one without.
+    """
+    entries, kept = [*named, *given], dict[str, int]()
+    prepared = [cache_file(entry, cache) for entry in entries]
     for n, outcome in enumerate(_outcomes(entries, cache)):
         if isinstance(outcome, Failure):
             result.failures.append(outcome)
             continue
-        place = first.setdefault(outcome, n)
-        taken_out = place < len(named) <= n and _same_file(entries[n], entries[place])
-        if place < n and not taken_out:
-            result.failures.append(_repeated(entries[n], entries[place]))
-    kept = sorted(first.values())
-    return [entries[n] for n in kept if n < len(named)], [entries[n] for n in kept if n >= len(named)]
+        place = kept.setdefault(outcome, n)
+        held_out = place < len(named) <= n
+        if place == n or (held_out and _same_file(entries[n], entries[place])):
+            continue
+        if not held_out and _is_painted(prepared[n]) and not _is_painted(prepared[place]):
+            kept[outcome] = n
+            result.failures.append(_repeated(entries[place], entries[n], "the one with painted slices counts"))
+        else:
+            result.failures.append(_repeated(entries[n], entries[place], "its first place counts"))
+    judge, learn = dict[str, Path](), dict[str, Path]()
+    for voxels, n in kept.items():
+        (judge if n < len(named) else learn)[voxels] = prepared[n]
+    return judge, learn
 
 
 def _outcomes(entries: Sequence[Entry], cache: Path) -> list[str | Failure]:
@@ -193,9 +202,13 @@ def _same_file(one: Entry, other: Entry) -> bool:
     return one.image.resolve() == other.image.resolve()
 
 
-def _repeated(entry: Entry, first: Entry) -> Failure:
-    same = "is listed more than once" if _same_file(entry, first) else f"holds the same voxels as {first.image}"
-    return Failure(str(entry.image), f"{same}; its first place counts", entry.id)
+def _is_painted(prepared: Path) -> bool:
+    return bool(CachedScans([prepared])[0].anchors)
+
+
+def _repeated(entry: Entry, kept: Entry, why: str) -> Failure:
+    same = "is listed more than once" if _same_file(entry, kept) else f"holds the same voxels as {kept.image}"
+    return Failure(str(entry.image), f"{same}; {why}", entry.id)
 
 
 def _entries(places: Sequence[Path], result: Pretrained) -> list[Entry]:
@@ -299,6 +312,7 @@ def _mlflow_logger(store: str, name: str, config: PretrainConfig) -> Iterator[An
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would tell its makers of its use
     from ignite.handlers.mlflow_logger import MLflowLogger
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     if "://" not in store:  # MLflow's stores without a database are no longer kept up
         make_folder(Path(store))
@@ -312,3 +326,8 @@ def _mlflow_logger(store: str, name: str, config: PretrainConfig) -> Iterator[An
     except MlflowException as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{store}: cannot be used to track ({reason}); the same command goes on") from error
+    except SQLAlchemyError as error:  # from making or updating the tables; MLflow translates all later ones
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{store}: cannot be used to track ({reason}); name another, or remove it if it was interrupted when new"
+        ) from error

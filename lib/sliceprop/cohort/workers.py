@@ -94,7 +94,7 @@ def workers(config: WorkersConfig, *, gpu: bool, shared: Path) -> Iterator[Clien
         shared: folder that the machines of a cluster share, for the keys of their encrypted connections.
 
     Raises:
-        InputError: Dask is not installed, no scheduler answers, or no worker comes.
+        InputError: Dask is not installed, no scheduler answers or it goes away again, or no worker comes.
     """
     with ExitStack() as stack:
         check_installed()
@@ -104,14 +104,23 @@ def workers(config: WorkersConfig, *, gpu: bool, shared: Path) -> Iterator[Clien
         stack.enter_context(_quiet())
         client = stack.enter_context(_connected(stack, config, gpu, shared))
         stack.enter_context(client.as_current())
+        _await_worker(client, config.slurm)
+        yield client
+
+
+def _await_worker(client: Client, slurm: bool) -> None:
+    assert client.scheduler is not None
+    address = client.scheduler.address
+    try:
         try:
             client.wait_for_workers(1, timeout=START_S)
         except TimeoutError as error:
-            if not config.slurm:
-                raise InputError(f"{client.scheduler.address}: no worker came within {START_S:g} s") from error
+            if not slurm:
+                raise InputError(f"{address}: no worker came within {START_S:g} s") from error
             logger.warning("no SLURM job has begun yet, squeue tells why; waiting for the first")
             client.wait_for_workers(1)
-        yield client
+    except OSError as error:
+        raise InputError(f"{address}: the scheduler went away before a worker came; start it again") from error
 
 
 def _connected(stack: ExitStack, config: WorkersConfig, gpu: bool, shared: Path) -> Client:
@@ -121,6 +130,8 @@ def _connected(stack: ExitStack, config: WorkersConfig, gpu: bool, shared: Path)
         where = config.scheduler or stack.enter_context(_cluster(config, gpu, shared))
         # The default of this process would be another one's where there are two, as in a server beside other work.
         return Client(where, timeout=CONNECT_S, set_as_default=False)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error)
     gc.collect()  # a client that could not connect is closed here; later it might be while Dask holds the lock it needs
