@@ -268,5 +268,11 @@ def test_operators_see_health_and_figures(client: TestClient, studies: Path, mon
         figures["sliceprop_request_duration_seconds_count"]
         == figures['sliceprop_request_duration_seconds_bucket{le="+Inf"}']
     )
+    audit = studies / ".labelprop" / "audit.jsonl"
+    kept = audit.rename(studies / "kept")
+    audit.mkdir()
+    assert (client.get("/healthz").status_code, client.get("/healthz").text) == (503, "the audit cannot be written")
+    audit.rmdir()
+    kept.rename(audit)
     monkeypatch.setattr("sliceprop.server.health.LEAST_FREE_BYTES", 1 << 80)
     assert (client.get("/healthz").status_code, client.get("/healthz").text) == (503, "the disk is full")

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import psutil
 
+from sliceprop.audit import LOG
+from sliceprop.versions import FOLDER
+
 LEAST_FREE_BYTES = 64 << 20
 """Free space under which a submission may fail."""
 
@@ -75,6 +78,9 @@ def problem(folder: Path) -> str:
     """What keeps the server from storing what is submitted; empty if nothing does."""
     if not os.access(folder, os.W_OK):
         return "the folder of the studies cannot be written"
+    audit = folder / FOLDER / LOG
+    if audit.exists() and not (audit.is_file() and os.access(audit, os.W_OK)):
+        return "the audit cannot be written"
     if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
         return "the disk is full"
     return ""

@@ -45,6 +45,9 @@ MAX_OPEN, MAX_ENDED = 100, 100
 LOOK_S = 1.0
 """Between looking for more workers, and for a scheduler that is gone."""
 
+LOOKS_BEFORE_WORD = 30
+"""Looks without any worker before the operator is told: one that died is soon replaced."""
+
 SOON = 100
 """Priority with Dask: somebody waits for it, unlike for the studies of a cohort."""
 
@@ -116,6 +119,7 @@ class TrainingQueue:
         self._trainer, self._studies, self._team = trainer, studies.absolute(), team
         self._tickets, self._served = list[Ticket](), dict[str, int]()
         self._changed, self._closed, self._count = threading.Condition(), False, 0
+        self._without_worker = 0
         check_installed()
         for left in self._studies.glob(f"*/{FOLDERS}"):  # workers that a server before this one left behind stop
             shutil.rmtree(left, ignore_errors=True)
@@ -346,6 +350,10 @@ class TrainingQueue:
     def _hand_over(self, client: Any) -> None:
         """Give each free worker the ticket whose turn it is; one is always handed over, for clusters that grow."""
         offered = offers(client)
+        waits = any(ticket.future is None for ticket in self._open())
+        self._without_worker = self._without_worker + 1 if waits and not offered else 0
+        if self._without_worker == LOOKS_BEFORE_WORD:
+            logger.warning("trainings wait: the scheduler has no worker; start one, they end with their scheduler")
         most, held = most_of(offered), list[Ticket]()
         while ticket := self._next(max(1, len(offered)), held):
             if not self._submit(client, ticket, most):
