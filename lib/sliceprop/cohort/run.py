@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -234,8 +235,7 @@ def _drain(client: Client, tasks: Sequence[Task], tell: Tell) -> list[Task]:
                 logger.warning("there is no worker; waiting for one. Ctrl-C ends this, and keeps what is done")
             replace_ended(client)
             if not offered and not running:
-                with suppress(TimeoutError):
-                    client.wait_for_workers(1, timeout=LOOK_S)
+                time.sleep(LOOK_S)
                 continue
             most = most_of([most, *offered])
             while waiting and len(running) < IN_HAND * len(offered):
