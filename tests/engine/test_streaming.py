@@ -54,7 +54,10 @@ def test_scores_are_those_of_the_whole_volume(
 
 
 def test_memory_does_not_grow_with_the_annotated_slices(streamed: StreamedCarrier) -> None:
-    """Signed distances, which NumPy makes, are there once for both carriers, and those of two annotated slices."""
+    """Signed distances, which NumPy makes, are there once for both carriers, and those of two annotated slices.
+
+    Twice would be 4 slices of distances and what makes the next; what other threads allocate meanwhile is counted too.
+    """
     half, supported = np.full(LABELS, 0.5), np.ones(streamed.annotation.known.shape, bool)
     candidates = [(streamed, half), (streamed.without_motion(), half)]
     pixels = sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in streamed.windows)
@@ -65,4 +68,4 @@ def test_memory_does_not_grow_with_the_annotated_slices(streamed: StreamedCarrie
     finally:
         tracemalloc.stop()
     assert n_slices == ANNOTATED[-1] + 1
-    assert 2 * 4 * pixels < peak < 3 * 4 * pixels
+    assert 2 * 4 * pixels < peak < 4 * 4 * pixels
