@@ -25,6 +25,7 @@ LAYERS: tuple[set[str], ...] = (
         "checkpoint",
         "dicom",
         "dicom_seg",
+        "files",
         "overlay",
         "phantom",
         "pretrained",

@@ -10,6 +10,7 @@ import math
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -50,6 +50,7 @@ _PLAIN_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBig
 _END_OF_ITEMS = 0xFFFE, 0xE0DD
 _FILE_META = 2
 _UNDEFINED = 0xFFFFFFFF
+_KINDS = frozenset(VR)
 
 
 @dataclass(frozen=True)
@@ -168,17 +169,12 @@ def describe_series(files: Sequence[SeriesFile]) -> dict[str, Any]:
 
 
 def series_tags(folder: Path, keywords: Sequence[str]) -> dict[str, str]:
-    """Attributes of the first DICOM file in a folder, those that it has; none where there is no such file."""
-    try:
-        files = sorted(folder.iterdir())
-    except OSError:
-        return {}
-    for file in files:
-        try:
-            header = dcmread(file, stop_before_pixels=True, specific_tags=list(keywords))
-        except (OSError, InvalidDicomError, ValueError):
-            continue
-        return {keyword: str(header[keyword].value) for keyword in keywords if keyword in header}
+    """Attributes of the first DICOM image in a folder, those that it has; none where there is no image to read."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        with suppress(FileError):
+            if image := read_header(file):
+                told = image.attributes
+                return {keyword: str(told[keyword].value) for keyword in keywords if keyword in told}
     return {}
 
 
@@ -233,7 +229,7 @@ def _check_elements(header: Dataset, size: int) -> None:
                 raise ValueError(f"{tag} stands among what describes the file")
             if not isinstance(element, RawDataElement):
                 continue
-            if element.VR is not None and element.VR not in set(VR):
+            if element.VR is not None and element.VR not in _KINDS:
                 raise ValueError(f"{tag} is of the unknown kind {element.VR!r}")
             if element.length != _UNDEFINED and element.value_tell + element.length > size:
                 raise ValueError(f"{tag} reaches beyond the end of the file")

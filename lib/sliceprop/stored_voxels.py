@@ -136,15 +136,19 @@ def _compressed_meta(file: Path, head: bytes) -> tuple[Path, int, float] | None:
     header = head[: end.start()] if end else head
     if not _META_COMPRESSED.search(header):
         return None
-    source = (
-        file
-        if end and end["file"] == b"LOCAL"
-        else file.parent / (end["file"].decode("utf-8", "replace") if end else "")
-    )
-    if not end or _META_SKIPS.search(header) or not source.is_file():
+    place = _meta_place(file, end) if end else None
+    if place is None or _META_SKIPS.search(header):
         raise FileError(f"{file}: cannot be read, its compressed voxels are in several files or after skipped bytes")
     sizes = [int(given) for given in _META_SIZE.findall(header) if given.strip(b"0")]
-    return source, end.end() if source == file else 0, min(sizes, default=float("inf"))
+    return *place, min(sizes, default=float("inf"))
+
+
+def _meta_place(file: Path, end: re.Match[bytes]) -> tuple[Path, int] | None:
+    """The one file that holds the voxels of a MetaImage, and the first byte of them; None if there are several."""
+    if end["file"] == b"LOCAL":
+        return file, end.end()
+    elsewhere = file.parent / end["file"].decode("utf-8", "replace")
+    return (elsewhere, 0) if elsewhere.is_file() else None
 
 
 def _inflated(file: Path, start: int, most: int) -> tuple[int, int]:

@@ -44,6 +44,9 @@ DATASTORE = "datastore_v2.json"
 """MONAI Label's list of the images and labels of a folder; our server notes in it which slices of a label are drawn.
 Processes for batches and scoring write it too."""
 
+NAMES = "names.json"
+"""The names of the labels 1, 2, ... of all studies of a server, in `FOLDER`."""
+
 DAMAGED = ".damaged"
 """Ends the name of a list of images that could not be read, in place of its own ending."""
 

@@ -8,7 +8,6 @@ Where none is named or fits, learning starts from the network that comes with th
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 from sliceprop.dicom_series import series_tags
 from sliceprop.errors import FileError, InputError
+from sliceprop.files import read_json
 from sliceprop.io import SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def kind_of(image: Path) -> Kind:
     """
     name, folder = image.absolute().name, image.absolute().parent
     stem = next((name.removesuffix(suffix) for suffix in reversed(SUFFIXES) if name.endswith(suffix)), name)
-    told = _series_tags(folder / stem) | _read_json(folder / f"{stem}.json")
+    told = series_tags(folder / stem, _TAGS) | _read_json(folder / f"{stem}.json")
     return Kind(*(str(told.get(tag) or "") for tag in _TAGS))
 
 
@@ -147,16 +147,9 @@ def _kind_on(card: dict[str, Any]) -> Kind:
     return Kind(str(told.get("modality") or ""), str(told.get("anatomy") or ""))
 
 
-def _series_tags(folder: Path) -> dict[str, Any]:
-    return series_tags(folder, _TAGS) if folder.is_dir() else {}
-
-
 def _read_json(file: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none."""
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    told = read_json(file)
     return told if isinstance(told, dict) else {}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sliceprop.cohort.finding import find_studies, label_names, study_ids
 from sliceprop.errors import FileError, InputError
-from sliceprop.server.files import write_table
+from sliceprop.files import write_table
 
 
 def touch(*files: Path) -> None:
@@ -56,7 +56,8 @@ def test_names_of_the_server_count_before_the_list(tmp_path: Path) -> None:
     assert label_names(tmp_path) == {1: "kidney", 2: "liver"}
     (tmp_path / ".labelprop" / "names.json").write_text("{")
     assert label_names(tmp_path) == {1: "kidney", 2: "liver"}
-    (tmp_path / ".labelprop" / "names.copy.json").unlink()
+    for name in ("names.json", "names.copy.json"):
+        (tmp_path / ".labelprop" / name).write_text("{")
     assert label_names(tmp_path) == {3: "liver"}
 
 

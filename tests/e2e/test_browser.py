@@ -25,9 +25,9 @@ from odd_series import ODD
 from serving import AFFINE, AXIS, SHAPE, Client, Server, eventually, running_orthanc, scan
 from sliceprop.dicom import write_dicom_series
 from sliceprop.errors import FileError
+from sliceprop.files import read_json
 from sliceprop.io import LPS_TO_RAS, Image
 from sliceprop.orthanc import Orthanc, find_orthanc
-from sliceprop.server.files import read_json
 
 try:
     find_orthanc()

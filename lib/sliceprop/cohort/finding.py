@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from sliceprop.errors import FileError, InputError
-from sliceprop.hashing import checksum
+from sliceprop.files import read_table
 from sliceprop.io import SUFFIXES
-from sliceprop.versions import DATASTORE, FOLDER
+from sliceprop.versions import DATASTORE, FOLDER, NAMES
 
 COLUMNS = ("image", "labels", "scribbles", "slice_axis", "model")
 LABEL_TAGS = ("sparse", "final")
@@ -111,10 +111,10 @@ def label_names(source: Path) -> dict[int, str]:
     """Label value to name in a studies folder: as its server has them, else from `labels.json`, else none.
 
     Raises:
-        FileError: if that is there and not `{name: value}`.
+        FileError: if that is there and not `{name: value}`, or the server is of a later release.
     """
     file = source / "labels.json"
-    if names := _names_of_server(source / FOLDER):
+    if names := read_table(source / FOLDER / NAMES):
         return dict(enumerate(names, start=1))
     if not file.is_file():
         return {}
@@ -122,18 +122,6 @@ def label_names(source: Path) -> dict[int, str]:
         return {int(value): str(name) for name, value in _read_json(file).items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise FileError(f'{file}: names are written {{"name": value}} ({error})') from error
-
-
-def _names_of_server(folder: Path) -> list[str]:
-    """Names of the labels 1, 2, ... on a server; none if there is no table of them, or none that is whole."""
-    for file in (folder / "names.json", folder / "names.copy.json"):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            if content["sha256"] == checksum(content):
-                return [str(name) for name in content["value"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return []
 
 
 def _in_studies_folder(folder: Path) -> list[Entry]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sliceprop.errors import InputError
+from sliceprop.files import read_table, write_table
 from sliceprop.segments import default_color
-from sliceprop.server.files import read_table, write_table
 
 _COLOR = re.compile(r"#[0-9a-f]{6}")
 

@@ -29,9 +29,9 @@ from watchdog.observers.polling import PollingObserver
 
 from sliceprop import io
 from sliceprop.errors import FileError, InputError, SlicePropError
+from sliceprop.files import copy_file, write_file
 from sliceprop.io import SUFFIXES
 from sliceprop.server.errors import ConflictError
-from sliceprop.server.files import copy_file, write_file
 from sliceprop.server.guard import inside
 from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE
 

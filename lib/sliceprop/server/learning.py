@@ -17,8 +17,8 @@ import psutil
 
 from sliceprop.config import TrainConfig
 from sliceprop.engine.registration import Model
+from sliceprop.files import read_json
 from sliceprop.io import write_json
-from sliceprop.server.files import read_json
 from sliceprop.study import Progress, Study, train
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 from sliceprop.errors import InputError
-from sliceprop.server.files import read_table, write_table
+from sliceprop.files import read_table, write_table
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sliceprop import io
 from sliceprop.arrays import load_arrays, save_arrays
 from sliceprop.errors import FileError
-from sliceprop.server.files import read_table, write_table
+from sliceprop.files import read_table, write_table
 from sliceprop.server.provenance import Annotation, Sent
 from sliceprop.study import Propagation
 from sliceprop.versions import RESULT, Versions, packed_mask, result_mask, study_versions

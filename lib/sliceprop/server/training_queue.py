@@ -22,9 +22,9 @@ from typing import Any
 
 from sliceprop.cohort.workers import WorkersConfig, check_installed, has_died, most_of, needed, offers, workers
 from sliceprop.errors import FileError, InputError, SlicePropError, TooLargeError
+from sliceprop.files import read_json
 from sliceprop.io import make_folder, write_json
 from sliceprop.server.errors import BusyError
-from sliceprop.server.files import read_json
 from sliceprop.server.learning import NOTHING, OPEN, StateFile
 from sliceprop.server.requests import whole_number
 from sliceprop.server.trainer import PropagateTrainer

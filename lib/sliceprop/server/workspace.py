@@ -20,6 +20,7 @@ from sliceprop import io
 from sliceprop.config import BACKGROUND_SCRIBBLE, MAX_LABEL
 from sliceprop.engine.registration import Model
 from sliceprop.errors import CheckpointError, FileError, InputError, NoAnnotationError
+from sliceprop.files import copy_file, read_json, write_json
 from sliceprop.hashing import array_digest, known_digest
 from sliceprop.labels import LabelArray, present_values
 from sliceprop.server.audit import sender
@@ -28,7 +29,6 @@ from sliceprop.server.colors import LabelColors
 from sliceprop.server.datastore import Studies
 from sliceprop.server.errors import ConflictError, NotFoundError
 from sliceprop.server.file_names import named_by_file, segments_in
-from sliceprop.server.files import copy_file, read_json, write_json
 from sliceprop.server.guard import plain_name
 from sliceprop.server.label_files import read_labels, replace_values
 from sliceprop.server.manifests import Manifests
@@ -38,7 +38,7 @@ from sliceprop.server.records import StudyRecord
 from sliceprop.server.requests import LabelOptions, Options, label_options
 from sliceprop.server.shown import look, publish
 from sliceprop.study import Study, open_study
-from sliceprop.versions import FINAL, FOLDER, SCRIBBLES, SPARSE, Entry, Event, Version
+from sliceprop.versions import FINAL, FOLDER, NAMES, SCRIBBLES, SPARSE, Entry, Event, Version
 from sliceprop.volume import resolve_slice_axis
 from sliceprop.warm_start import AUTO, WarmStart
 
@@ -114,7 +114,7 @@ class Workspace:
         self.store = store
         self._start = start or WarmStart()
         self.folder = Path(store._datastore_path) / FOLDER
-        self.names = LabelNames(self.folder / "names.json", names, self._recorded_labels)
+        self.names = LabelNames(self.folder / NAMES, names, self._recorded_labels)
         self.colors = LabelColors(self.folder / "colors.json")
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self._locks: WeakValueDictionary[str, Any] = WeakValueDictionary()  # of studies that are worked on

@@ -1,4 +1,4 @@
-"""Small files of the server, each written whole or not at all, its folder made on the way."""
+"""Small files that a study needs beside its images, each written whole or not at all, its folder made on the way."""
 
 from __future__ import annotations
 

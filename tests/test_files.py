@@ -3,8 +3,8 @@ import json
 import pytest
 
 from sliceprop.errors import FileError
+from sliceprop.files import read_table, write_table
 from sliceprop.hashing import checksum
-from sliceprop.server.files import read_table, write_table
 
 NAMES = ["disc", "core", "Bündel"]
 
