@@ -173,6 +173,14 @@ def test_a_damaged_list_of_images_goes_with_the_study_that_it_names(studies, run
     assert Workspace(store).annotation(Workspace(store).case("other")).annotated_slices == (2, 7)
 
 
+def test_a_damaged_list_alone_is_enough_to_be_erased(studies, run):
+    aside = studies / "datastore_v2.damaged"
+    aside.write_text('{"objects": {"gone": {"image"')
+    assert "nothing is kept" in run("erase", "gon", code=2)
+    run("erase", "gone")
+    assert not aside.exists()
+
+
 def test_the_checkpoint_of_another_study_on_the_same_scan_stays(studies, run):
     checkpoints = studies / ".labelprop" / "checkpoints"
     for ending in ("safetensors", "json"):

@@ -58,11 +58,11 @@ def erase_study(studies: Path, study: str, *, scan: bool = False, user: str | No
         FileError: if something cannot be removed.
     """
     known = _known_to_monai_label(studies, study)
-    found = set(_traces(studies, study, known, scan))
-    if not found and not known:
+    found, damaged = set(_traces(studies, study, known, scan)), set(_damaged(studies))
+    if not found and not known and not any(f'"{study}"'.encode() in file.read_bytes() for file in damaged):
         raise InputError(f"nothing is kept of a study {study!r} in {studies}; --studies names the folder of the scans")
     kept = Versions(studies / FOLDER / "studies" / study / "versions").numbers()
-    gone = sorted(found.union(_unfinished(studies), _damaged(studies)))
+    gone = sorted(found.union(_unfinished(studies), damaged))
     try:
         for path in gone:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

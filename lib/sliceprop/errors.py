@@ -25,6 +25,10 @@ class FileError(InputError):
     """A file or folder that cannot be read or written."""
 
 
+class StorageError(FileError):
+    """A folder that does not take what should be kept, or does not give it back: read-only, full, or out of reach."""
+
+
 class CheckpointError(InputError):
     """A checkpoint that is damaged, tampered with, or made by another version or for another study."""
 

@@ -26,7 +26,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from sliceprop.dicom_series import read_header, read_series
-from sliceprop.errors import FileError, GeometryError, ShapeError, SlicePropError
+from sliceprop.errors import FileError, GeometryError, ShapeError, SlicePropError, StorageError
 from sliceprop.stored_voxels import (
     META_SUFFIXES,
     NRRD_SUFFIXES,
@@ -208,7 +208,7 @@ def check_folder(file: Path) -> None:
     if not folder.is_dir():
         raise FileError(f"{folder}: no such folder")
     if not os.access(folder, os.W_OK):
-        raise FileError(f"{folder}: is read-only")
+        raise StorageError(f"{folder}: is read-only")
 
 
 def _check_name(file: Path) -> None:
@@ -220,12 +220,12 @@ def make_folder(folder: str | Path) -> None:
     """Make a folder and its parents; one that is there is fine.
 
     Raises:
-        FileError: if that is not possible.
+        StorageError: if that is not possible.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(f"{folder}: cannot make this folder ({error.strerror})") from error
+        raise StorageError(f"{folder}: cannot make this folder ({error.strerror})") from error
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -234,14 +234,14 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     The file is on the disk before its name is, so that this also holds after a loss of power.
 
     Raises:
-        FileError: if the folder is missing, read-only or full; nothing is left behind.
+        StorageError: if the folder is missing, read-only or full; nothing is left behind.
     """
     file = Path(path)
     suffix = "".join(file.suffixes[-2:]) if file.name.endswith(".nii.gz") else file.suffix
     try:
         descriptor, name = tempfile.mkstemp(dir=file.absolute().parent, prefix=".writing-", suffix=suffix)
     except OSError as error:
-        raise FileError(f"{file}: cannot write ({error.strerror})") from error
+        raise StorageError(f"{file}: cannot write ({error.strerror})") from error
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -253,7 +253,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         temporary.replace(file)
         sync(file.absolute().parent)
     except (OSError, RuntimeError) as error:
-        raise FileError(f"{file}: cannot write ({getattr(error, 'strerror', None) or error})") from error
+        raise StorageError(f"{file}: cannot write ({getattr(error, 'strerror', None) or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 

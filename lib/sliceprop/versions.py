@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from sliceprop import io
 from sliceprop.arrays import load_arrays
-from sliceprop.errors import FileError, InputError
+from sliceprop.errors import InputError, StorageError
 from sliceprop.hashing import checksum, digest
 
 logger = logging.getLogger(__name__)
@@ -171,14 +171,14 @@ class Versions:
             time: when it was drawn, ISO 8601 in UTC; now without it.
 
         Raises:
-            FileError: if the folder is read-only or full; then nothing has changed.
+            StorageError: if the folder is read-only or full; then nothing has changed.
         """
         io.make_folder(self._folder)
         try:
             with FileLock(self._folder / ".lock"):
                 return self._append(entry, labels, drawn, time or now())
         except OSError as error:
-            raise FileError(f"{self._folder}: cannot keep what was drawn ({error.strerror or error})") from error
+            raise StorageError(f"{self._folder}: cannot keep what was drawn ({error.strerror or error})") from error
 
     def _append(self, entry: Entry, labels: Path | None, drawn: NDArray[np.bool_] | None, time: str) -> Version:
         self._remove_unfinished()
@@ -223,11 +223,17 @@ class Versions:
         return self.append(entry, old.labels_file, old.drawn())
 
     def numbers(self) -> list[int]:
-        """Of all versions, also damaged ones, ascending."""
+        """Of all versions, also damaged ones, ascending.
+
+        Raises:
+            StorageError: if the folder cannot be read; it may hold versions.
+        """
         try:
             return sorted(int(file.name) for file in self._folder.iterdir() if file.name.isdecimal())
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise StorageError(f"{self._folder}: cannot be read ({error.strerror})") from error
 
     def get(self, number: int) -> Version:
         """A version by its number.

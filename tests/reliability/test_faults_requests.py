@@ -72,6 +72,23 @@ def test_a_damaged_version_is_not_given_out(client, study, studies):
     assert number in [one["version"] for one in listed(client, study)["damaged"]]
 
 
+def test_folders_that_cannot_be_used_are_told(client, studies):
+    """As on a disk that is out of reach: the answer says that the server is at fault, and not where its folders lie."""
+    files = {"file": ("unreachable.nii", nifti(scan(3)))}
+    assert client.put("/datastore/image", params={"image": "unreachable"}, files=files).status_code == 200
+    assert put(client, "unreachable", only(truth(3))).status_code == 200
+    versions = studies / ".labelprop" / "studies" / "unreachable" / "versions"
+    versions.rename(versions.with_name("elsewhere"))
+    versions.touch()
+    query = {"image": "unreachable"}
+    for answer in (client.get("/labelprop/versions", params=query), put(client, "unreachable", only(truth(3)))):
+        assert answer.status_code == 507, answer.text
+        assert "directory" in answer.json()["detail"] and str(studies) not in answer.text
+    versions.unlink()
+    versions.with_name("elsewhere").rename(versions)
+    assert len(listed(client, "unreachable")["versions"]) == 1
+
+
 def test_provenance_and_manifest_of_a_result(client, study):
     put(client, study, only(truth(3)))
     assert client.get("/labelprop/manifest", params={"image": "case"}).status_code == 404

@@ -12,6 +12,7 @@ from sliceprop.server.guard import (
     NameGuard,
     check_body,
     check_names,
+    check_unlike,
     inside,
     new_name,
     plain_filename,
@@ -171,3 +172,11 @@ def test_json_by_any_name_is_small_and_names_plain_things(monkeypatch, kind, sta
     assert client.post("/", content=b'{"n": 1}', headers=headers).text == '{"n": 1}'
     assert client.post("/", content=b'{"n": %s}' % (b"1" * 20), headers=headers).status_code == status
     assert client.post("/", content=b'{"image": "../x"}', headers=headers).status_code == min(status, 400)
+
+
+@pytest.mark.parametrize(("name", "other"), [("Knee", "knee"), ("M\u00fcller", "Mu\u0308ller"), ("ﬁn", "fin")])
+def test_ids_that_look_alike_are_not_both_taken(name: str, other: str) -> None:
+    for new, there in ((name, other), (other, name)):
+        with pytest.raises(InputError, match="looks like"):
+            check_unlike(new, ["arm", there])
+    check_unlike(name, ["arm", name])

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,7 +16,9 @@ from fastapi.responses import JSONResponse
 from monailabel.interfaces.exception import MONAILabelException
 from requests import RequestException
 
-from sliceprop.errors import InputError, SlicePropError, TooLargeError
+from sliceprop.errors import InputError, SlicePropError, StorageError, TooLargeError
+
+logger = logging.getLogger(__name__)
 
 
 class NotFoundError(InputError):
@@ -59,12 +65,13 @@ _STATUS = {
     TooSlowError: 408,
     ConflictError: 409,
     TooLargeError: 413,
+    StorageError: 507,
     BusyError: 429,
     ArchiveError: 502,
 }
 
 
-def refusal(error: Exception) -> JSONResponse:
+def refusal(error: Exception, reason: str = "") -> JSONResponse:
     """The answer to a request that cannot be served: its kind's status, else 400, and the reason as `detail`."""
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 400)
     headers = {}
@@ -72,7 +79,7 @@ def refusal(error: Exception) -> JSONResponse:
         headers = {"WWW-Authenticate": "Bearer"}
     if isinstance(error, BusyError):
         headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
-    return JSONResponse({"detail": _encodable(str(error))}, status_code=status, headers=headers)
+    return JSONResponse({"detail": _encodable(reason or str(error))}, status_code=status, headers=headers)
 
 
 def _encodable(text: str) -> str:
@@ -80,11 +87,24 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def install_error_handlers(api: FastAPI) -> None:
-    """Make `api` answer 4xx with the reason where the client is at fault."""
+def install_error_handlers(api: FastAPI, folder: Path) -> None:
+    """Make `api` answer 4xx with the reason where the client is at fault, and say what a folder does not take or give.
+
+    Args:
+        api: of MONAI Label.
+        folder: of the studies; what lies above is nobody's business, and is not told.
+    """
+    above = {f"{place}{os.sep}" for place in (folder, folder.resolve(), tempfile.gettempdir())}
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
-        return refusal(error)
+        reason = str(error)
+        for place in sorted(above, key=len, reverse=True):
+            reason = reason.replace(place, "")
+        return refusal(error, reason)
+
+    async def refuse_storage(request: Request, error: Any) -> JSONResponse:
+        logger.error("a file of the server cannot be read or written", exc_info=error)
+        return refusal(StorageError(f"a file of the server cannot be read or written ({error.strerror or 'unknown'})"))
 
     async def refuse_stock(request: Request, error: Any) -> JSONResponse:
         return refusal(NotFoundError(error.msg))
@@ -101,6 +121,7 @@ def install_error_handlers(api: FastAPI) -> None:
         return refusal(ArchiveError(f"the DICOMweb server does not answer ({error})"))
 
     api.add_exception_handler(RequestException, refuse_archive)
+    api.add_exception_handler(OSError, refuse_storage)
     api.add_exception_handler(SlicePropError, refuse)
     api.add_exception_handler(MONAILabelException, refuse_stock)
     api.add_exception_handler(json.JSONDecodeError, refuse_json)

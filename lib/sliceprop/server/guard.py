@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import parse_qsl
@@ -69,6 +69,22 @@ def new_name(name: str, what: str) -> str:
     if name.partition(".")[0].lower() in _WINDOWS_DEVICES:
         raise InputError(f"{what} {name!r} is a device on Windows; choose another name")
     return name
+
+
+def check_unlike(name: str, others: Iterable[str]) -> None:
+    """Refuse a new id that some file system, and most readers, would take for one that is there.
+
+    Raises:
+        InputError: naming the other.
+    """
+    same = next((other for other in others if other != name and _look(other) == _look(name)), None)
+    if same is not None:
+        raise InputError(f"image {name!r} looks like {same!r}, which is there; choose another name")
+
+
+def _look(name: str) -> str:
+    """Without what tells apart only bytes: capitals, and composed from combined characters."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 def plain_filename(name: str | None) -> str:

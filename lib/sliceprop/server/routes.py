@@ -34,7 +34,7 @@ from sliceprop.server.audit import Auditor, note, sender
 from sliceprop.server.batch import INFO as BATCH
 from sliceprop.server.checkpoints import SUFFIX
 from sliceprop.server.errors import BusyError, NotFoundError, install_error_handlers
-from sliceprop.server.guard import NameGuard, new_name
+from sliceprop.server.guard import NameGuard, check_unlike, new_name
 from sliceprop.server.health import Counters
 from sliceprop.server.learning import OPEN
 from sliceprop.server.limits import LimitGuard, Queue, Slot
@@ -83,7 +83,7 @@ def install(app: LabelPropApp) -> None:
 
     parts = (operator_routes, panel_routes, version_routes, export_routes, proxy)
     api.router.routes[:0] = [*router.routes, *(route for part in parts for route in part.router.routes)]
-    install_error_handlers(api)
+    install_error_handlers(api, app.workspace.folder.parent)
     api.dependency_overrides[get_current_user] = current_user
     api.state.queue, api.state.counters = Queue(app.limits), Counters()
     api.user_middleware[:] = [
@@ -169,6 +169,7 @@ def save_image(file: UploadFile, user: Annotator, image: str | None = None, para
     note(image)
     if not workspace.store.has_image(image):
         new_name(image, "image")
+        check_unlike(image, workspace.store.list_images())
     with saved(file) as upload:
         assert upload is not None
         check_image(io.read_image(upload).array)
