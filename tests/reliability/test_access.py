@@ -358,10 +358,12 @@ def test_signing_in_leads_nowhere_else(target: str) -> None:
     assert local_address(target) == "/ohif/"
 
 
-def test_every_answer_forbids_frames_of_others_and_guessing_types(behind: Opener) -> None:
+def test_every_answer_forbids_frames_of_others_what_other_hosts_send_and_guessing_types(behind: Opener) -> None:
     for answer in (behind(Policy()).get("/info/"), behind(Policy(), "192.0.2.7").get("/info/")):
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        assert "frame-ancestors 'self'" in answer.headers["Content-Security-Policy"]
+        allowed = answer.headers["Content-Security-Policy"]
+        assert allowed.startswith("default-src 'self'") and "frame-ancestors 'self'" in allowed
+        assert "http" not in allowed and "*" not in allowed
 
 
 def test_the_whole_server_lets_no_page_of_another_site_in(client: TestClient) -> None:
