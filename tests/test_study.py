@@ -1,6 +1,7 @@
 """Use cases on a study with a known answer."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 
 from phantoms import dice, moving_disc, only
 from sliceprop.config import FUSIONS, METHODS, PLANS, PropagateConfig, SuggestConfig, TrainConfig
+from sliceprop.engine.filling import Filled
 from sliceprop.engine.plans import plan_slices
 from sliceprop.engine.registration import Model
 from sliceprop.errors import CheckpointError, GeometryError, InputError, NoAnnotationError, ShapeError
 from sliceprop.io import Image
-from sliceprop.study import open_study, propagate, resolve_device, suggest, train
+from sliceprop.labels import sparse_labels
+from sliceprop.study import Filling, open_study, propagate, resolve_device, suggest, train
 
 ANNOTATED = [1, 5, 9]
 QUICK = TrainConfig(budget_s=120, max_epochs=5, refine_steps=40)
@@ -412,6 +415,19 @@ def test_the_report_says_what_decided_where(phantom: tuple[np.ndarray, np.ndarra
     assert {run["refined"] for run in plain["intervals"]["1"]} == {None}
     assert all(0 <= run["refined"] < 0.5 for run in refined["intervals"]["1"])
     json.dumps(refined)
+
+
+def test_the_share_that_refinement_changed_is_one_at_most() -> None:
+    """Beyond the outermost annotated slice it takes 9 pixels of 10 away, then all of 6; a scribble it has not seen."""
+    labels = np.zeros((5, 8, 8), np.int32)
+    labels[1, :3, :3], labels[2, 0, 0], labels[4, 0, 0] = 1, 1, 1
+    drawn = sparse_labels(np.where(np.arange(5)[:, None, None] == 1, labels, 0))
+    refined, claimed = np.array([[0, 0, 9, 6, 0]]), np.array([[0, 0, 10, 6, 0]])
+    filled = Filled(labels, labels, labels, np.zeros(labels.shape, np.float32), None, refined, claimed)
+    (run,) = Filling(filled, ["registration, refined"]).intervals(drawn, 0)
+    assert (run["slices"], run["refined"]) == ([2, 4], 0.9375)
+    scribbled = replace(filled, refined_px=0 * refined, claimed_px=0 * claimed)
+    assert Filling(scribbled, ["registration, refined"]).intervals(drawn, 0)[0]["refined"] == 0
 
 
 def test_refinement_keeps_what_is_known(phantom: tuple[np.ndarray, np.ndarray], model: Model) -> None:

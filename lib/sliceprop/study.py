@@ -383,7 +383,8 @@ class Filling:
 
         Returns:
             `slices` (first and last of the run), `between` (the known slices below and above, None for none), `method`,
-            and `refined`, the pixels that refinement changed as a share of the label's pixels, None for none.
+            and `refined`, the pixels that refinement changed as a share of those that were the label's before it or
+            after it, in [0, 1], None for none.
         """
         known = annotation.known_slices(k)
         bounds = [None, *known, None]
@@ -393,11 +394,15 @@ class Filling:
             run = slice(0 if below is None else below + 1, len(area) if above is None else above)
             if area[run].any():
                 slices = run.start + np.flatnonzero(area[run])
-                changed = None if self.filled.refined_px is None else self.filled.refined_px[k, run].sum()
-                refined = None if changed is None else round(float(changed / area[run].sum()), 4)
                 where = {"slices": [int(slices[0]), int(slices[-1])], "between": [below, above]}
-                found.append({**where, "method": self.methods[k], "refined": refined})
+                found.append({**where, "method": self.methods[k], "refined": self._refined(k, run)})
         return found
+
+    def _refined(self, k: int, run: slice) -> float | None:
+        if self.filled.refined_px is None or self.filled.claimed_px is None:
+            return None
+        claimed = max(self.filled.claimed_px[k, run].sum(), 1)  # none where the label is scribbled alone
+        return round(float(self.filled.refined_px[k, run].sum() / claimed), 4)
 
 
 def fill_study(study: Study, model: Model | None, config: PropagateConfig, overfit: Overfit = predict) -> Filling:

@@ -107,8 +107,28 @@ def test_however_many_threads_fill_the_result_is_the_same(refiner: tuple[Refiner
     candidates, everywhere = [(moving, np.array([0.7])), (still, np.array([0.3]))], np.ones((1, 5), bool)
     one, three = (fill(candidates, everywhere, "sdf", refiner=refine, threads=n) for n in (1, 3))
     assert one.labels[2].any()
-    for part in ("labels", "from_lower", "from_upper", "uncertainty", "expected_dice", "refined_px"):
+    for part in ("labels", "from_lower", "from_upper", "uncertainty", "expected_dice", "refined_px", "claimed_px"):
         np.testing.assert_array_equal(getattr(one, part), getattr(three, part))
+
+
+def test_what_was_changed_is_counted_among_what_was_the_labels_before_or_after(
+    refiner: tuple[Refiner, Carrier, np.ndarray],
+) -> None:
+    """A network that takes away all that it may."""
+    _, still, _ = refiner
+    network = RefinementNet(trust=1.0)
+    for weight in network.parameters():
+        torch.nn.init.zeros_(weight)
+    torch.nn.init.constant_(network.layers[-1].bias, -9)
+    candidates, everywhere = [(still, np.ones(1))], np.ones((1, 5), bool)
+    plain = fill(candidates, everywhere, "sdf").labels > 0
+    filled = fill(candidates, everywhere, "sdf", refiner=Refiner(still, still, Appearance(still), network))
+    left = filled.labels > 0
+    assert filled.refined_px is not None and filled.claimed_px is not None
+    for s in (1, 2, 3):
+        assert filled.refined_px[0, s] == np.count_nonzero(plain[s] != left[s])
+        assert filled.claimed_px[0, s] == np.count_nonzero(plain[s] | left[s])
+    assert filled.refined_px[0, 2] > np.count_nonzero(left[2])
 
 
 def test_log_odds_are_those_of_the_probability() -> None:

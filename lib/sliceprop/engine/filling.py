@@ -40,6 +40,7 @@ class Filled:
         uncertainty: float32 in [0, 1].
         expected_dice: `(K, S)`, overlap that refined scores promise, NaN where nothing was refined; None if nowhere.
         refined_px: `(K, S)`, pixels that refinement gave to each label or took from it; None without refinement.
+        claimed_px: `(K, S)`, pixels that were each label's before refinement or after it; None without refinement.
     """
 
     labels: LabelArray
@@ -48,6 +49,7 @@ class Filled:
     uncertainty: NDArray[np.float32]
     expected_dice: NDArray[np.float64] | None = None
     refined_px: NDArray[np.int64] | None = None
+    claimed_px: NDArray[np.int64] | None = None
 
 
 class _Claims:
@@ -122,7 +124,8 @@ class _Filler:
         self._corrections = Corrections(carrier)
         self.labels, self._below, self._above = (np.zeros(shape, np.int32) for _ in range(3))
         self._uncertainty = np.zeros(shape, np.float32)
-        self._expected, self._refined_px = np.full(known.shape, np.nan), np.zeros(known.shape, np.int64)
+        self._expected = np.full(known.shape, np.nan)
+        self._refined_px, self._claimed_px = (np.zeros(known.shape, np.int64) for _ in range(2))
 
     def fill_slices(self, run: NDArray[np.intp]) -> None:
         for s in run.tolist():
@@ -141,7 +144,9 @@ class _Filler:
 
     def filled(self) -> Filled:
         parts = self.labels, self._below, self._above, self._uncertainty
-        return Filled(*parts) if self._refiner is None else Filled(*parts, self._expected, self._refined_px)
+        if self._refiner is None:
+            return Filled(*parts)
+        return Filled(*parts, self._expected, self._refined_px, self._claimed_px)
 
     def _question(self, k: int, s: int) -> Question:
         low, up = self._below_source[k][s], self._above_source[k][s]
@@ -181,9 +186,10 @@ class _Filler:
         carried = self._contest([_carried_claim(question) for question in questions]).winner()
         for k in np.flatnonzero(self._possible[:, s]):
             window, value = self._windows[k], self._annotation.values[k]
-            won = self.labels[s][window] == value
+            won, before = self.labels[s][window] == value, carried[window] == value
             self._expected[k, s] = _expected_dice(claims[k], torch.from_numpy(won))
-            self._refined_px[k, s] = np.count_nonzero(won != (carried[window] == value))
+            self._refined_px[k, s] = np.count_nonzero(won != before)
+            self._claimed_px[k, s] = np.count_nonzero(won | before)
 
 
 def _carried_claim(question: Question) -> Tensor:
