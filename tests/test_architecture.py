@@ -43,7 +43,17 @@ LAYERS: tuple[set[str], ...] = (
     {"api"},
 )
 FRONT_ENDS: tuple[set[str], ...] = (
-    {"cli", "arguments", "common_arguments", "serve", "orthanc", "tool_commands", "study_commands", "cohort_commands"},
+    {
+        "cli",
+        "arguments",
+        "bars",
+        "common_arguments",
+        "serve",
+        "orthanc",
+        "tool_commands",
+        "study_commands",
+        "cohort_commands",
+    },
     {"server"},
     {"napari_plugin", "client"},
 )
@@ -68,7 +78,7 @@ HOMES = {
         "study_commands",
         "cohort_commands",
     },
-    "tqdm": {"cli", "cohort_commands"},
+    "tqdm": {"bars"},
     "matplotlib": {"overlay"},
     "dask": {"cohort"},
     "distributed": {"cohort"},

@@ -96,6 +96,16 @@ def test_annotated_slices_stay_and_the_rest_is_found(
     assert 0 < doubt.max() <= 100
 
 
+def test_the_command_shows_how_far_learning_is(
+    scan: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["propagate-large", *map(str, scan), "-o", str(tmp_path / "out.zarr"), "--device", "cpu", "--json"]
+    assert main([*command, "--budget-s", "2"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["annotated_slices"] == ANNOTATED
+    assert "learning" in told.err and "s left, similarity 0." in told.err
+
+
 def test_a_label_too_small_for_the_coarse_grid_is_carried(tmp_path: Path) -> None:
     image, _ = moving_disc(shift_px=0)
     sparse = np.zeros(image.shape, np.uint16)

@@ -23,6 +23,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sliceprop.arguments import parse
+from sliceprop.bars import learning_bar
 from sliceprop.cohort_commands import COHORT_COMMANDS, cohort_text
 from sliceprop.config import (
     LEARNED_METHODS,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from sliceprop.io import Image
     from sliceprop.manifest import Recipe
     from sliceprop.serve import Security
-    from sliceprop.study import Progress, Propagation, Study
+    from sliceprop.study import Propagation, Study
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: spinning threads starve each other
     logging.basicConfig(level=logging.WARNING, format="sliceprop: %(levelname)s: %(message)s")
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # what ends learning is told below; its line is often empty
     chosen = parse(arguments)
     try:
         return _COMMANDS[chosen.command](chosen) or 0
@@ -262,7 +264,7 @@ def _learn_and_propagate(study: Study, chosen: argparse.Namespace, config: Propa
     model = _model(study, chosen, learn=worth_learning(study, config))
     if config.method not in PREDICTORS:
         return use_cases.propagate(study, model, config)
-    with _progress_bar("fit") as progress, _ctrl_c_stops() as cancelled:
+    with learning_bar("fit") as progress, _ctrl_c_stops() as cancelled:
         return use_cases.propagate(study, model, config, device=chosen.device, progress=progress, cancelled=cancelled)
 
 
@@ -296,7 +298,7 @@ def _learn(study: Study, chosen: argparse.Namespace, save: Callable[[Model], Non
     config, init = _train_config(chosen), load_checkpoint(chosen.init) if chosen.init else None
     if chosen.init not in (None, SHIPPED):
         print(f"learning starts from {chosen.init}", file=sys.stderr)
-    with _progress_bar("similarity") as progress, _ctrl_c_stops() as cancelled:
+    with learning_bar("similarity") as progress, _ctrl_c_stops() as cancelled:
         return use_cases.train(
             study, config, init=init, device=chosen.device, progress=progress, cancelled=cancelled, save=save
         )
@@ -342,29 +344,6 @@ def _one_line_on_errors() -> Iterator[None]:
             os.close(kept)
         printed.seek(0)
         sys.stderr.write(printed.read().decode(errors="replace"))
-
-
-@contextmanager
-def _progress_bar(measure: str) -> Iterator[Callable[[Progress], None]]:
-    """A bar of learning on standard error; it reads the time left from the events, since a budget may end it early."""
-    from tqdm import tqdm
-
-    every_s = 0.1 if sys.stderr.isatty() else 1.0
-    shape = "{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt}{postfix}"
-    with tqdm(
-        desc="learning", file=sys.stderr, bar_format=shape, mininterval=every_s, dynamic_ncols=True, delay=0.01
-    ) as bar:
-
-        def update(event: Progress) -> None:
-            bar.total = event.total_epochs
-            text = f"{event.seconds_left:.0f} s left, {measure} {event.best_metric:.3f}"
-            bar.set_postfix_str(text, refresh=False)
-            bar.update(event.epoch - bar.n)
-
-        yield update
-        if bar.total:  # its end is shown, however soon that comes
-            bar.mininterval = 0
-            bar.update(0)
 
 
 @contextmanager

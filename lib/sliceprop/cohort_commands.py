@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sliceprop.bars import counting_bar, epochs_bar, learning_bar
 from sliceprop.common_arguments import add_init, add_json, add_kind, add_target
 from sliceprop.config import LEARNED_METHODS, METHODS, PropagateConfig, SuggestConfig, TrainConfig
 
 if TYPE_CHECKING:
     from sliceprop.cohort.finding import Entry
     from sliceprop.cohort.run import Cohort
-    from sliceprop.engine.pretraining import Event
+    from sliceprop.study import Progress
 
 REVIEW_FIRST = 10
 """Studies that are printed; the report has them all."""
@@ -140,7 +140,7 @@ def _cohort(chosen: argparse.Namespace) -> dict[str, Any]:
     )
     entries, failures = find_studies(chosen.studies)
     found = _started(entries, chosen), failures
-    with _bar() as progress:
+    with counting_bar("studies") as progress:
         result = run_cohort(found, chosen.output, config, team, redo=chosen.redo, progress=progress)
     return _told(result, [chosen.output / PAGE, chosen.output / COHORT])
 
@@ -173,16 +173,33 @@ def _propagate_large(chosen: argparse.Namespace) -> dict[str, Any]:
     from sliceprop.large import LargeConfig, propagate_large
 
     config = LargeConfig(TrainConfig(budget_s=chosen.budget_s), device=chosen.device)
-    with _bar("slices") as progress:
+    with _large_bars() as (learning, progress):
         told = propagate_large(
             chosen.image,
             chosen.labels,
             chosen.output,
             config,
             uncertainty=chosen.uncertainty,
-            progress=lambda done, total: progress(done, total, 0),
+            learning=learning,
+            progress=progress,
         )
     return {"files": [str(file) for file in (chosen.output, chosen.uncertainty) if file], **told}
+
+
+@contextmanager
+def _large_bars() -> Iterator[tuple[Callable[[Progress], None], Callable[[int, int], None]]]:
+    """A bar of learning, which ends where one over the slices begins."""
+    with ExitStack() as bars:
+        learning = bars.enter_context(learning_bar("similarity"))
+        slices = list[Callable[[int, int, int], None]]()
+
+        def filled(done: int, total: int) -> None:
+            if not slices:
+                bars.close()
+                slices.append(bars.enter_context(counting_bar("slices")))
+            slices[0](done, total, 0)
+
+        yield learning, filled
 
 
 def _pretrain(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -209,7 +226,7 @@ def _pretrain(chosen: argparse.Namespace) -> dict[str, Any]:
         budget_s=chosen.budget_s,
         seed=chosen.seed,
     )
-    with _epochs_bar() as progress:
+    with epochs_bar() as progress:
         result = pretrain(files, config, device=chosen.device, progress=progress)
     if not result.first:
         return {"files": []}
@@ -223,20 +240,6 @@ def _pretrain(chosen: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _epochs_bar() -> Iterator[Callable[[Event], None]]:
-    from tqdm import tqdm
-
-    with tqdm(desc="pretraining", file=sys.stderr, dynamic_ncols=True, unit="epoch", delay=0.2) as bar:
-
-        def update(event: Event) -> None:
-            bar.total = event.epochs
-            bar.set_postfix_str(f"similarity {event.similarity:.4f}, best {event.best:.4f}", refresh=False)
-            bar.update(event.epoch - bar.n)
-
-        yield update
-
-
 def _told(result: Cohort, files: list[Path]) -> dict[str, Any]:
     return {
         "files": [str(file) for file in files if file.is_file()],
@@ -245,22 +248,6 @@ def _told(result: Cohort, files: list[Path]) -> dict[str, Any]:
         "failed": [asdict(failure) for failure in result.failures],
         "studies": list(result.summaries),
     }
-
-
-@contextmanager
-def _bar(what: str = "studies") -> Iterator[Callable[[int, int, int], None]]:
-    """A bar over all studies or slices on standard error."""
-    from tqdm import tqdm
-
-    every_s = 0.1 if sys.stderr.isatty() else 5.0
-    with tqdm(desc=what, file=sys.stderr, mininterval=every_s, dynamic_ncols=True, unit="", delay=0.2) as bar:
-
-        def update(done: int, total: int, failed: int) -> None:
-            bar.total = total
-            bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
-            bar.update(done - bar.n)
-
-        yield update
 
 
 def cohort_text(told: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ from sliceprop.errors import InputError, NoAnnotationError, ShapeError
 from sliceprop.io import check_not_inputs, check_same_grid
 from sliceprop.labels import LabelArray, SparseLabels, check_labels
 from sliceprop.roi import Roi
-from sliceprop.study import Study
+from sliceprop.study import Progress, Study
 from sliceprop.volume import Volume, check_memory
 from sliceprop.zarr_io import ZarrVolume, check_new, new_zarr, open_zarr
 
@@ -79,6 +79,7 @@ def propagate_large(
     config: LargeConfig | None = None,
     *,
     uncertainty: Path | None = None,
+    learning: Callable[[Progress], None] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Fill an OME-Zarr volume from its annotated slices, which count along its first axis.
@@ -89,7 +90,8 @@ def propagate_large(
         output: OME-Zarr to write.
         config: see `LargeConfig`.
         uncertainty: OME-Zarr to write, percent.
-        progress: called with slices done and in all.
+        learning: called after every epoch of learning.
+        progress: called with slices done and in all, once learning has ended.
 
     Returns:
         plain values for JSON: `annotated_slices`, `labels`, `coarse_shape`, `seconds` of learning and of filling.
@@ -108,7 +110,7 @@ def propagate_large(
     fine = _annotated(painted)
     _check_windows(fine)
     coarse = _coarse_study(scan, fine, config.coarse_voxels)
-    model = use_cases.train(coarse, config.train, device=config.device)
+    model = use_cases.train(coarse, config.train, device=config.device, progress=learning)
     learned = time.monotonic()
     with ExitStack() as stack:
         dtype = "u1" if max(fine.values) <= 255 else "u2"
