@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -89,6 +91,36 @@ def test_every_epoch_is_tracked_under_its_number(data: Path, tmp_path: Path) -> 
     assert {each.step: each.value for each in board.Scalars("pretraining/similarity")} == pytest.approx(epochs)
 
 
+def test_a_run_with_nothing_left_to_do_is_not_tracked(data: Path, tmp_path: Path) -> None:
+    where = files(data, tmp_path, tracking=tmp_path / "board", mlflow=str(tmp_path / "flow"))
+    pretrain(where, SMALL, device="cpu")
+    assert pretrain(where, SMALL, device="cpu").events == []
+    assert len(MlflowClient(f"sqlite:///{tmp_path}/flow/{MLFLOW_FILE}").search_runs(["0"])) == 1
+    assert len(list((tmp_path / "board").iterdir())) == 1
+
+
+def test_ctrl_c_is_told_in_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It comes when the first epoch is shown."""
+    pressed = list[str]()
+
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            if "similarity" in text and not pressed:
+                pressed.append(text)
+                signal.raise_signal(signal.SIGINT)
+            return super().write(text)
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    options = ["--epochs", "500", "--steps", "1", "--batch", "1", "--device", "cpu", "--cache", str(tmp_path / "cache")]
+    assert main(["pretrain", str(data), "-o", str(tmp_path / "model.safetensors"), *options]) == 130
+    assert terminal.getvalue().splitlines()[-1] == "sliceprop pretrain: interrupted"
+    assert pressed and not caplog.records
+    assert (tmp_path / "model.state.safetensors").is_file()
+
+
 def test_a_store_that_cannot_be_used_is_told(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing://x: cannot be used to track \(.+\)"):
         pretrain(files(data, tmp_path, mlflow="nothing://x"), SMALL, device="cpu")
@@ -116,6 +148,22 @@ def test_put_down_and_taken_up_is_the_same_as_in_one_go(data: Path, tmp_path: Pa
     parts.state.write_bytes(b"no state")
     with pytest.raises(FileError, match="damaged"):
         pretrain(parts, SMALL, device="cpu")
+
+
+def test_scans_that_were_moved_are_taken_up(data: Path, tmp_path: Path) -> None:
+    """Under other names, so that they are found in another order, and with another cache."""
+    whole, parts = files(data, tmp_path, "whole"), files(data, tmp_path, "parts")
+    pretrain(whole, SMALL, device="cpu")
+    pretrain(parts, PretrainConfig(1, 2, 2, 3, 32), device="cpu")
+    for old, new in zip(sorted(data.iterdir()), "dcba", strict=True):
+        shutil.copytree(old, tmp_path / "moved" / new)
+    moved = PretrainFiles([tmp_path / "moved"], parts.output, cache=tmp_path / "other")
+    assert [event.epoch for event in pretrain(moved, SMALL, device="cpu").events] == [2]
+    torch.testing.assert_close(weights(whole.output), weights(parts.output), rtol=0, atol=0)
+    for name in "abcd":  # three of them are learnt from
+        (tmp_path / "moved" / name / "labels.nii.gz").unlink(missing_ok=True)
+    with pytest.raises(InputError, match="--redo"):
+        pretrain(moved, SMALL, device="cpu")
 
 
 def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:

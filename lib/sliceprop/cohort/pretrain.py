@@ -18,7 +18,7 @@ from safetensors.torch import save
 from sliceprop import __version__
 from sliceprop.checkpoint import save_checkpoint
 from sliceprop.cohort.finding import Entry, Failure, find_studies
-from sliceprop.cohort.scans import CachedScans, cache_file, prepare
+from sliceprop.cohort.scans import CachedScans, cache_file, checksums, prepare
 from sliceprop.config import TrainConfig
 from sliceprop.engine.pretraining import Event, PretrainConfig, Pretraining, distributed, everyones, ranks
 from sliceprop.engine.registration import Model
@@ -133,6 +133,8 @@ def _work(
     signature = _signature(config, learn, judge)
     if files.state.is_file() and not files.redo:
         run.load_state(*_load_state(files.state, signature))
+    if run.over:  # a run without epochs is not to be tracked
+        return
 
     def after_epoch(event: Event) -> None:
         result.events.append(event)
@@ -145,7 +147,7 @@ def _work(
 
 
 def _split(files: PretrainFiles, result: Pretrained) -> tuple[list[Path], list[Path]]:
-    """The prepared scans to learn from and those to judge by, the same in every process."""
+    """The prepared scans to learn from and those to judge by, the same in every process, in the same order anywhere."""
     cache = files.cache or files.output.with_suffix(".cache")
     named, given = _entries(files.validation, result), _entries(files.studies, result)
     make_folder(cache)
@@ -158,7 +160,7 @@ def _split(files: PretrainFiles, result: Pretrained) -> tuple[list[Path], list[P
     if not files.validation and len(learn) > 1:
         shuffled = sorted(learn)  # by what they hold: at random, and the same each time, wherever they lie
         judge = {voxels: learn.pop(voxels) for voxels in shuffled[: max(1, round(HELD_OUT * len(learn)))]}
-    return list(learn.values()), list(judge.values())
+    return [learn[voxels] for voxels in sorted(learn)], [judge[voxels] for voxels in sorted(judge)]
 
 
 def _prepared(
@@ -225,9 +227,9 @@ def _first_reason(failures: Sequence[Failure]) -> str:
 
 
 def _signature(config: PretrainConfig, learn: Sequence[Path], judge: Sequence[Path]) -> str:
-    """What a state must agree with to be taken up; how long to learn may change."""
+    """What a state must agree with to be taken up; how long to learn may change, and where the scans lie."""
     fixed = {key: value for key, value in asdict(config).items() if key not in ("epochs", "budget_s", "patience")}
-    text = json.dumps([fixed, [file.name for file in learn], [file.name for file in judge]], sort_keys=True)
+    text = json.dumps([fixed, [checksums(file) for file in learn], [checksums(file) for file in judge]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

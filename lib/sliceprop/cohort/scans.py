@@ -19,15 +19,15 @@ from sliceprop.engine.anchors import Anchors, make_anchors
 from sliceprop.engine.pretraining import Scan
 from sliceprop.engine.training import halved
 from sliceprop.errors import SlicePropError
-from sliceprop.hashing import array_digest
+from sliceprop.hashing import array_digest, checksum
 from sliceprop.io import write_atomically
 from sliceprop.study import open_study
 
-FORMAT = 1
+FORMAT = 2
 """Changes when the files mean something else."""
 
-VOXELS = "sha256"
-"""Under which a file tells the checksum of its slices."""
+CHECKSUMS = "sha256"
+"""Under which a file tells those of its slices and of what is drawn on them: two entries would come in any order."""
 
 
 class CachedScans:
@@ -63,7 +63,7 @@ def prepare(entry: Entry, cache: Path) -> str | Failure:
     """
     file = cache_file(entry, cache)
     with suppress(OSError, SafetensorError):  # there is no such file yet, or it is damaged
-        return _voxels(file)
+        return checksums(file)[0]
     try:
         study = open_study(
             entry.image,
@@ -81,9 +81,15 @@ def prepare(entry: Entry, cache: Path) -> str | Failure:
         return Failure(name, reason.removeprefix(f"{name}: "), entry.id)
 
 
-def _voxels(file: Path) -> str:
+def checksums(file: Path) -> tuple[str, str]:
+    """SHA-256 of the slices of a prepared scan, and of what is drawn on them; only its header is read.
+
+    Raises:
+        OSError, SafetensorError: there is no such file, or it is damaged.
+    """
     with safe_open(file, framework="pt") as content:
-        return (content.metadata() or {}).get(VOXELS) or array_digest(content.get_tensor("half").numpy())
+        voxels, drawn = json.loads(content.metadata()[CHECKSUMS])
+    return voxels, drawn
 
 
 def _write(file: Path, scan: Scan) -> str:
@@ -91,8 +97,9 @@ def _write(file: Path, scan: Scan) -> str:
     for n, group in enumerate(scan.anchors):
         tensors[f"slices.{n}"] = torch.tensor(group.slices)
         tensors[f"masks.{n}"] = group.masks.half().contiguous()
-    voxels = array_digest(tensors["half"].numpy())
-    data = save(tensors, metadata={VOXELS: voxels})
+    digests = {name: array_digest(tensor.numpy()) for name, tensor in tensors.items()}
+    voxels = digests.pop("half")
+    data = save(tensors, metadata={CHECKSUMS: json.dumps([voxels, checksum(digests)])})
     write_atomically(file, lambda temporary: temporary.write_bytes(data))
     return voxels
 

@@ -171,6 +171,11 @@ class Pretraining:
         self.trainer = Engine(self._step)
         self._stopper = EarlyStopping(config.patience, lambda engine: engine.state.metrics["similarity"], self.trainer)
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do, by the epochs or for want of improvement."""
+        return self.trainer.state.epoch >= self.config.epochs or self._stopper.counter >= self.config.patience
+
     def run(self, after_epoch: Callable[[Event], None] = lambda _: None) -> None:
         """Learn until done, without improvement, or out of time; `best` are the weights to keep.
 
@@ -196,8 +201,7 @@ class Pretraining:
             if deadline is not None and _any(time.monotonic() > deadline):
                 engine.terminate()
 
-        stopped = self._stopper.counter >= self.config.patience  # before this run took it up again
-        if self.trainer.state.epoch < self.config.epochs and not stopped:
+        if not self.over:
             self.trainer.run(range(self.config.steps), max_epochs=self.config.epochs)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
