@@ -154,7 +154,7 @@ def test_only_what_the_cohort_counts_is_written(
         shutil.copytree(first, cohort / name)
         report = json.loads((first / "report.json").read_text())
         write_json(cohort / name / "report.json", {**report, "id": name})
-    studies = [{"id": name} for name in (f"{SECRET}0_image", f"{SECRET}1_image", "copy", "gone")]
+    studies = [{"id": name} for name in (f"{SECRET}0_image", f"{SECRET}1_image", "gone")]
     failed = [{"id": "copy", "reason": "the same as another one"}, {"id": "", "reason": "no image"}]
     write_json(cohort / COHORT, {"failed": failed, "studies": studies})
     assert main(["export-dataset", str(cohort), "-o", str(tmp_path / "raw"), "--json"]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -96,6 +97,14 @@ def test_slurm_jobs_offer_one_gpu_and_their_memory(tmp_path: Path) -> None:
     assert f"--resources MEMORY={6 * 2**30},GPU=1" in script
     assert script.rindex("--nthreads 1") > script.rindex("--nthreads 8")
     assert "tls://" in script
+
+
+def test_ctrl_c_stays_ctrl_c_with_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dask_jobqueue"]:
+        monkeypatch.delitem(sys.modules, name)
+    before = signal.getsignal(signal.SIGINT)
+    with slurm_cluster(WorkersConfig(slurm=True), False, tmp_path):
+        assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_slurm_without_its_package_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,9 @@ from sliceprop.cohort.work import CohortConfig, Task, finished, run_study
 from sliceprop.cohort.workers import WorkersConfig, offers
 from sliceprop.config import PropagateConfig, TrainConfig
 from sliceprop.errors import InputError
+from sliceprop.hashing import digest
 from sliceprop.io import Image, read_image, write_image
+from sliceprop.warm_start import SHIPPED
 
 QUICK = CohortConfig(propagate=PropagateConfig("shape"), device="cpu", pictures=False)
 SHORT = TrainConfig(max_epochs=1, refine_steps=4)
@@ -170,9 +172,12 @@ def test_every_kind_of_failure_is_told_and_stops_no_other_study(tmp_path: Path, 
     assert set(reasons) == {*expected, "good"}
     assert all("\n" not in reason for reason in reasons.values())
     assert set(written(tmp_path / "out")) == {"good_image", "twin_image", "last_image"}
-    assert {each["name"] for each in json.loads((tmp_path / "out/cohort.json").read_text())["failed"]} == {
-        failure.name for failure in result.failures
-    }
+    table = json.loads((tmp_path / "out/cohort.json").read_text())
+    assert {each["name"] for each in table["failed"]} == {failure.name for failure in result.failures}
+    assert {each["id"] for each in result.summaries} == {"good_image", "last_image"}
+    assert (table["finished"], len(table["failed"]), len(rows)) == (2, 10, 12)
+    assert "<p>2 finished, 10 failed." in (tmp_path / "out/index.html").read_text()
+    assert run(tmp_path / "list.csv", tmp_path / "out", scheduler).resumed == 2
     assert not list(tmp_path.rglob(".writing-*"))
 
 
@@ -227,8 +232,25 @@ def test_a_given_model_of_the_study_is_used_and_another_one_starts_learning(tmp_
     reports = {name: json.loads((tmp_path / f"again/{name}_image/report.json").read_text()) for name in "ab"}
     assert (reports["a"]["learned"], reports["b"]["learned"]) == (False, True)
     assert reports["a"]["trained"] and reports["b"]["trained"]
+    described = {"path": str(model), "sha256": digest(model)}
+    assert [(reports[name]["model"], reports[name]["init"]) for name in "ab"] == [(described, None), (None, described)]
     first, again = (read_image(tmp_path / f"{each}/labels.nii.gz").array for each in ("out/image", "again/a_image"))
     np.testing.assert_array_equal(first, again)
+
+
+def test_the_reports_name_what_learning_started_from(tmp_path: Path, scheduler: str) -> None:
+    write_study(tmp_path / "in/a")
+    method = PropagateConfig("registration")
+    starts = {"shipped": str(SHIPPED), "nothing": "nothing", "shape": None}
+    for name, start in starts.items():
+        config = CohortConfig(train=SHORT, propagate=method, device="cpu", pictures=False, shipped=name == "shipped")
+        (told,) = run(tmp_path / "in", tmp_path / name, scheduler, QUICK if start is None else config).summaries
+        assert told["start"] == start
+        assert json.loads((tmp_path / name / "cohort.json").read_text())["studies"][0]["start"] == start
+        page, pages = (tmp_path / name / "image/report.html").read_text(), (tmp_path / name / "index.html").read_text()
+        assert ("Learning started from" in page) == (start is not None)
+        assert f"Learning started from {start}." in page or start is None
+        assert f'<td title="{start or ""}">{Path(start or "-").name}' in pages
 
 
 @pytest.fixture
@@ -286,6 +308,48 @@ def test_a_scheduler_that_goes_away_before_a_worker_comes(tmp_path: Path, impati
         scheduler.handlers["identity"] = last_words
         with pytest.raises(InputError, match="the scheduler went away"):
             run(tmp_path / "in", tmp_path / "out", cluster.scheduler_address)
+
+
+def test_no_worker_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "START_S", 0.5)
+    write_study(tmp_path / "in/a")
+    with (
+        LocalCluster(n_workers=0, **THREADS) as cluster,
+        pytest.raises(InputError, match=r"no worker came within 0.5 s"),
+    ):
+        run(tmp_path / "in", tmp_path / "out", cluster.scheduler_address)
+
+
+def test_a_worker_that_comes_later_is_waited_for(tmp_path: Path) -> None:
+    write_study(tmp_path / "in/a")
+    with LocalCluster(n_workers=0, **THREADS) as cluster:
+        scheduler = cluster.scheduler
+        identity, asked = scheduler.handlers["identity"], list[str]()
+
+        def start_one(**options: Any) -> Any:
+            if any(name.startswith("Client-") for name in scheduler.clients) and not asked:
+                asked.append("a worker")
+                scheduler.loop.add_callback(cluster.scale, 1)
+            return identity(**options)
+
+        scheduler.handlers["identity"] = start_one
+        assert len(run(tmp_path / "in", tmp_path / "out", cluster.scheduler_address).summaries) == 1
+    assert asked
+
+
+def test_a_scheduler_that_goes_away_after_its_workers_ends_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sliceprop.cohort.run.LOOK_S", 0.2)
+    write_study(tmp_path / "in/a")
+    [entry], _ = find_studies(tmp_path / "in")
+    told = list[Any]()
+    with LocalCluster(n_workers=0, **THREADS) as cluster, Client(cluster, timeout=1, set_as_default=False) as client:
+        assert not offers(client)
+        cluster.close()
+        eventually(lambda: client.status == "closed", "the client to notice")
+        _work_off(client, [Task(entry, tmp_path / "out", QUICK)], told.append)
+    assert not told
 
 
 def killer(folder: Path) -> WorkerPlugin:

@@ -12,6 +12,9 @@ from jinja2 import Environment
 from sliceprop.cohort.finding import Failure
 from sliceprop.io import write_atomically
 
+NOTHING = "nothing"
+"""What learning starts from without a checkpoint."""
+
 _STYLE = """
 <meta charset="utf-8">
 <style>
@@ -41,6 +44,7 @@ _STUDY = (
 <td class="number">{{ label.weakest }}</tr>
 {% endfor %}
 </table>
+{% if start %}<p>{{ start }}</p>{% endif %}
 <p>Opened in {{ report.seconds.open }} s, learnt in {{ report.seconds.learn }} s, propagated in
 {{ report.seconds.propagate }} s, written in {{ report.seconds.write }} s by version {{ report.version }}.</p>
 """
@@ -63,10 +67,12 @@ _COHORT = (
 {% if rows %}
 <h2>What to review first</h2>
 <table>
-<tr><th>study<th>estimated Dice<th>weakest label<th>next slice<th>why{% if pictures %}<th>{% endif %}</tr>
+<tr><th>study<th>estimated Dice<th>weakest label<th>next slice<th>why<th>learnt from
+{% if pictures %}<th>{% endif %}</tr>
 {% for row in rows %}
 <tr><td><a href="{{ row.link }}">{{ row.id }}</a><td class="number">{{ row.dice }}<td>{{ row.weakest }}
 <td class="number">{{ row.slice }}<td>{{ row.reason }}
+<td title="{{ row.start }}">{{ row.start_name }}
 {% if pictures %}<td><img loading="lazy" src="{{ row.picture }}" alt="">{% endif %}</tr>
 {% endfor %}
 </table>
@@ -92,7 +98,7 @@ def write_study_page(path: Path, report: Mapping[str, Any], picture: str | None)
     suggestion = report["suggestion"]
     where = "" if suggestion["slice"] is None else f"slice {suggestion['slice']}. "
     text = _pages.from_string(_STUDY).render(
-        report=report, labels=labels, picture=picture, next=where + suggestion["reason"]
+        report=report, labels=labels, picture=picture, next=where + suggestion["reason"], start=_start_text(report)
     )
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
@@ -117,7 +123,7 @@ def write_cohort_page(
 
 
 def summary(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the cohort's report says of a study; `expected_dice` is the mean over its labels."""
+    """What the cohort's report says of a study; `expected_dice` is the mean over its labels, `start` see `_start`."""
     known = {value: q["dice"] for value, q in report["quality"].items() if q["dice"] is not None}
     weakest = min(known, key=known.__getitem__) if known else None
     suggestion = report["suggestion"]
@@ -131,6 +137,7 @@ def summary(report: Mapping[str, Any]) -> dict[str, Any]:
         "slice_axis": report["slice_axis"],
         "stop": suggestion["stop"],
         "reason": suggestion["reason"],
+        "start": _start(report),
         "seconds": round(sum(report["seconds"].values()), 2),
     }
 
@@ -140,6 +147,21 @@ def review_order(summaries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, An
     return sorted(
         summaries, key=lambda each: (-1.0 if each["weakest_dice"] is None else each["weakest_dice"], each["id"])
     )
+
+
+def _start(report: Mapping[str, Any]) -> str | None:
+    """The checkpoint that learning started from, or `NOTHING`; None where nothing was learnt, or it was not noted."""
+    if not report["learned"] or "init" not in report:
+        return None
+    return NOTHING if report["init"] is None else str(report["init"]["path"])
+
+
+def _start_text(report: Mapping[str, Any]) -> str:
+    """Where the model comes from, in a sentence; empty where there is none."""
+    if report.get("model"):
+        return f"Nothing was learnt: {report['model']['path']} was learnt on this study before."
+    start = _start(report)
+    return "" if start is None else f"Learning started from {start}."
 
 
 def _label_row(report: Mapping[str, Any], value: str) -> dict[str, str]:
@@ -164,6 +186,8 @@ def _cohort_row(each: Mapping[str, Any], picture: str | None) -> dict[str, str]:
         "weakest": weakest,
         "slice": "-" if each["next_slice"] is None else f"{each['next_slice']} along axis {each['slice_axis']}",
         "reason": each["reason"],
+        "start": each["start"] or "",
+        "start_name": "-" if each["start"] is None else Path(each["start"]).name,
     }
 
 

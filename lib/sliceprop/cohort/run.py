@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -54,7 +54,7 @@ class Cohort:
 
     Attributes:
         summaries: of the finished studies, what to review first comes first; see `pages.summary`.
-        failures: of the others, in the order of their names.
+        failures: of the others, among them copies of finished ones, in the order of their names.
         resumed: finished studies that an earlier run had done.
     """
 
@@ -100,7 +100,7 @@ def run_cohort(
             records.add(failure)
         progress(0, len(tasks), 0)
         left = [task for task in tasks if redo or not records.add_finished(task)]
-        resumed = len(records.reports)
+        resumed = frozenset(records.reports)
         if redo:
             for task in left:
                 (task.folder / REPORT).unlink(missing_ok=True)
@@ -145,17 +145,25 @@ class _Records:
             if task.entry.id not in told and not self.add_finished(task):
                 self.add(Failure(str(task.entry.image), reason, task.entry.id))
 
-    def write(self, output: Path, config: CohortConfig, resumed: int = 0) -> Cohort:
-        """Write the report of the cohort; where that fails, it is one more failure."""
-        summaries = review_order([summary(report) for report in self.reports.values()])
-        failures = sorted([*self.failures, *_duplicates(self.reports.values())], key=lambda failure: failure.name)
+    def write(self, output: Path, config: CohortConfig, resumed: Collection[str] = ()) -> Cohort:
+        """Write the report of the cohort; where that fails, it is one more failure.
+
+        Args:
+            output: folder of the results.
+            config: what was done with each study.
+            resumed: ids of the studies that an earlier run had done.
+        """
+        copies = _duplicates(self.reports.values())
+        counted = self.reports.keys() - {copy.id for copy in copies}
+        summaries = review_order([summary(self.reports[each]) for each in counted])
+        failures = sorted([*self.failures, *copies], key=lambda failure: failure.name)
         table = {"finished": len(summaries), "failed": [asdict(f) for f in failures], "studies": list(summaries)}
         try:
             write_json(output / COHORT, table)
             write_cohort_page(output / PAGE, summaries, failures, PICTURE if config.pictures else None)
         except FileError as error:
             failures.append(Failure(str(output / COHORT), str(error)))
-        return Cohort(summaries, failures, resumed)
+        return Cohort(summaries, failures, len(counted.intersection(resumed)))
 
 
 def _duplicates(reports: Iterable[Mapping[str, Any]]) -> list[Failure]:

@@ -22,6 +22,7 @@ from sliceprop.cohort.pages import write_study_page
 from sliceprop.cohort.workers import keep_freed_memory
 from sliceprop.config import LEARNED_METHODS, PropagateConfig, SuggestConfig, TrainConfig
 from sliceprop.errors import FileError, SlicePropError
+from sliceprop.hashing import known_digest
 from sliceprop.io import Image, check_not_inputs, make_folder, read_image, write_image, write_json
 from sliceprop.warm_start import SHIPPED
 
@@ -96,6 +97,23 @@ class Task:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Used:
+    """What a study is propagated with.
+
+    Attributes:
+        model: None where nothing is learnt.
+        given: path and SHA-256 of the checkpoint that was used as it is, since it was learnt on this study.
+        init: of the one that learning started from.
+        learned: whether the model was learnt now.
+    """
+
+    model: Model | None = None
+    given: Mapping[str, str] | None = None
+    init: Mapping[str, str] | None = None
+    learned: bool = False
+
+
 def finished(task: Task) -> dict[str, Any] | None:
     """The report of an earlier run with the same files and settings; None where there is none."""
     try:
@@ -133,15 +151,15 @@ def _run(task: Task) -> dict[str, Any]:
     (task.folder / REPORT).unlink(missing_ok=True)
     scan, study = _open(task)
     opened = time.monotonic()
-    model, learned = _model(task, study)
+    used = _model(task, study)
     trained = time.monotonic()
     result = use_cases.propagate(
-        study, model, config.propagate, target=config.target, names=config.names, device=config.device
+        study, used.model, config.propagate, target=config.target, names=config.names, device=config.device
     )
     propagated = time.monotonic()
     _write_arrays(task, scan, study, result)
-    if config.keep_models and learned and model is not None:
-        save_checkpoint(task.folder / MODEL, model)
+    if config.keep_models and used.learned and used.model is not None:
+        save_checkpoint(task.folder / MODEL, used.model)
     report = {
         "id": task.entry.id,
         "image": str(task.entry.image),
@@ -153,7 +171,9 @@ def _run(task: Task) -> dict[str, Any]:
         "shape": list(scan.array.shape),
         "label_names": {str(v): config.names.get(v, f"label {v}") for v in study.annotation.values},
         **result.report,
-        "learned": learned,
+        "model": used.given,
+        "init": used.init,
+        "learned": used.learned,
         "seconds": {
             "open": round(opened - began, 2),
             "learn": round(trained - opened, 2),
@@ -183,19 +203,21 @@ def _open(task: Task) -> tuple[Image, Study]:
     )
 
 
-def _model(task: Task, study: Study) -> tuple[Model | None, bool]:
-    """The model to propagate with, and whether it was learnt now."""
+def _model(task: Task, study: Study) -> Used:
+    """The model to propagate with, and where it comes from."""
     from sliceprop import study as use_cases
     from sliceprop.checkpoint import load_checkpoint
 
     config = task.config
     file = task.entry.model or config.model or (SHIPPED if config.shipped else None)
     if config.propagate.method not in LEARNED_METHODS or not study.annotation.values:
-        return None, False
+        return Used()
     given = load_checkpoint(file) if file else None
+    described = {"path": str(file), "sha256": known_digest(file)} if file else None
     if given is not None and given.study_hash == study.study_hash:
-        return given, False
-    return use_cases.train(study, config.train, init=given, device=config.device), True
+        return Used(given, given=described)
+    model = use_cases.train(study, config.train, init=given, device=config.device)
+    return Used(model, init=described, learned=True)
 
 
 def _write_arrays(task: Task, scan: Image, study: Study, result: Propagation) -> None:

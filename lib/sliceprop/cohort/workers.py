@@ -11,7 +11,9 @@ import gc
 import logging
 import math
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -43,6 +45,9 @@ CONNECT_S = 10.0
 
 START_S = 120.0
 """For the first worker to come, where one is expected at once."""
+
+LOOK_S = 0.2
+"""Between two looks for the first worker."""
 
 NO_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)"
 """For worker processes: Ctrl-C reaches them too, but it is this process that ends them."""
@@ -112,15 +117,28 @@ def _await_worker(client: Client, slurm: bool) -> None:
     assert client.scheduler is not None
     address = client.scheduler.address
     try:
-        try:
-            client.wait_for_workers(1, timeout=START_S)
-        except TimeoutError as error:
-            if not slurm:
-                raise InputError(f"{address}: no worker came within {START_S:g} s") from error
-            logger.warning("no SLURM job has begun yet, squeue tells why; waiting for the first")
-            client.wait_for_workers(1)
+        if _comes(client, START_S):
+            return
+        if not slurm:
+            raise InputError(f"{address}: no worker came within {START_S:g} s")
+        logger.warning("no SLURM job has begun yet, squeue tells why; waiting for the first")
+        _comes(client, math.inf)
     except OSError as error:
         raise InputError(f"{address}: the scheduler went away before a worker came; start it again") from error
+
+
+def _comes(client: Client, within_s: float) -> bool:
+    """Whether a worker comes; Dask's own wait for one may last for ever, whatever its bound.
+
+    Raises:
+        OSError: the scheduler went away.
+    """
+    deadline = time.monotonic() + within_s
+    while not offers(client):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_S)
+    return True
 
 
 def _connected(stack: ExitStack, config: WorkersConfig, gpu: bool, shared: Path) -> Client:
@@ -166,8 +184,15 @@ def check_installed() -> None:
 
 
 def offers(client: Client) -> list[dict[str, float]]:
-    """The resources of each worker that is there now."""
-    return [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+    """The resources of each worker that is there now.
+
+    Raises:
+        ConnectionError: the scheduler went away, of which Dask's own answer says nothing.
+    """
+    told = client.scheduler_info(n_workers=-1)
+    if client.status not in ("running", "connecting"):
+        raise ConnectionError
+    return [worker["resources"] for worker in told.get("workers", {}).values()]
 
 
 def most_of(offered: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -273,10 +298,13 @@ def slurm_cluster(config: WorkersConfig, gpu: bool, shared: Path) -> Any:
     Raises:
         InputError: dask-jobqueue is not installed.
     """
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
     try:
         from dask_jobqueue.slurm import SLURMCluster
     except ImportError as error:
         raise InputError("SLURM needs dask-jobqueue: pip install 'sliceprop[slurm]'") from error
+    finally:  # the import has Ctrl-C end the program as if all were done, without the report of the cohort
+        signal.signal(signal.SIGINT, on_ctrl_c)
     import dask
     from distributed import Security
 
