@@ -156,13 +156,15 @@ class Server:
     work: Path
     conf: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
+    environment: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> Client:
         command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(ROOT / "apps" / "labelprop")]
         command += ["--studies", str(self.studies), "--host", "127.0.0.1", "--port", str(self.port)]
         command += [part for pair in self.conf.items() for part in ("--conf", *pair)]
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        environment = os.environ | {"PATH": path, "MONAI_LABEL_SESSION_PATH": str(self.work / "sessions")}
+        own = {"PATH": path, "MONAI_LABEL_SESSION_PATH": str(self.work / "sessions")}
+        environment = os.environ | own | self.environment
         self.log = (self.work / "server.log").open("ab")
         self.process = subprocess.Popen(
             command, cwd=self.work, env=environment, stdout=self.log, stderr=subprocess.STDOUT

@@ -1,12 +1,14 @@
 """Checkpoints: the way to disk and back, and everything that must be refused."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sliceprop import checkpoint
 from sliceprop.checkpoint import load_checkpoint, save_checkpoint
 from sliceprop.config import TrainConfig
 from sliceprop.engine.network import RegistrationNet
@@ -87,6 +89,32 @@ def test_foreign_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
     with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"format_version": 1, "study_hash": null, "config": [], "roi": null, "metric": 0}',
+        f'{{"format_version": 1, "study_hash": {"[" * 500 + "]" * 500}, "config": {{}}, "roi": null, "metric": 0}}',
+        '{"format_version": 1, "study_hash": null, "config": {"patience": []}, "roi": null, "metric": 0}',
+        '{"format_version": 1, "study_hash": null, "config": {}, "roi": [Infinity, 1, 1, 1], "metric": 0}',
+    ],
+)
+def test_descriptions_of_other_kinds(tmp_path: Path, model: Model, description: str) -> None:
+    """With the checksum that belongs to them, where they can have one."""
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, model)
+    tensors = load_file(path)
+    with suppress(RecursionError, TypeError):
+        known = json.loads(description)
+        description = json.dumps({**known, "sha256": checkpoint._checksum(tensors, known)})
+    path.with_suffix(".json").unlink()
+    save_file(tensors, path, metadata={"sliceprop": description})
+    with pytest.raises(CheckpointError):
         load_checkpoint(path)
 
 

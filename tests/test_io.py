@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from itertools import permutations, product
 from pathlib import Path
 
@@ -143,6 +144,73 @@ def test_not_3d_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     nib.save(nib.Nifti1Image(np.ones(shape, np.int16), np.eye(4)), tmp_path / "scan.nii.gz")
     with pytest.raises(ShapeError, match="3 axes"):
         read_image(tmp_path / "scan.nii.gz")
+
+
+def test_a_connectome_is_refused(tmp_path: Path) -> None:
+    """CIFTI-2 has the ending and the header of NIfTI-2."""
+    axes = nib.cifti2.ScalarAxis(["a", "b"]), nib.cifti2.BrainModelAxis.from_mask(np.ones((3, 3, 3)), affine=np.eye(4))
+    nib.Cifti2Image(np.zeros((2, 27)), nib.Cifti2Header.from_axes(axes)).to_filename(tmp_path / "a.dscalar.nii")
+    with pytest.raises(ShapeError, match="3 axes"):
+        read_image(tmp_path / "a.dscalar.nii")
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])
+def test_several_values_per_voxel_are_refused_by_the_header(tmp_path: Path, name: str) -> None:
+    """There are no voxels to read."""
+    sitk.WriteImage(sitk.Image((4, 4, 4), sitk.sitkVectorFloat64, 7), str(tmp_path / name))
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: -4 * 4 * 4 * 7 * 8])
+    with pytest.raises(ShapeError, match="7 values per voxel"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("size", [7, 8, -1, 2**31 - 1])
+def test_extensions_of_nifti_are_passed_over(tmp_path: Path, kind: type, order: str, size: int) -> None:
+    """Whatever size they claim, which nibabel would read."""
+    scan = kind(image().array, oblique(), kind.header_class(endianness=order))
+    scan.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a" * 24))
+    nib.save(scan, tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    begin = kind.header_class.sizeof_hdr + 4
+    assert content[begin : begin + 4] == np.array(32, f"{order}i4").tobytes()
+    content[begin : begin + 4] = np.array(size, f"{order}i4").tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii").array, image().array)
+    assert image_shape(tmp_path / "a.nii") == SHAPE
+
+
+@pytest.mark.parametrize("begin", [1e30, np.inf, np.nan, -1e30])
+def test_voxels_far_behind_their_header_are_refused(tmp_path: Path, begin: float) -> None:
+    header = nib.Nifti1Image(image().array, oblique()).header
+    header["vox_offset"] = begin
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(header.binaryblock + b"\1\0\0\0" + bytes(4000)))
+    with pytest.raises(FileError, match="cannot be read"):
+        read_image(tmp_path / "a.nii.gz")
+    assert image_shape(tmp_path / "a.nii.gz") is None
+
+
+def test_a_shape_is_known_without_voxels(tmp_path: Path) -> None:
+    header = nib.Nifti1Image(np.zeros((*SHAPE, 1), np.int16), np.eye(4)).header
+    header["vox_offset"] = 352
+    (tmp_path / "a.nii").write_bytes(header.binaryblock)
+    assert image_shape(tmp_path / "a.nii") == SHAPE
+    header.set_data_shape((20_000, 20_000, 20_000, 1))
+    (tmp_path / "a.nii").write_bytes(header.binaryblock)
+    with pytest.raises(TooLargeError):
+        read_image(tmp_path / "a.nii")
+
+
+def test_a_file_that_holds_more_than_its_voxels_is_refused(tmp_path: Path) -> None:
+    """Which each reader would unpack again; a few bytes behind them are no harm."""
+    write_image(tmp_path / "a.nii.gz", image().array, image())
+    voxels = (tmp_path / "a.nii.gz").read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(voxels + gzip.compress(bytes(1000)))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii.gz").array, image().array)
+    (tmp_path / "a.nii.gz").write_bytes(voxels + gzip.compress(bytes(4 << 20)))
+    with pytest.raises(FileError, match="holds more"):
+        read_image(tmp_path / "a.nii.gz")
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -58,6 +58,20 @@ def test_a_signal_ends_the_whole_tree(number: signal.Signals, tree: str) -> None
     assert gone(pids)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_programs_end_with_a_supervisor_that_is_killed() -> None:
+    program = "echo $$; exec sleep 600"
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, program, program], stdout=subprocess.PIPE, text=True
+    )
+    assert supervisor.stdout
+    pids = [int(supervisor.stdout.readline()) for _ in range(2)]
+    assert all(map(alive, pids))
+    supervisor.kill()
+    supervisor.wait()
+    assert gone(pids)
+
+
 def test_a_server_that_ends_leaves_no_children_and_its_code() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SUPERVISOR, "sleep 600 >/dev/null & echo $!; exit 3"],

@@ -12,7 +12,8 @@ import SimpleITK as sitk
 
 from sliceprop.errors import FileError
 from sliceprop.io import Image, read_image, write_image
-from sliceprop.stored_voxels import is_one_file
+from sliceprop.segments import read_segments
+from sliceprop.stored_voxels import LONGEST_HEADER, is_one_file
 
 VOXELS = np.random.default_rng(0).integers(0, 300, (9, 8, 7)).astype(np.int16)
 NAMES = ["a.nii.gz", "a.nrrd", "a.mha"]
@@ -120,11 +121,55 @@ NRRD = b"NRRD0004\ntype: uchar\n%s\n\n"
         ("a.nhdr", NRRD % b"DataFile: /etc/passwd"),
         ("a.nrrd", NRRD % b"space origin: (0,0,0)\rdata file: /etc/passwd"),
         ("a.nrrd", NRRD % b" data  file : LIST"),
+        ("a.nrrd", NRRD % b"\r data file: /etc/passwd"),
         ("a.nrrd", b"NRRD0004\ntype: uchar\n"),
     ],
 )
 def test_headers_that_name_other_files(name: str, head: bytes) -> None:
     assert not is_one_file(name, head)
+
+
+@pytest.mark.parametrize("blank", [b" ", b"\t", b" \n", b"\n", b"\r\n", b"\r", b"\f"])
+@pytest.mark.parametrize(
+    "word", [b"ElementDataFile", b"ElementDataFile =", b"CompressedData", b"HeaderSize =", b"data"]
+)
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])
+def test_headers_of_blanks_end_the_search(tmp_path: Path, name: str, word: bytes, blank: bytes) -> None:
+    """A search that tries each blank anew does not come back from a header of this length."""
+    first = b"NRRD0004\n" if name == "a.nrrd" else b"CompressedData = True\n"
+    head = (first + word + blank * LONGEST_HEADER)[:LONGEST_HEADER]
+    file = tmp_path / name
+    file.write_bytes(head)
+    assert is_one_file(name, head + b"x") == (name == "a.nrrd" and blank in (b"\n", b"\r\n"))
+    with pytest.raises(FileError):
+        read_image(file)
+
+
+@pytest.mark.parametrize("line", ["sizes: %s", "data file: %s", "kinds: a:=%s", "%s", "x: %s:="])
+def test_lines_that_would_crash_itk_are_refused(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "a.nrrd"
+    file.write_bytes(NRRD % (line % ("x" * 5_000)).encode())
+    for read in (read_image, read_segments):
+        with pytest.raises(FileError, match="too long"):
+            read(file)
+    file.write_bytes((NRRD % b"sizes: 1 1 1").strip() + b"\n" + b"a:=b\n" * LONGEST_HEADER)
+    with pytest.raises(FileError, match="does not end"):
+        read_image(file)
+
+
+@pytest.mark.parametrize("line", ["content: %s", "# %s", "key:=%s", 'labels:=[{"name": "%s"}]'])
+def test_text_in_headers_may_be_long(tmp_path: Path, line: str) -> None:
+    file = written(tmp_path / "a.nrrd")
+    head, voxels = file.read_bytes().split(b"\n\n", 1)
+    file.write_bytes(head + b"\n" + (line % ("x" * 50_000)).encode() + b"\n\n" + voxels)
+    np.testing.assert_array_equal(read_image(file).array, VOXELS)
+
+
+@pytest.mark.parametrize("line", [b"HeaderSize = 0", b"HeaderSize : 0 ", b"CompressedDataSize = " + b"0" * 9_999])
+def test_headers_that_skip_nothing(tmp_path: Path, line: bytes) -> None:
+    file = written(tmp_path / "a.mha")
+    file.write_bytes(file.read_bytes().replace(b"NDims = 3\n", b"NDims = 3\n" + line + b"\n"))
+    np.testing.assert_array_equal(read_image(file).array, VOXELS)
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])

@@ -134,6 +134,15 @@ def test_an_erased_study_leaves_no_trace_but_a_hash_and_others_stay(studies, run
     assert workspace.annotation(workspace.case("other")).annotated_slices == (2, 7)
 
 
+def test_a_segmentation_of_slicer_is_erased_with_its_study_and_no_other(studies, run):
+    for name in ("case", "other"):
+        shutil.copyfile(studies / "case.nii.gz", studies / "labels" / "sparse" / f"{name}.seg.nrrd")
+    (studies / ".labelprop" / "studies" / "other.seg").mkdir()
+    run("erase", "case")
+    run("erase", "other")
+    assert sorted(file.name for file in (studies / "labels" / "sparse").iterdir()) == ["other.seg.nrrd"]
+
+
 def test_the_scan_is_erased_only_if_asked_for(studies, run):
     run("erase", "case", "--scan")
     assert not (studies / "case.nii.gz").exists() and (studies / "other.nii.gz").is_file()

@@ -79,6 +79,12 @@ def test_an_old_version_is_restored_as_a_new_one(versions, submit):
             versions.restore(number)
 
 
+def test_a_result_that_was_accepted_never_counts_as_drawn_however_often_it_is_restored(versions, submit):
+    submit("one", "final", event="final")
+    for number in (1, 2, 3):
+        assert not versions.restore(number).entry.in_force
+
+
 def damage(version, file, kind):
     path = version.folder / file
     content = path.read_bytes()

@@ -55,7 +55,8 @@ def touring(phantom: Phantom, slices: Sequence[int], folder: Path) -> Iterator[T
         image, study = str(scan.SeriesInstanceUID), str(scan.StudyInstanceUID)
         with running_orthanc(work / "orthanc") as orthanc:
             orthanc.add(files)
-            server = Server(orthanc.dicomweb, work, {"folder": str(work / "kept"), "budget_s": BUDGET_S})
+            conf = {"folder": str(work / "kept"), "budget_s": BUDGET_S}
+            server = Server(orthanc.dicomweb, work, conf, environment=orthanc.environment)
             with server as client, browser_context() as context:
                 annotate(client, image, phantom, slices)
                 yield Tour(client, Tab(context, client.url, folder), study, image)

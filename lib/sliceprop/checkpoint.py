@@ -91,7 +91,7 @@ def load_checkpoint(path: str | Path) -> Model:
         raise
     except OSError as error:
         raise FileError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: is not a checkpoint of this program, or damaged ({error})") from error
 
 
@@ -109,9 +109,12 @@ def _description(metadata: dict[str, str] | None, name: str) -> dict[str, Any]:
     if not metadata or _HEADER_KEY not in metadata:
         raise CheckpointError(f"{name}: is a safetensors file, but not a checkpoint of this program")
     description: dict[str, Any] = json.loads(metadata[_HEADER_KEY])
-    found = description.get("format_version")
+    found = description["format_version"]
     if found != FORMAT_VERSION:
         raise CheckpointError(f"{name}: has format version {found}, this program reads {FORMAT_VERSION}; train again")
+    plain = [description["study_hash"], *description["config"].values()]
+    if not all(value is None or isinstance(value, str | int | float) for value in plain):
+        raise CheckpointError(f"{name}: has a description that this program did not write")
     return description
 
 

@@ -164,15 +164,15 @@ def _serve(chosen: argparse.Namespace) -> int:
 
 
 def _ohif(chosen: argparse.Namespace) -> int:
-    from sliceprop.orthanc import Orthanc, serve_ohif
+    from sliceprop.orthanc import serve_ohif
 
     security = _security(chosen)
 
-    def ready(orthanc: Orthanc) -> None:
+    def ready() -> None:
         print(
             f"\nOpen {security.scheme}://{chosen.host}:{chosen.port}/ohif/ in a browser  "
             "(research use, not a medical device)\n"
-            f"  more DICOM files: drop them on {orthanc.url}/app/explorer.html#upload, or start with --dicom DIR\n"
+            "  more DICOM files: end it and start it again with --dicom DIR\n"
             f"  scans and labels: {chosen.folder}\n"
             "Ctrl-C ends the server and the archive.\n",
             flush=True,

@@ -81,7 +81,8 @@ def _traces(studies: Path, study: str, known: dict[str, Any], scan: bool) -> Ite
     others = {*_objects(studies), *(one.name for one in (ours / "studies").glob("*"))} - {study}
     yield from (file for file in _checkpoints(ours / "checkpoints", study) if file.stem not in others)
     for file in (studies / "labels").glob("*/*"):
-        if _id(file) == study:
+        image = _id(file)
+        if image == study or (image == f"{study}.seg" and image not in others):  # 3D Slicer's `ID.seg.nrrd`
             yield file
     for name in ("training.json", "last_used.json"):
         if _mentions(ours / name, study):

@@ -6,6 +6,7 @@ the format: NIfTI (nibabel), NRRD and MetaImage (SimpleITK, converted from LPS),
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
-from nibabel.filebasedimages import ImageFileError
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
@@ -32,6 +33,7 @@ from sliceprop.stored_voxels import (
     NRRD_SUFFIXES,
     check_compressed,
     check_gzip,
+    check_lines,
     meta_end,
     read_head,
 )
@@ -43,8 +45,13 @@ SUFFIXES = NIFTI_SUFFIXES + SITK_SUFFIXES
 OUTPUT_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
 """Without the formats that keep header and voxels in two files, which cannot appear at once."""
 
+ZARR_SUFFIX, ZARR_REASON = ".zarr", "is OME-Zarr; fill it with `sliceprop propagate-large`"
+
 LONGEST_NAME = 255
 """Bytes of a file name, the limit of all common file systems."""
+
+LONGEST_EXTENSIONS = 16 << 20
+"""Bytes between the header of a NIfTI and its voxels; real ones are histories and the headers of DICOM files."""
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -77,6 +84,8 @@ def read_image(path: str | Path) -> Image:
     _check_name(file)
     if not file.exists():
         raise FileError(f"{file}: no such file or folder")
+    if file.name.endswith(ZARR_SUFFIX):
+        raise FileError(f"{file}: {ZARR_REASON}")
     if file.is_dir():
         return _read_sitk(file, lambda: _read_dicom_series(file))
     if file.name.endswith(NIFTI_SUFFIXES):
@@ -98,10 +107,10 @@ def image_shape(path: str | Path) -> tuple[int, ...] | None:
             header = read_header(max(files, key=lambda each: each.stat().st_size))
             return None if header is None else (*header.shape[:2], header.shape[2] * len(files))
         if file.name.endswith(NIFTI_SUFFIXES):
-            return tuple(nib.squeeze_image(nib.load(file)).shape)
+            return _squeezed(_nifti_header(file).get_data_shape())
         if file.name.endswith(SITK_SUFFIXES):
             return _header_size(file)
-    except (FileError, OSError, EOFError, RuntimeError, ValueError, zlib.error, ImageFileError, HeaderDataError):
+    except (FileError, OSError, EOFError, RuntimeError, ValueError, zlib.error, HeaderDataError):
         return None
     return None
 
@@ -297,19 +306,53 @@ def _compact(array: NDArray[Any]) -> NDArray[Any]:
 
 def _read_nifti(file: Path) -> Image:
     try:
-        image = nib.squeeze_image(nib.load(file))
-        if len(image.shape) != 3:
-            raise ShapeError(
-                f"{file}: needs 3 axes, found {len(image.shape)} (shape {image.shape}); give one 3D volume"
-            )
-        check_memory(image.shape, str(file))
-        check_gzip(file)
-        array = np.asanyarray(image.dataobj)
+        header = _nifti_header(file)
+        shape, begin = _squeezed(header.get_data_shape()), header.get_data_offset()
+        _check_volume(file, 1, shape)
+        check_gzip(file, begin + math.prod(shape) * header.get_data_dtype().itemsize)
+        array = np.asanyarray(ArrayProxy(str(file), header.copy())).reshape(shape)
+        affine = check_affine(header.get_best_affine(), str(file))
     except SlicePropError:
         raise
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, HeaderDataError) as error:
         raise FileError(f"{file}: cannot be read as NIfTI, it may be truncated ({error})") from error
-    return Image(np.ascontiguousarray(array), check_affine(image.affine, str(file)), image.header)
+    if shape != header.get_data_shape():
+        header.set_data_shape(shape)
+    header.set_data_offset(0)
+    return Image(np.ascontiguousarray(array), affine, header)
+
+
+def _nifti_header(file: Path) -> nib.Nifti1Header:
+    """The header without its extensions, which are of no use here and may take any memory and time.
+
+    Raises:
+        FileError: if there is none, or voxels begin too far behind it.
+        OSError, EOFError, ValueError, OverflowError, zlib.error, HeaderDataError: if it is damaged.
+    """
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as content:
+        block = content.read(nib.Nifti2Header.sizeof_hdr)
+    kinds: Iterable[Any] = (nib.Nifti1Header, nib.Nifti2Header)
+    kind = next((kind for kind in kinds if kind.may_contain_header(block)), None)
+    if kind is None:
+        raise FileError(f"{file}: cannot be read as NIfTI, it does not begin as such a file does")
+    header: nib.Nifti1Header = kind(block[: kind.sizeof_hdr])
+    if not header["vox_offset"] <= LONGEST_EXTENSIONS:  # nor if it is not a number
+        raise FileError(f"{file}: cannot be read as NIfTI, its voxels begin too far behind its header")
+    return header
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without axes of length one behind the third."""
+    return _squeezed(shape[:-1]) if len(shape) > 3 and shape[-1] == 1 else shape
+
+
+def _check_volume(file: Path, components: int, shape: tuple[int, ...]) -> None:
+    """Refuse by the header what is not one volume of numbers that fits into memory."""
+    if components != 1:
+        raise ShapeError(f"{file}: has {components} values per voxel; give one grey volume")
+    if len(shape) != 3:
+        raise ShapeError(f"{file}: needs 3 axes, found {len(shape)} (shape {shape}); give one 3D volume")
+    check_memory(shape, str(file))
 
 
 def _read_sitk(file: Path, read: Callable[[], sitk.Image]) -> Image:
@@ -318,19 +361,15 @@ def _read_sitk(file: Path, read: Callable[[], sitk.Image]) -> Image:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise FileError(f"{file}: cannot be read, it may be truncated ({reason})") from error
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise ShapeError(f"{file}: has {image.GetNumberOfComponentsPerPixel()} values per voxel; give one grey volume")
-    if image.GetDimension() != 3:
-        raise ShapeError(f"{file}: needs 3 axes, found {image.GetDimension()} (shape {image.GetSize()})")
-    check_memory(image.GetSize(), str(file))
+    _check_volume(file, image.GetNumberOfComponentsPerPixel(), image.GetSize())
     return Image(np.ascontiguousarray(sitk.GetArrayFromImage(image).T), _sitk_affine(image, str(file)))
 
 
 def _read_checked(file: Path) -> sitk.Image:
     """Read the header first, so that a huge volume is refused before it is read."""
     reader = _header_read(file)
-    check_memory(reader.GetSize(), str(file))
-    voxel = sitk.GetArrayViewFromImage(sitk.Image((1, 1), reader.GetPixelID(), reader.GetNumberOfComponents())).nbytes
+    _check_volume(file, reader.GetNumberOfComponents(), reader.GetSize())
+    voxel = sitk.GetArrayViewFromImage(sitk.Image((1, 1), reader.GetPixelID(), 1)).nbytes
     check_compressed(file, math.prod(reader.GetSize()) * voxel)
     image: sitk.Image = reader.Execute()
     return image
@@ -341,6 +380,7 @@ def _header_read(file: Path) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
     if file.name.endswith(NRRD_SUFFIXES):
+        check_lines(file)
         reader.SetImageIO("NrrdImageIO")
     else:
         _check_dimensions(file)

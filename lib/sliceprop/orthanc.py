@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import shutil
 import socket
 import tempfile
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -44,14 +46,22 @@ class Orthanc:
 
     Attributes:
         url: of its own pages.
+        login: the only user and the password; another one with each start.
     """
 
     url: str
+    login: tuple[str, str] = field(repr=False)
 
     @property
     def dicomweb(self) -> str:
         """The address to give as studies."""
         return f"{self.url}/dicom-web"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the environment of a server on it must hold."""
+        user, password = self.login
+        return {"MONAI_LABEL_DICOMWEB_USERNAME": user, "MONAI_LABEL_DICOMWEB_PASSWORD": password}
 
     def is_empty(self) -> bool:
         """Whether it holds nothing yet."""
@@ -69,7 +79,9 @@ class Orthanc:
         return stored
 
     def _ask(self, path: str, content: bytes | None = None) -> Any:
-        with _DIRECT.open(self.url + path, content, timeout=60) as answer:
+        login = b64encode(":".join(self.login).encode()).decode()
+        request = urllib.request.Request(self.url + path, content, {"Authorization": f"Basic {login}"})
+        with _DIRECT.open(request, timeout=60) as answer:
             return json.load(answer)
 
 
@@ -88,11 +100,11 @@ def find_orthanc() -> tuple[str, str]:
 
 
 def start_orthanc(programs: Programs, folder: Path) -> Orthanc:
-    """Start Orthanc among `programs`, on loopback and a free port.
+    """Start Orthanc among `programs`, on loopback and a free port, for who knows the password of this start.
 
     Args:
         programs: it ends with them.
-        folder: for its database and log.
+        folder: for its database, log and settings with the password; only its owner gets in from now on.
 
     Raises:
         FileError: if it is not installed, or the folder cannot be written.
@@ -100,15 +112,18 @@ def start_orthanc(programs: Programs, folder: Path) -> Orthanc:
     """
     program, plugin = find_orthanc()
     make_folder(folder)
+    folder.chmod(0o700)
     port, log, settings = _free_port(), folder / "orthanc.log", folder / "orthanc.json"
-    write_json(settings, _settings(folder, plugin, port))
+    login = "sliceprop", secrets.token_urlsafe()
+    write_json(settings, _settings(folder, plugin, port, login))
+    settings.chmod(0o600)
     log.unlink(missing_ok=True)
     process = programs.start([program, str(settings)], log=log)
     up = programs.wait(lambda: accepts(HOST, port) or process.poll() is not None, START_S)
     if process.poll() is not None or not (up or programs.asked_to_end):
         last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise InputError(f"Orthanc did not start; see {log} ({' '.join(last)})")
-    return Orthanc(f"http://{HOST}:{port}")
+    return Orthanc(f"http://{HOST}:{port}", login)
 
 
 def serve_ohif(
@@ -119,7 +134,7 @@ def serve_ohif(
     port: int = 8000,
     security: Security | None = None,
     conf: Iterable[tuple[str, str]] = (),
-    ready: Callable[[Orthanc], None] = lambda orthanc: None,
+    ready: Callable[[], None] = lambda: None,
 ) -> int:
     """Run Orthanc and the server on it until the server ends, or until a signal ends both.
 
@@ -153,7 +168,8 @@ def serve_ohif(
             port=port,
             security=security,
             conf=[kept, *conf],
-            ready=lambda: ready(orthanc),
+            environment=orthanc.environment,
+            ready=ready,
         )
 
 
@@ -209,8 +225,11 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _settings(folder: Path, plugin: str, port: int) -> dict[str, Any]:
-    """Orthanc's configuration: no DICOM network, no remote access; a version that can bind to one address does so."""
+def _settings(folder: Path, plugin: str, port: int, login: tuple[str, str]) -> dict[str, Any]:
+    """Orthanc's configuration: no DICOM network, no remote access; a version that can bind to one address does so.
+
+    The password keeps out other users of this machine, and web pages: Orthanc looks neither at Host nor at Origin.
+    """
     database = str(folder.resolve() / "database")
     return {
         "Name": "sliceprop",
@@ -221,7 +240,8 @@ def _settings(folder: Path, plugin: str, port: int) -> dict[str, Any]:
         "HttpPort": port,
         "HttpBindAddresses": [HOST],
         "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
+        "AuthenticationEnabled": True,
+        "RegisteredUsers": dict([login]),
         "DicomServerEnabled": False,
         "OverwriteInstances": False,
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "EnableWado": False, "Ssl": False},

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from sliceprop.config import MAX_LABEL
 from sliceprop.errors import FileError, InputError
+from sliceprop.stored_voxels import check_lines
 
 MITK_GROUPS = "org.mitk.multilabel.segmentation.labelgroups"
 DESCRIPTION_SUFFIXES = (".txt", ".label")
@@ -148,8 +149,10 @@ def _parse_descriptions(file: Path) -> list[Segment]:
 
 
 def _from_header(file: Path) -> list[Segment]:
+    check_lines(file)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
+    reader.SetImageIO("NrrdImageIO")
     try:
         reader.ReadImageInformation()
         header = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
 import math
 import os
@@ -11,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ SETTINGS = {
     "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
 }
 """MONAI Label's settings where its defaults do not suit: no experiment tracking, no scoring after each submission."""
+
+_PR_SET_PDEATHSIG = 1
+"""Of Linux: prctl(2), `linux/prctl.h`."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -158,9 +162,13 @@ def run_server(
     port: int,
     security: Security | None = None,
     conf: Iterable[Sequence[str]] = (),
+    environment: Mapping[str, str] | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> int:
-    """Start the server among `programs` and wait for its end; arguments and answer as those of `serve`."""
+    """Start the server among `programs` and wait for its end; arguments and answer as those of `serve`.
+
+    `environment` holds variables for the server alone: the archive's password, which no other user can read there.
+    """
     conf = list(conf)
     if any(key == "scheduler" for key, _ in conf):
         from sliceprop.cohort.workers import check_installed
@@ -169,8 +177,8 @@ def run_server(
     options = ["--app", str(APP_FOLDER), "--studies", studies, "--host", host, "--port", str(port)]
     options += [part for pair in conf for part in ("--conf", *pair)]
     options += (security or Security()).options()
-    command = [sys.executable, "-m", "monailabel.main", "start_server", *options]
-    server = programs.start(command, _environment(), grace_s=SERVER_GRACE_S)
+    command = [sys.executable, "-m", "sliceprop.server.connections", "start_server", *options]
+    server = programs.start(command, _environment() | dict(environment or {}), grace_s=SERVER_GRACE_S)
     if programs.wait(lambda: accepts(host, port) or server.poll() is not None) and server.poll() is None:
         ready()
     programs.wait(lambda: server.poll() is not None)
@@ -181,6 +189,7 @@ class Programs:
     """Programs that end with this one, each with all that it started: a context, entered before the first one starts.
 
     Meanwhile SIGINT, SIGTERM and SIGHUP only set `asked_to_end`, so that none can come between a start and its record.
+    If this one is killed, Linux asks them to end.
     """
 
     def __init__(self) -> None:
@@ -216,7 +225,14 @@ class Programs:
             grace_s: between asking it to end and ending it.
         """
         with log.open("ab") if log else nullcontext() as output:
-            process = subprocess.Popen(command, env=environment, process_group=0, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                process_group=0,
+                stdout=output,
+                stderr=output,
+                preexec_fn=_ending_with_this_process(),
+            )
         self._running.append((process, grace_s))
         return process
 
@@ -228,6 +244,20 @@ class Programs:
                 return True
             time.sleep(0.2)
         return False
+
+
+def _ending_with_this_process() -> Callable[[], None] | None:
+    """For a new program to call first: it gets SIGTERM when this process is gone, however that came; on Linux only."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # which was killed before this
+            os._exit(1)
+
+    return ask
 
 
 def _end_group(process: subprocess.Popen[bytes], grace_s: float) -> None:

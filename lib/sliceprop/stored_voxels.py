@@ -19,15 +19,18 @@ LONGEST_HEADER = 1 << 20
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
 META_SUFFIXES = (".mha", ".mhd")
 
+# None of these may look at a byte again for each one before it: whoever sends a file would choose how long they take.
 _META_LAST = b"elementdatafile"
-_META_END = re.compile(rb"(?:\A|\n)(?P<key>ElementDataFile)[ \t]*=[ \t]*(?P<file>[^\r\n]*?)[ \t]*\r?\n")
+_META_END = re.compile(rb"(?:\A|\n)(?P<key>ElementDataFile)[ \t]*+=[ \t]*+(?P<file>[^\r\n]*+)\r?\n")
 _META_COMPRESSED = re.compile(rb"CompressedData\s*[=:]\s*[Tt1]")
-_META_SIZE = re.compile(rb"CompressedDataSize\s*[=:]\s*(\d*)")
-_META_SKIPS = re.compile(rb"HeaderSize\s*[=:]\s*(?!0\s)")
+_META_SIZE = re.compile(rb"CompressedDataSize\s*[=:]\s*+0*+(\d{0,18})")
+_META_SKIPS = re.compile(rb"HeaderSize\s*[=:]\s*+(?!0(?:\s|\Z))")
 _NRRD_END = re.compile(rb"\r?\n\r?\n")
-_NRRD_FILE = re.compile(rb"^\s*data\s*file\s*:\s*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
-_NRRD_COMPRESSED = re.compile(rb"^\s*encoding\s*:\s*gz", re.IGNORECASE | re.MULTILINE)
-_NRRD_SKIPS = re.compile(rb"^\s*(line|byte)\s*skip\s*:", re.IGNORECASE | re.MULTILINE)
+_NRRD_FILE = re.compile(rb"^[^\S\n]*+data\s*file\s*:\s*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
+_NRRD_COMPRESSED = re.compile(rb"^[^\S\n]*+encoding\s*:\s*gz", re.IGNORECASE | re.MULTILINE)
+_NRRD_SKIPS = re.compile(rb"^[^\S\n]*+(line|byte)\s*skip\s*:", re.IGNORECASE | re.MULTILINE)
+_NRRD_LONG = re.compile(rb"(?:\A|[\r\n])([^\r\n]{401,}+)")
+"""Its reader copies a line that it complains of into 1,024 bytes, with words around it and some twice."""
 _CHUNK = 1 << 20
 _ANY_HEAD = 47
 """For zlib: 32 KiB of window, and either of its heads or that of gzip."""
@@ -47,12 +50,17 @@ def read_head(file: Path) -> bytes:
 
 
 def meta_end(head: bytes) -> re.Match[bytes] | None:
-    """The last line of a MetaImage's header, with the `file` of its voxels; None if it has none.
+    """The last line of a MetaImage's header; None if it has none.
 
     ITK ends at the first line that it takes for this one: no other may look like it.
     """
     end = _META_END.search(head)
     return end if end and head.lower().find(_META_LAST) == end.start("key") else None
+
+
+def _voxels_in(end: re.Match[bytes]) -> bytes:
+    """The name of the file of voxels in the last line of a header."""
+    return end["file"].rstrip(b" \t")
 
 
 def is_one_file(name: str, head: bytes) -> bool:
@@ -65,7 +73,7 @@ def is_one_file(name: str, head: bytes) -> bool:
     ending = name.lower()
     if ending.endswith(META_SUFFIXES):
         end = meta_end(head)
-        return end is not None and end["file"] == b"LOCAL"
+        return end is not None and _voxels_in(end) == b"LOCAL"
     if ending.endswith(NRRD_SUFFIXES):
         end = _NRRD_END.search(head)
         header = head[: end.start()] if end else b""
@@ -74,8 +82,31 @@ def is_one_file(name: str, head: bytes) -> bool:
     return True
 
 
-def check_gzip(file: Path) -> None:
-    """Refuse a compressed file that does not match the checksum at its end; others pass.
+def check_lines(file: Path) -> None:
+    """Refuse a NRRD with lines that would make its reader write outside of its memory, and crash.
+
+    Comments, pairs of keys and values, and the content may be of any length: it never complains of these.
+
+    Raises:
+        FileError: also if the file cannot be opened.
+    """
+    head = read_head(file)
+    end = _NRRD_END.search(head)
+    endless = end is None and len(head) == LONGEST_HEADER
+    if endless or any(not _is_text(line) for line in _NRRD_LONG.findall(head[: end.start()] if end else head)):
+        raise FileError(f"{file}: cannot be read, its header does not end, or has lines that are too long")
+
+
+def _is_text(line: bytes) -> bool:
+    return line.startswith((b"#", b"content: ")) or b":=" in line.split(b": ", 1)[0]
+
+
+def check_gzip(file: Path, size: int) -> None:
+    """Refuse a compressed file that does not match the checksum at its end, or holds much more; others pass.
+
+    Args:
+        file: compressed if its name says so.
+        size: bytes up to its last voxel.
 
     Raises:
         FileError: if it is damaged.
@@ -85,7 +116,8 @@ def check_gzip(file: Path) -> None:
     try:
         with gzip.open(file) as content:
             while content.read(_CHUNK):
-                pass
+                if content.tell() > size + _CHUNK:
+                    raise FileError(f"{file}: holds more than its header says; write it anew with its voxels alone")
     except (OSError, EOFError, zlib.error) as error:
         raise FileError(f"{file}: cannot be read, it may be truncated or damaged ({error})") from error
 
@@ -139,15 +171,15 @@ def _compressed_meta(file: Path, head: bytes) -> tuple[Path, int, float] | None:
     place = _meta_place(file, end) if end else None
     if place is None or _META_SKIPS.search(header):
         raise FileError(f"{file}: cannot be read, its compressed voxels are in several files or after skipped bytes")
-    sizes = [int(given) for given in _META_SIZE.findall(header) if given.strip(b"0")]
+    sizes = [int(given) for given in _META_SIZE.findall(header) if given]
     return *place, min(sizes, default=float("inf"))
 
 
 def _meta_place(file: Path, end: re.Match[bytes]) -> tuple[Path, int] | None:
     """The one file that holds the voxels of a MetaImage, and the first byte of them; None if there are several."""
-    if end["file"] == b"LOCAL":
+    if _voxels_in(end) == b"LOCAL":
         return file, end.end()
-    elsewhere = file.parent / end["file"].decode("utf-8", "replace")
+    elsewhere = file.parent / _voxels_in(end).decode("utf-8", "replace")
     return (elsewhere, 0) if elsewhere.is_file() else None
 
 

@@ -82,6 +82,8 @@ class Entry:
         annotated_slices: drawn by hand, ascending; None for scribbles and where that was not kept.
         partial: a slice counts only for the labels on it.
         label_info: `name`, `idx` and `color` of each label in the file.
+        grid: `shape` and `affine` (RAS mm) of the scan that slices and drawn voxels count on; None if that was not
+            kept.
     """
 
     tag: str
@@ -94,6 +96,7 @@ class Entry:
     annotated_slices: tuple[int, ...] | None = None
     partial: bool = False
     label_info: tuple[Mapping[str, Any], ...] = ()
+    grid: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,9 @@ class Version:
     def told(self) -> dict[str, Any]:
         """As plain values, for people and programs."""
         known = {"version": self.number, "name": self.name, "time": self.time, "sha256": self.digest}
-        return known | asdict(self.entry)
+        told = known | asdict(self.entry)
+        del told["grid"]  # of the scan, which clients have
+        return told
 
 
 class Versions:
@@ -218,7 +223,8 @@ class Versions:
         old = self.get(number)
         if old.labels_file is None:
             raise InputError(f"version {number} says that there is no label; choose another one")
-        counts = old.entry.event != "final" and old.entry.tag in (SPARSE, FINAL)
+        again = old.entry.event == "restored"
+        counts = old.entry.in_force if again else old.entry.event != "final" and old.entry.tag in (SPARSE, FINAL)
         entry = replace(old.entry, event="restored", restored=number, by=dict(by or {}), based_on="", in_force=counts)
         return self.append(entry, old.labels_file, old.drawn())
 
@@ -345,7 +351,7 @@ def _record(number: int, time: str, entry: Entry, files: Mapping[str, str]) -> d
 
 
 def _version(folder: Path, record: Mapping[str, Any]) -> Version:
-    known = {name: record[name] for name in Entry.__dataclass_fields__}
+    known = {name: record[name] for name in Entry.__dataclass_fields__ if name in record}
     slices = known["annotated_slices"]
     known |= {"annotated_slices": None if slices is None else tuple(slices), "label_info": tuple(known["label_info"])}
     return Version(record["number"], record["time"], Entry(**known), folder, record["files"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -97,7 +98,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(orthanc: Orthanc, work: Path) -> Iterator[Client]:
-    with Server(orthanc.dicomweb, work, {"folder": str(work / "kept")}) as client:
+    conf = {"folder": str(work / "kept")}
+    with Server(orthanc.dicomweb, work, conf, environment=orthanc.environment) as client:
         yield client
 
 
@@ -106,10 +108,13 @@ def uids(series: tuple[Path, dict[str, str]]) -> dict[str, str]:
     return series[1]
 
 
+def asked(orthanc: Orthanc, path: str, method: str = "GET") -> requests.Response:
+    return requests.request(method, orthanc.url + path, auth=orthanc.login, timeout=60)
+
+
 def segmentations(orthanc: Orthanc) -> list[Any]:
     """The DICOM SEG objects in the archive."""
-    ids = requests.get(f"{orthanc.url}/instances", timeout=60).json()
-    files = [requests.get(f"{orthanc.url}/instances/{one}/file", timeout=60).content for one in ids]
+    files = [asked(orthanc, f"/instances/{one}/file").content for one in asked(orthanc, "/instances").json()]
     found = [pydicom.dcmread(io.BytesIO(file)) for file in files]
     return [one for one in found if one.Modality == "SEG"]
 
@@ -177,10 +182,10 @@ def test_each_change_that_is_saved_is_a_series_of_its_own(
     for number, then in ((300, 0), (301, 2)):
         np.testing.assert_array_equal(voxels_of(stored[number], affine), shown[then])
         assert f"series {number}, {stored[number].SeriesDescription}" in told[then]["sentence"]
-    for one in requests.get(f"{orthanc.url}/series", timeout=60).json():
-        about = requests.get(f"{orthanc.url}/series/{one}", timeout=60).json()["MainDicomTags"]
+    for one in asked(orthanc, "/series").json():
+        about = asked(orthanc, f"/series/{one}").json()["MainDicomTags"]
         if about["SeriesInstanceUID"] == stored[301].SeriesInstanceUID:
-            requests.delete(f"{orthanc.url}/series/{one}", timeout=60)  # an administrator of the archive
+            asked(orthanc, f"/series/{one}", "DELETE")  # an administrator of the archive
     assert client.ok("POST", f"/labelprop/final?image={image}")["dicom_seg"]
     assert sorted(int(one.SeriesNumber) for one in segmentations(orthanc) if of_series(one) == image) == [300, 302]
 
@@ -200,6 +205,25 @@ def test_a_series_that_was_still_being_stored_is_fetched_anew(
     np.testing.assert_array_equal(client.voxels(image), np.zeros(SHAPE))
     answer = client.paint(image, only(truth()), annotated_slices=list(DRAWN), slice_axis=2)
     assert answer.ok and client.study(image)["annotated_slices"] == list(DRAWN)
+
+
+def test_orthanc_answers_only_who_knows_the_password_of_this_start(
+    orthanc: Orthanc, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    for method, path in (
+        ("GET", "/dicom-web/studies"),
+        ("GET", "/app/explorer.html"),
+        ("POST", "/tools/reset"),
+        ("POST", "/tools/bulk-delete"),
+        ("POST", "/instances"),
+    ):
+        for login in (None, (orthanc.login[0], "orthanc")):
+            answer = requests.request(method, orthanc.url + path, auth=login, data="{}", timeout=60)
+            assert answer.status_code == 401, (path, answer.text)
+    assert asked(orthanc, "/dicom-web/studies").ok and orthanc.login[1] not in repr(orthanc)
+    settings = tmp_path_factory.getbasetemp() / "orthanc0" / "orthanc.json"
+    assert orthanc.login[1] in settings.read_text()
+    assert [stat.S_IMODE(one.stat().st_mode) for one in (settings, settings.parent)] == [0o600, 0o700]
 
 
 def test_the_dialog_of_next_sample_names_the_slice_as_the_viewer_counts(client: Client, uids: dict[str, str]) -> None:
@@ -259,7 +283,10 @@ def test_everything_survives_a_restart_and_the_end_of_the_archive(
     series: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
     image, labels, conf = series[1]["axial"], truth(), {"folder": str(tmp_path / "kept")}
-    with running_orthanc(tmp_path / "orthanc") as short, Server(short.dicomweb, tmp_path, conf) as client:
+    with (
+        running_orthanc(tmp_path / "orthanc") as short,
+        Server(short.dicomweb, tmp_path, conf, environment=short.environment) as client,
+    ):
         short.add(sorted((series[0] / "axial").iterdir()))
         client.paint(image, only(labels), annotated_slices=list(DRAWN), slice_axis=2)
         client.ok("POST", f"/infer/labelprop?image={image}&output=json", files={"params": (None, "{}")})

@@ -89,7 +89,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(orthanc: Orthanc, work: Path) -> Iterator[Client]:
-    with Server(orthanc.dicomweb, work, {"folder": str(work / "kept"), "budget_s": "300"}) as client:
+    conf = {"folder": str(work / "kept"), "budget_s": "300"}
+    with Server(orthanc.dicomweb, work, conf, environment=orthanc.environment) as client:
         yield client
 
 
@@ -172,8 +173,8 @@ def hold_training(work: Path) -> None:
 
 def segmentations_of(orthanc: Orthanc, image: str) -> list[pydicom.Dataset]:
     """The DICOM SEG objects of a series in the archive."""
-    ids = requests.get(f"{orthanc.url}/instances", timeout=60).json()
-    files = [requests.get(f"{orthanc.url}/instances/{one}/file", timeout=60).content for one in ids]
+    ids = requests.get(f"{orthanc.url}/instances", auth=orthanc.login, timeout=60).json()
+    files = [requests.get(f"{orthanc.url}/instances/{one}/file", auth=orthanc.login, timeout=60).content for one in ids]
     found = [pydicom.dcmread(BytesIO(file)) for file in files]
     return [
         one for one in found if one.Modality == "SEG" and image in one.ReferencedSeriesSequence[0].SeriesInstanceUID
@@ -361,7 +362,7 @@ def test_server_and_archive_may_end_in_the_middle(
         orthanc = archive.enter_context(running_orthanc(tmp_path / "orthanc"))
         orthanc.add(series["crashed"].files)
         conf = {"folder": str(tmp_path / "kept"), "budget_s": "300"}
-        server = Server(orthanc.dicomweb, tmp_path, conf)
+        server = Server(orthanc.dicomweb, tmp_path, conf, environment=orthanc.environment)
         with server as client:
             tab = Tab(context, client.url, artefacts(tmp_path))
             tab.open(series["crashed"].study)

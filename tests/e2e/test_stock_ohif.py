@@ -35,7 +35,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     work = tmp_path_factory.mktemp("stock")
     with running_orthanc(work / "orthanc") as orthanc:
         orthanc.add(write_dicom_series(work / "dicom", Image(scan(), AFFINE), name="stock"))
-        with Server(orthanc.dicomweb, work, {"folder": str(work / "kept")}) as client:
+        conf = {"folder": str(work / "kept")}
+        with Server(orthanc.dicomweb, work, conf, environment=orthanc.environment) as client:
             yield client
 
 

@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,14 +18,19 @@ pytest.importorskip("monailabel")
 import nibabel as nib
 import numpy as np
 from fastapi import FastAPI, Request, UploadFile
+from fastapi.routing import APIRoute
 from monailabel.config import settings
 from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 
-from serving import nifti, scan
+from serving import nifti, only, scan, truth
+from sliceprop.checkpoint import save_checkpoint
+from sliceprop.config import TrainConfig
+from sliceprop.engine.network import RegistrationNet
+from sliceprop.engine.registration import Model
 from sliceprop.errors import InputError
-from sliceprop.server.limits import LimitGuard, Limits, Queue, Slot
+from sliceprop.server.limits import LimitGuard, Limits, Queue, Slot, UploadSlot, _slot, _upload_slot, upload_queue
 
 
 def test_the_operator_chooses_the_limits() -> None:
@@ -41,7 +47,7 @@ def working(**limits: Any) -> Iterator[tuple[TestClient, threading.Event, thread
     begun, go = threading.Event(), threading.Event()
     chosen = Limits(**limits)
     api = FastAPI(middleware=[Middleware(LimitGuard, limits=chosen)])
-    api.state.queue = Queue(chosen)
+    api.state.queue, api.state.uploads = Queue(chosen), upload_queue(chosen)
 
     @api.post("/work")
     def work(slot: Slot) -> str:
@@ -52,6 +58,17 @@ def working(**limits: Any) -> Iterator[tuple[TestClient, threading.Event, thread
     @api.get("/quick")
     def quick(request: Request) -> dict[str, int]:
         queue = request.app.state.queue
+        return {"running": queue.running, "waiting": queue.waiting}
+
+    @api.put("/file")
+    def file(slot: UploadSlot) -> str:
+        begun.set()
+        assert go.wait(30)
+        return "stored"
+
+    @api.get("/uploads")
+    def uploads(request: Request) -> dict[str, int]:
+        queue = request.app.state.uploads
         return {"running": queue.running, "waiting": queue.waiting}
 
     @api.put("/upload")
@@ -82,9 +99,9 @@ def in_thread(call: Callable[[], Any]) -> Callable[[], Any]:
     return answer
 
 
-def until(client: TestClient, **state: int) -> None:
+def until(client: TestClient, path: str = "/quick", **state: int) -> None:
     """Wait for a state of the queue; the time limit of the test run bounds it."""
-    while not state.items() <= client.get("/quick").json().items():
+    while not state.items() <= client.get(path).json().items():
         threading.Event().wait(0.005)
 
 
@@ -100,6 +117,29 @@ def test_one_works_one_waits_and_the_third_is_told_to_come_back() -> None:
         assert first().json() == second().json() == "done"
         assert client.get("/quick").json() == {"running": 0, "waiting": 0}
         assert client.post("/work").status_code == 200
+
+
+def test_files_wait_for_each_other_and_leave_threads_for_the_rest() -> None:
+    """None is turned away, however few may wait to compute."""
+    with working(jobs=1, queue=0) as (client, begun, go):
+        answers = [in_thread(lambda: client.put("/file")) for _ in range(50)]
+        assert begun.wait(30)
+        until(client, "/uploads", running=1, waiting=49)
+        begun.clear()
+        computed = in_thread(lambda: client.post("/work"))
+        assert begun.wait(30)
+        go.set()
+        assert {answer().json() for answer in answers} == {"stored"} and computed().json() == "done"
+
+
+def test_every_route_that_takes_a_file_waits_for_a_slot(client: TestClient) -> None:
+    taking = [
+        {dependency.call for dependency in route.dependant.dependencies} & {_slot, _upload_slot}
+        for route in client.app.routes
+        if isinstance(route, APIRoute) and route.endpoint.__module__.startswith("sliceprop")
+        if any("UploadFile" in str(field.field_info.annotation) for field in route.dependant.body_params)
+    ]
+    assert len(taking) >= 5 and all(taking)
 
 
 def test_whoever_waits_too_long_is_told_so() -> None:
@@ -182,8 +222,7 @@ def test_a_bomb_of_zeros_is_not_unpacked(client: TestClient) -> None:
     """A few kilobytes that unpack to much more than the header says, or than there is memory."""
     image = nifti(scan())
     bomb = gzip.compress(image + bytes(200 << 20), 1)
-    assert client.put("/datastore/image?image=bomb", files={"file": ("b.nii.gz", bomb)}).status_code in (200, 400, 413)
-    client.delete("/datastore/image?id=bomb")
+    assert client.put("/datastore/image?image=bomb", files={"file": ("b.nii.gz", bomb)}).status_code == 400
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tgz"])
@@ -208,9 +247,64 @@ def test_labels_are_not_invented_without_end(client: TestClient) -> None:
     assert answer.status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/datastore/image/info?image=noted", "info"),
+        ("/datastore/label/info?label=noted&tag=sparse", "info"),
+        ("/datastore/updatelabelinfo?label=noted&tag=sparse", "params"),
+    ],
+)
+def test_what_clients_note_of_a_study_does_not_grow_without_end(client: TestClient, path: str, field: str) -> None:
+    files = {"file": ("f.nii", nifti(scan())), "label": ("l.nii", nifti(only(truth())))}
+    assert client.put("/datastore/image?image=noted", files=files).status_code == 200
+    assert client.put("/datastore/label?image=noted&tag=sparse", files=files).status_code == 200
+
+    def note(key: str, value: str) -> int:
+        return client.put(path, data={field: json.dumps({key: value})}).status_code
+
+    statuses = [note(f"note {n}", "x" * 20_000) for n in range(5)]
+    assert statuses == [200, 200, 200, 413, 413]
+    assert [note(f"note {n}", "") for n in range(3)] == [200] * 3 and note("note 3", "x" * 20_000) == 200
+    assert client.delete("/datastore/image?id=noted").status_code == 200
+
+
+def test_what_comes_with_an_image_is_no_second_scan(client: TestClient) -> None:
+    files, data = {"file": ("f.nii", nifti(scan()))}, {"params": json.dumps({"note": "x" * 70_000})}
+    assert client.put("/datastore/image?image=noted", files=files, data=data).status_code == 413
+    assert client.get("/datastore/image/info?image=noted").status_code == 404
+
+
 def test_a_training_of_years_is_refused(client: TestClient) -> None:
     answer = client.post("/train/labelprop", json={"image": "case", "budget_s": 1e9})
     assert answer.status_code == 400 and "budget_s" in answer.json()["detail"]
+
+
+CHECKPOINT = "/labelprop/checkpoints/sent"
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("application/octet-stream", b"x"),
+        ("application/x-www-form-urlencoded", b"a=b"),
+        ("multipart/form-data; boundary=b", b"--b--\r\n"),
+        ("multipart/form-data; boundary=b", b"x"),
+        ("multipart/form-data", b"x"),
+        ("", b""),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(client: TestClient, kind: str, content: bytes) -> None:
+    answer = client.put(CHECKPOINT, content=content, headers={"Content-Type": kind})
+    assert answer.status_code == 400, answer.text
+
+
+def test_a_checkpoint_comes_as_the_body_or_in_a_form(client: TestClient, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "m.safetensors", Model(RegistrationNet().state_dict(), TrainConfig()))
+    content = (tmp_path / "m.safetensors").read_bytes()
+    for body in ({"content": content}, {"files": {"file": ("m.safetensors", content)}}):
+        assert client.put(CHECKPOINT, **body).json() == {"id": "sent"}
+        assert client.get(CHECKPOINT).status_code == 200
 
 
 def test_a_session_lasts_no_longer_than_the_server_keeps_sessions(client: TestClient) -> None:

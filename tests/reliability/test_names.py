@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -342,6 +343,17 @@ def test_names_of_uploaded_files_mean_no_place(guarded: TestClient, name: str) -
     ):
         answer = guarded.request(method, address, files={part: (name, content)})
         assert refused(answer.status_code), (address, answer.status_code, answer.text[:300])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_session_takes_no_files_without_a_name(
+    guarded: TestClient, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n'
+    body = b"".join(head % name + IMAGE + b"\r\n" for name in (b"a.nii", b"")[-count:]) + b"--b--\r\n"
+    answer = guarded.put("/session/", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
+    assert refused(answer.status_code) and not list(tmp_path.iterdir())
 
 
 def test_a_session_of_several_files_has_no_image_to_hand_out(guarded: TestClient) -> None:

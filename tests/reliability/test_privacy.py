@@ -14,11 +14,16 @@ import pytest
 pytest.importorskip("monailabel")
 
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 from serving import nifti, only, scan, truth
 from sliceprop.audit import AuditLog
-from sliceprop.server.audit import event_of, study_of
-from sliceprop.server.logs import Redaction
+from sliceprop.server.audit import Auditor, event_of, study_of
+from sliceprop.server.errors import ForbiddenError, refusal
+from sliceprop.server.guard import MAX_NAME
+from sliceprop.server.health import Counters
+from sliceprop.server.logs import Redaction, used_names
+from sliceprop.tokens import Holder
 
 PATIENTS = [
     "DOE^JOHN^^DR^",
@@ -98,9 +103,34 @@ def test_warnings_of_python_are_logged_without_names(caplog: pytest.LogCaptureFi
 
 def test_lines_about_requests_hide_names_however_they_are_written() -> None:
     redaction = Redaction(lambda: ["DOE^JOHN"], lambda name: "0123")
-    about = ("127.0.0.1:5", "GET", "/session/DOE%5eJOHN?image=%44%4F%45%5EJOHN", "1.1", 200)
-    record = redaction.record("uvicorn.access", logging.INFO, "x", 1, '%s - "%s %s HTTP/%s" %d', about, None)
-    assert record.getMessage() == '127.0.0.1:5 - "GET /session/study-0123 HTTP/1.1" 200'
+    line = line_of(redaction, "GET", "/session/DOE%5eJOHN?image=%44%4F%45%5EJOHN")
+    assert line == '127.0.0.1:5 - "GET /session/study-0123 HTTP/1.1" 200'
+
+
+def line_of(redaction: Redaction, method: str, path: str) -> str:
+    """What uvicorn logs of a request."""
+    about = ("127.0.0.1:5", method, path, "1.1", 200)
+    return redaction.record("uvicorn.access", logging.INFO, "x", 1, '%s - "%s %s HTTP/%s" %d', about, None).getMessage()
+
+
+@pytest.mark.parametrize(
+    ("path", "logged"),
+    [
+        ("/labelprop/checkpoints/R%C3%96E%5eJANE", "/labelprop/checkpoints/study-<RÖE^JANE>"),
+        ("/x/proxy/dicom/wado/studies/1.2.34/series/2.25.6/metadata", "/studies/study-<1.2.34>/series/study-<2.25.6>/"),
+        ("/static/app.1.js", "/static/app.1.js"),
+        (f"/x/{'~' * 60_000}", "/x/... "),
+        ("/x%0aINFO:%20all%20is%20well", "/x?INFO: all is well"),
+    ],
+)
+def test_paths_of_requests_are_logged_in_short_and_without_ids_nobody_knows(path: str, logged: str) -> None:
+    line = line_of(Redaction(lambda: [], lambda name: f"<{name}>"), "GET" * 20_000, path)
+    assert logged in line and len(line) < 200
+
+
+def test_an_id_like_a_word_of_the_log_falsifies_no_address() -> None:
+    redaction = Redaction(lambda: ["127.0.0.1", "GET"], lambda name: "0123")
+    assert line_of(redaction, "GET", "/127.0.0.1/x").startswith('127.0.0.1:5 - "GET /study-')
 
 
 def test_file_names_that_are_no_text_do_no_harm() -> None:
@@ -157,6 +187,56 @@ def test_every_use_of_a_study_is_a_line_of_the_audit(client: TestClient, studies
     last = json.loads(text.splitlines()[-1])
     assert {"time", "event", "user", "client", "method"} <= last.keys() and last["client"] == "127.0.0.1"
     assert '"event": "refused"' in text and "audited" not in text
+
+
+def knock(log: AuditLog, times: int, address: str = "192.0.2.7", **state: object) -> None:
+    """Requests with endless names that are refused, those of `holder` in `state` or of a stranger."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"] = state
+        await refusal(ForbiddenError("no"))(scope, receive, send)
+
+    client = TestClient(Auditor(refuse, lambda: log, Counters()), client=(address, 5))
+    for number in range(times):
+        client.request("X" * 5000, f"/{'~' * 5000}", params={"image": f"{number} {'!' * 5000}"})
+
+
+def test_strangers_fill_neither_memory_nor_disk(tmp_path: Path) -> None:
+    log, before = AuditLog(tmp_path), used_names.all()
+    for address in ("192.0.2.7", "192.0.2.8"):
+        knock(log, 20, address)
+    lines = list(log.lines())
+    assert [(one["event"], one["client"]) for one in lines] == [("refused", "192.0.2.7"), ("refused", "192.0.2.8")]
+    assert used_names.all() == before
+    knock(log, 2, holder=Holder("alice", "annotate"))
+    assert [one["user"] for one in log.lines()] == [None, None, "alice", "alice"]
+    assert (tmp_path / "audit.jsonl").stat().st_size < 4 * 500
+
+
+def test_only_names_of_studies_are_kept_out_of_the_log(client: TestClient) -> None:
+    add_study(client, "kept out")
+    for image in ("kept out", "token", "127.0.0.1"):
+        client.get("/datastore/image", params={"image": image})
+        client.post("/infer/labelprop", params={"image": image}, data={"params": '{"method": "magic"}'})
+    assert client.delete("/datastore/image", params={"id": "kept out"}).status_code == 200
+    assert "kept out" in used_names.all() and not {"token", "127.0.0.1"} & set(used_names.all())
+    assert max(len(name.encode()) for name in used_names.all()) <= MAX_NAME
+
+
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        ("198.51.100.7", "198.51.100.7"),
+        ("2001:db8::7", "2001:db8::7"),
+        ("fe80::1%eth0 refused", "fe80::1"),
+        ("somebody\n", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_a_proxy_can_name_addresses_only(tmp_path: Path, told: str, known: str) -> None:
+    log = AuditLog(tmp_path)
+    knock(log, 1, told)
+    assert [line["client"] for line in log.lines()] == [known]
 
 
 def test_an_upload_is_a_line_of_the_study_that_its_file_names(client: TestClient, studies: Path) -> None:
@@ -233,6 +313,7 @@ def test_what_a_viewer_reads_is_a_study_too() -> None:
     assert study_of("/proxy/dicom/wado/studies/1.2/series/1.3/instances/1.4/frames/1", "") == "1.3"
     assert study_of("/datastore/label", "label=a%5Eb&tag=x") == "a^b"
     assert study_of("/info/", "") == ""
+    assert study_of("/info/", f"image={'x' * 5000}") == "x" * MAX_NAME
 
 
 def test_hashes_are_stable_and_keyed(tmp_path: Path) -> None:

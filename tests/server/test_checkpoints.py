@@ -48,6 +48,15 @@ def test_ids_cannot_leave_the_folder(checkpoints, name):
         checkpoints.save(name, MODEL)
 
 
+def test_a_link_to_elsewhere_is_no_checkpoint(checkpoints, tmp_path):
+    checkpoints.save("a", MODEL)
+    checkpoints.file("a").rename(tmp_path / "secret")
+    checkpoints.file("a").symlink_to(tmp_path / "secret")
+    for read in (checkpoints.existing, checkpoints.load):
+        with pytest.raises(InputError, match="link"):
+            read("a")
+
+
 def test_leftovers_go_even_if_another_process_takes_one_away(checkpoints):
     checkpoints.save("a", MODEL)
     folder = checkpoints.file("a").parent

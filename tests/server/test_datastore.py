@@ -2,6 +2,7 @@ import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +14,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from watchdog.events import FileCreatedEvent, FileMovedEvent
 
 from serving import eventually
-from sliceprop.errors import FileError
+from sliceprop.errors import FileError, InputError
 from sliceprop.server import datastore
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import ConflictError
@@ -51,9 +52,35 @@ def test_a_label_replaces_the_one_of_its_tag(stores, tmp_path):
     assert stores[0].get_label_info("a", "sparse")["partial"] is False
 
 
+@pytest.mark.parametrize("change", ["replace", "drop_label", "remove_label"])
+def test_the_mask_beside_a_label_goes_with_it(stores, tmp_path, change):
+    for tag in ("round", "round_drawn", "other_drawn"):
+        stores[0].save_label("a", save(tmp_path / f"{tag}.nii.gz"), tag, {})
+    if change == "replace":
+        stores[1].save_label("a", save(tmp_path / "new.nii.gz", 2), "round", {})
+    else:
+        getattr(stores[1], change)("a", "round")
+    assert stores[1].label_file("a", "round_drawn") is None and stores[1].label_file("a", "other_drawn")
+    stores[0].refresh()
+    assert set(stores[0].get_labels_by_image_id("a")) == {"other_drawn"} | ({"round"} if change == "replace" else set())
+
+
 def test_a_label_of_an_unknown_image_is_refused(stores, tmp_path):
     with pytest.raises(ImageNotFoundException):
         stores[0].save_label("x", save(tmp_path / "l.nii.gz"), "sparse", {})
+
+
+def test_a_segmentation_of_slicer_is_the_label_of_its_image_and_only_that(stores, folder):
+    save(folder / "b.seg.nii.gz")
+    (folder / "labels" / "sparse").mkdir()
+    for name in ("a", "b", "c"):
+        (folder / "labels" / "sparse" / f"{name}.seg.nrrd").touch()
+    stores[0].refresh()
+    images = stores[0].json()["objects"]
+    endings = {image: [label["ext"] for label in entry["labels"].values()] for image, entry in images.items()}
+    assert endings == {"a": [".seg.nrrd"], "b": [], "b.seg": [".nrrd"]}
+    stores[0].remove_label("a", "sparse")
+    assert stores[0].label_file("a", "sparse") is None
 
 
 def test_who_watches_the_folder_keeps_what_another_process_noted(stores, tmp_path):
@@ -175,7 +202,11 @@ def test_a_scan_that_the_operator_put_there_meanwhile_is_not_replaced(stores, tm
 
 def watches():
     """How many watches of the system this process holds."""
-    return sum(file.read_text().count("inotify wd") for file in Path("/proc/self/fdinfo").iterdir() if file.is_file())
+    held = 0
+    for file in Path("/proc/self/fdinfo").iterdir():
+        with suppress(FileNotFoundError):  # another thread has closed it meanwhile
+            held += file.read_text().count("inotify wd")
+    return held
 
 
 @pytest.fixture
@@ -221,3 +252,27 @@ def test_the_list_is_renewed_for_scans_and_labels_alone_and_a_full_disk_does_not
     assert not asked
     arrivals.dispatch(FileMovedEvent("/studies/.writing-a.nii.gz", "/studies/a.nii.gz"))
     assert asked and "the disk is full" in caplog.text
+
+
+def test_what_could_not_be_read_again_spoils_no_list(stores):
+    deep = []
+    for _ in range(400):
+        deep = [deep]
+    stores[0].update_image_info("a", {"told": "before"})
+    with pytest.raises(InputError, match="read again"):
+        stores[0].update_image_info("a", {"deep": deep})
+    stores[0].update_image_info("a", {"told": "afterwards"})
+    info = stores[1].get_image_info("a")
+    assert info["told"] == "afterwards" and "deep" not in info
+
+
+def test_the_list_of_pairs_names_no_file_outside(stores, tmp_path):
+    store = stores[0]
+    store.save_label("a", save(tmp_path / "l.nii.gz"), "final", {})
+    label = Path(store.get_label_uri("a", "final"))
+    assert store.datalist() == [{"image": store.get_image_uri("a"), "label": str(label)}]
+    label.rename(tmp_path / "secret.nii.gz")
+    label.symlink_to(tmp_path / "secret.nii.gz")
+    for refused in (store.datalist, lambda: store.get_dataset_archive(None)):
+        with pytest.raises(InputError, match="link"):
+            refused()

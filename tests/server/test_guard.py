@@ -44,6 +44,19 @@ def test_only_what_exists_may_be_called_strangely(name):
         new_name(name, "image")
 
 
+@pytest.mark.parametrize(
+    "code", [0x034F, 0x115F, 0x1160, 0x17B4, 0x180B, 0x180F, 0x3164, 0xFFA0, 0xFE0F, 0xE0100, 0x200B, 0xAD]
+)
+def test_nothing_new_is_called_by_what_nobody_sees(code):
+    with pytest.raises(InputError):
+        new_name(f"case3{chr(code)}", "image")
+
+
+def test_invisible_letters_are_told_by_their_number():
+    with pytest.raises(InputError, match=r"holds U\+3164;"):
+        new_name("case3\u3164", "image")
+
+
 @pytest.mark.parametrize("name", ["../a.nii.gz", "a/b.nii.gz", "/tmp/../etc/x.nii", "a\\b.nrrd", ".."])
 def test_file_names_with_separators_are_refused(name):
     with pytest.raises(InputError):
@@ -97,6 +110,8 @@ def test_other_requests_pass_with_what_they_name(path, query, names):
         b"\xff",
         b"[" * 100_000,
         b'{"a": "\\ud800"}',
+        b'{"a": ' + b"[" * 32 + b"]" * 32 + b"}",
+        b'{"a": ' * 33 + b"1" + b"}" * 33,
     ],
 )
 def test_bodies_with_paths_as_names_and_no_json_are_refused(body):
@@ -104,7 +119,10 @@ def test_bodies_with_paths_as_names_and_no_json_are_refused(body):
         check_body(body)
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'{"image": "a", "n": 3, "labels": [{"name": "L4/5"}]}'])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{}", b"[1]", b"[" * 32 + b"1" + b"]" * 32, b'{"image": "a", "n": 3, "labels": [{"name": "L4/5"}]}'],
+)
 def test_other_bodies_pass(body):
     check_body(body)
 

@@ -91,6 +91,12 @@ def test_a_former_name_beside_the_present_one_is_another_label(workspace, tmp_pa
     assert workspace.annotation(workspace.case("case")).labels.max() == 2
 
 
+def test_a_new_label_does_not_get_the_number_of_background_scribbles(workspace):
+    change(workspace, *({"name": f"n{number}"} for number in range(1, 255)))
+    change(workspace, {"name": "disc"})
+    assert workspace.names.indices["n254"] == 254 and workspace.names.indices["disc"] == 256
+
+
 def test_conflicts_change_nothing(workspace):
     change(workspace, {"name": "disc"}, {"name": "core"})
     for labels in ([{"name": "core", "renamed_from": "disc"}], [{"name": "x", "renamed_from": "gone"}]):
@@ -108,10 +114,30 @@ def test_only_what_is_last_and_was_never_painted_can_be_removed(workspace, tmp_p
     with pytest.raises(ConflictError, match="voxels"):
         change(workspace, removed=["c"])
     paint(workspace, tmp_path, 1)
-    assert change(workspace, removed=["c"]) == ["a", "b"]
+    with pytest.raises(ConflictError, match="versions"):
+        change(workspace, removed=["c"])
+
+
+def test_a_label_of_scribbles_cannot_be_removed(workspace, tmp_path):
+    change(workspace, {"name": "a"}, {"name": "b"})
     paint(workspace, tmp_path, 2, tag="scribbles")
     with pytest.raises(ConflictError, match="voxels"):
         change(workspace, removed=["b"])
+
+
+def test_a_restored_version_means_the_labels_that_it_was_painted_with(workspace, tmp_path):
+    change(workspace, {"name": "a"}, {"name": "b"})
+    file = tmp_path / "studies" / "labels" / "sparse" / "case.nii"
+    file.parent.mkdir(parents=True)
+    labels = np.full(SHAPE, 2, np.uint8)
+    nib.save(nib.Nifti1Image(labels, np.diag([1.0, 1, 3, 1])), file)  # kept as it is, without a list of its labels
+    workspace.store.refresh()
+    workspace.store.remove_label("case", "sparse")
+    assert workspace.annotation(workspace.case("case")) is None
+    with pytest.raises(ConflictError, match="versions"):
+        change(workspace, removed=["b"])
+    workspace.restore(workspace.case("case"), 1)
+    assert workspace.names.by_index[workspace.annotation(workspace.case("case")).labels.max()] == "b"
 
 
 def test_the_operators_names_stay_but_can_be_coloured(open_workspace):

@@ -98,7 +98,36 @@ def test_values_without_names_keep_their_value(table):
 
 
 def test_large_values_without_names_do_not_invent_names_for_the_gap(table):
-    assert submit(table, {4, 60_000}, None) == {4: 1, 60_000: 2}
+    for _ in range(2):
+        assert submit(table, {4, 60_000}, None) == {4: 4, 60_000: 5}
+    assert submit(table, {5}, None) == {5: 5}
+
+
+def test_no_label_gets_the_index_that_means_background_in_scribbles(table, tmp_path):
+    info = [{"name": f"n{idx}", "idx": idx} for idx in range(1, 301)]
+    assert submit(table, {254, 255, 300}, info) == {254: 254, 255: 256, 300: 301}
+    again = LabelNames(tmp_path / "sub" / "names.json")
+    assert submit(again, {255}, info) == {255: 256} and again.names.count("n255") == 1
+    configured = LabelNames(tmp_path / "names.json", [f"n{idx}" for idx in range(1, 301)])
+    assert configured.indices["n254"] == 254 and configured.indices["n255"] == 256
+    assert submit(configured, {255}, info) == {255: 256}
+    with pytest.raises(InputError, match="label_255"):
+        configured.mapping({255}, None)
+
+
+def test_a_mask_of_0_and_255_is_one_label(table):
+    for _ in range(2):
+        assert submit(table, {255}, None) == {255: 1}
+    submit(table, {300}, [{"name": f"n{idx}", "idx": idx} for idx in range(1, 301)])
+    assert submit(table, {255}, None) == {255: 1}
+
+
+def test_a_label_that_has_the_index_of_background_scribbles_keeps_it(tmp_path):
+    names = [f"n{idx}" for idx in range(1, 257)]
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    table = LabelNames(tmp_path / "names.json")
+    assert table.names == names
+    assert submit(table, {255}, None) == submit(table, {255}, [{"name": "n255", "idx": 255}]) == {255: 255}
 
 
 def test_without_label_info_values_are_the_indices_of_the_configured_names(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sliceprop.server.provenance import Annotation, Sent, given_bare, hand_made, is_our_result, lay_over
+from sliceprop.server.provenance import Annotation, Sent, answered, given_bare, hand_made, is_our_result, lay_over
 
 AXIS = 2
 
@@ -103,6 +103,17 @@ def test_a_list_says_exactly_what_counts_in_a_label_of_ones_own():
 def test_a_result_along_another_axis_says_nothing():
     assert not is_our_result(RESULT, 0, SENT)
     assert is_our_result(RESULT, AXIS, SENT)
+
+
+def test_labels_come_back_from_the_result_that_they_differ_from_least():
+    other = Sent(volume(s1=1, s2=1, s3=2, s4=1, s5=1), DRAWN, AXIS, (1, 5))
+    bare = given_bare(KNOWN)
+    corrected = RESULT.copy()
+    corrected[0, 0, 2] = 1
+    assert answered(corrected, [bare, other, SENT]) is SENT
+    assert answered(other.labels, [bare, SENT, other]) is other
+    assert answered(volume(s3=2), [bare, other, SENT]) is bare, "the newest, for a label of the user's own"
+    assert answered(RESULT, []) is None
 
 
 def test_partial_keeps_only_the_labels_that_were_drawn():

@@ -19,7 +19,8 @@ def labels():
 
 
 def test_a_new_study_has_no_past(record):
-    assert (record.annotation(), record.sent(), record.report(), record.result("labels")) == (None,) * 4
+    assert (record.annotation(), record.report(), record.result("labels")) == (None,) * 3
+    assert not list(record.sent())
 
 
 def test_an_annotation_comes_back_as_it_was(record, labels):
@@ -32,9 +33,21 @@ def test_an_annotation_comes_back_as_it_was(record, labels):
 
 def test_the_result_sent_comes_back_as_it_was(record, labels):
     record.save_sent(Sent(labels, labels * 0, 2, ()))
-    kept = record.sent()
+    (kept,) = record.sent()
     np.testing.assert_array_equal(kept.labels, labels)
     assert not kept.drawn.any() and (kept.slice_axis, kept.annotated_slices) == (2, ())
+
+
+def test_the_last_four_results_sent_are_kept_and_a_damaged_one_hides_no_other(record, labels):
+    for number in range(6):
+        record.save_sent(Sent(labels * 0 + number, labels * 0, 2, ()))
+    assert [sent.labels.max() for sent in record.sent()] == [5, 4, 3, 2]
+    assert record.holds(2) and not record.holds(1)
+    newest = record.folder / "sent.npz"  # the only one of an earlier release
+    newest.write_bytes(newest.read_bytes()[:100])
+    assert [sent.labels.max() for sent in record.sent()] == [4, 3, 2]
+    record.forget_results()
+    assert not list(record.sent())
 
 
 def test_a_propagation_comes_back_in_all_its_kinds(record, labels):

@@ -6,18 +6,47 @@ import pytest
 
 pytest.importorskip("monailabel")
 
-from columns import AFFINE, SHAPE, column
+from columns import AFFINE, SHAPE, answered, column
 from sliceprop import io
 from sliceprop.errors import FileError, InputError, NoAnnotationError
+from sliceprop.server.provenance import given_bare
 from sliceprop.server.tools import tool_tasks
 
 DISC = [{"name": "disc", "idx": 1}]
+POINTS = [[5, 9, 5], [11, 9, 5], [8, 6, 5], [8, 13, 5], [8, 9, 1], [8, 9, 10]]
+TOOLS = {
+    "grow_from_seeds": {},
+    "fast_marching": {},
+    "threshold_islands": {"lower": 50},
+    "fill_between_slices": {},
+    "boundary_points": {"points": {"disc": POINTS}},
+}
 SCRIBBLED = [
     {"name": "background_scribbles", "id": 1},
     {"name": "foreground_scribbles", "id": 2},
     {"name": "disc", "id": 3},
     {"name": "core", "id": 4},
 ]
+
+
+def odd(slices=(3, 8)):
+    """Annotated slices on which both labels lie where the scan shows nothing, and miss where it shows something."""
+    drawn = column(slices)
+    drawn[0:3, 0:3, slices[0]], drawn[5:8, 6:9, slices[0]] = 1, 0
+    drawn[14:17, 2:5, slices[1]], drawn[9:12, 6:14, slices[1]] = 2, 2
+    return drawn
+
+
+def in_slicer(shown, *, on=5):
+    """What 3D Slicer sends from its Scribbles tab: its segments, and over them strokes for the disc and background."""
+    upload = np.choose(shown, [0, 3, 4]).astype(np.uint16)
+    upload[7:10, 10, on], upload[16, 2:16, on] = 2, 1
+    return upload
+
+
+def with_answer(shown, answer):
+    """What 3D Slicer shows once the disc has come back."""
+    return np.where(answer == 1, 1, np.where(shown == 1, 0, shown)).astype(np.uint16)
 
 
 def marks(foreground=1, background=255):
@@ -31,14 +60,14 @@ def marks(foreground=1, background=255):
 
 @pytest.fixture
 def ask(workspace, tmp_path):
-    """Runs a model; answers with the labels and the params."""
+    """Runs a model; answers with the labels and the params, and keeps the mask of what was drawn."""
 
     def ask(model, upload=None, **options):
         request = {"image_id": "case", "image": "case", **options}
         if upload is not None:
             request["label"] = str(tmp_path / "label.nii.gz")
             nib.save(nib.Nifti1Image(upload, AFFINE), request["label"])
-        file, params = tool_tasks(workspace)[model](request)
+        file, params, ask.drawn = tool_tasks(workspace)[model].reply(request)
         try:
             return io.read_image(file).array, params
         finally:
@@ -73,9 +102,101 @@ def test_slicers_scribbles_give_the_selected_label_as_one(ask, workspace):
     np.testing.assert_array_equal(labels == 1, column() == 1)
     assert labels[0, 0, 0] == 0, "an earlier result of the selected label is no seed"
     indices = workspace.names.indices
-    sent = workspace.case("case").record.sent().labels
+    sent = next(workspace.case("case").record.sent()).labels
     assert (sent[12:15, 2:4, 4:7] == indices["core"]).all(), "the client still shows the other segments"
     np.testing.assert_array_equal(sent == indices["disc"], labels == 1)
+
+
+@pytest.mark.parametrize("shows", ["what it drew", "a result"])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_annotated_slices_of_slicer_stay_too_and_are_still_so_when_submitted(ask, submit, workspace, tool, shows):
+    drawn = odd()
+    submit(drawn)
+    whole = np.where(drawn.any(axis=(0, 1)), drawn, column()).astype(np.uint16)
+    answered(workspace, whole)
+    shown = drawn if shows == "what it drew" else whole
+    answer, _ = ask(tool, in_slicer(shown), label_info=SCRIBBLED, selected_label_name="disc", **TOOLS[tool])
+    np.testing.assert_array_equal((answer == 1)[..., [3, 8]], (drawn == 1)[..., [3, 8]])
+    assert (answer == 1)[7:10, 10, 5].all() and not answer[16, 2:16, 5].any(), "scribbles decide elsewhere"
+    np.testing.assert_array_equal(np.unique(np.nonzero(ask.drawn)[2]), [3, 5, 8])
+    assert ask.drawn[..., [3, 8]].all() and ask.drawn[..., 5].sum() == 3 + 14
+    assert submit(with_answer(shown, answer))["annotated_slices"] == [3, 8]
+    np.testing.assert_array_equal(workspace.annotation(workspace.case("case")).labels, drawn)
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_what_slicer_has_just_corrected_on_an_annotated_slice_is_kept(ask, submit, workspace, sent):
+    submit(odd())
+    if sent:
+        answered(workspace, np.where(odd().any(axis=(0, 1)), odd(), column()))
+    corrected = odd()
+    corrected[0:3, 0:3, 3], corrected[18, 15, 8] = 0, 1
+    answer, _ = ask("grow_from_seeds", in_slicer(corrected), label_info=SCRIBBLED, selected_label_name="disc")
+    np.testing.assert_array_equal((answer == 1)[..., [3, 8]], (corrected == 1)[..., [3, 8]])
+    assert submit(with_answer(corrected, answer))["annotated_slices"] == [3, 8]
+    np.testing.assert_array_equal(workspace.annotation(workspace.case("case")).labels, corrected)
+
+
+@pytest.mark.parametrize("tool", ["grow_from_seeds", "threshold_islands"])
+def test_scribbles_on_an_annotated_slice_hide_what_is_drawn_there_but_do_not_change_it(ask, submit, workspace, tool):
+    drawn = odd()
+    drawn[15:18, 2:16, 8] = 2
+    submit(drawn)
+    options = {"label_info": SCRIBBLED, "selected_label_name": "disc", **TOOLS[tool]}
+    answer, _ = ask(tool, in_slicer(drawn, on=8), **options)
+    np.testing.assert_array_equal((answer == 1)[..., [3, 8]], (drawn == 1)[..., [3, 8]])
+    assert submit(with_answer(drawn, answer))["annotated_slices"] == [3, 8]
+    np.testing.assert_array_equal(workspace.annotation(workspace.case("case")).labels, drawn)
+
+
+@pytest.mark.parametrize("got", ["the scan alone", "nothing", "nothing, but another client a result"])
+def test_what_slicer_was_not_shown_is_not_lost_by_a_tool(ask, submit, workspace, got):
+    drawn, case = odd(), workspace.case("case")
+    submit(drawn)
+    if got == "the scan alone":
+        case.record.save_sent(given_bare(workspace.annotation(case)))
+    elif got != "nothing":
+        answered(workspace, np.where(drawn.any(axis=(0, 1)), drawn, column()))
+    shown = np.zeros_like(drawn)
+    for _ in range(2):
+        answer, _ = ask("grow_from_seeds", in_slicer(shown), label_info=SCRIBBLED, selected_label_name="disc")
+        np.testing.assert_array_equal((answer == 1)[..., [3, 8]], (drawn == 1)[..., [3, 8]])
+        shown = with_answer(shown, answer)
+    assert submit(shown)["annotated_slices"] == [3, 8]
+    np.testing.assert_array_equal(workspace.annotation(case).labels, drawn)
+
+
+def test_marks_sent_along_leave_annotated_slices_alone(ask, submit, workspace):
+    submit(odd())
+    answered(workspace, odd())
+    labels, _ = ask("grow_from_seeds", marks(), label_info=None)
+    np.testing.assert_array_equal(labels[..., [3, 8]], odd()[..., [3, 8]])
+    assert submit(labels.astype(np.uint16))["annotated_slices"] == [3, 8]
+
+
+def test_of_a_partial_annotation_only_what_was_drawn_stays(ask, submit, workspace):
+    drawn = np.zeros(SHAPE, np.uint16)
+    drawn[0:3, 0:3, 3], drawn[14:17, 2:5, 8] = 1, 2
+    submit(drawn, partial=True)
+    shown = np.where(drawn > 0, drawn, column())
+    answer, _ = ask("threshold_islands", in_slicer(shown), label_info=SCRIBBLED, selected_label_name="core", lower=50)
+    answer = answer == 1
+    assert answer[..., 5].any() and not answer[..., 3][drawn[..., 3] == 1].any()
+    np.testing.assert_array_equal(answer[..., 8], drawn[..., 8] == 2)
+    assert not ask.drawn[5:12, 6:14, 8].any() and ask.drawn[14:17, 2:5, 8].all()
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_stored_scribbles_stay_and_count_as_drawn(ask, submit, tool):
+    drawn, scribbles = odd(), np.zeros(SHAPE, np.uint16)
+    submit(drawn)
+    scribbles[1:3, 15, 4], scribbles[8, 9, 4], scribbles[6:9, 10, 6], scribbles[0, 0, 3] = 1, 2, 255, 255
+    submit(scribbles, tag="scribbles")
+    labels, _ = ask(tool, label_name="disc", **TOOLS[tool])
+    np.testing.assert_array_equal(labels[..., [3, 8]], drawn[..., [3, 8]])
+    off = (scribbles > 0) & ~drawn.any(axis=(0, 1))
+    np.testing.assert_array_equal(labels[off], np.where(scribbles == 255, 0, scribbles)[off])
+    np.testing.assert_array_equal(ask.drawn, off | drawn.any(axis=(0, 1)))
 
 
 def test_segments_without_scribbles_are_seeds_of_their_labels_in_any_planes(ask):
@@ -119,12 +240,11 @@ def test_slices_are_filled(ask, submit):
 
 
 def test_points_come_as_a_list_or_as_marks(ask, submit):
-    points = [[5, 9, 5], [11, 9, 5], [8, 6, 5], [8, 13, 5], [8, 9, 1], [8, 9, 10]]
-    labels, params = ask("boundary_points", points={"disc": points})
+    labels, params = ask("boundary_points", points={"disc": POINTS})
     assert params["label_names"] == {"disc": 1}
     np.testing.assert_array_equal((labels == 1)[..., 1:11], (column() == 1)[..., 1:11])
     dots = np.zeros(SHAPE, np.uint16)
-    dots[tuple(np.array(points).T)] = 1
+    dots[tuple(np.array(POINTS).T)] = 1
     submit(dots, tag="scribbles", label_info=DISC)
     np.testing.assert_array_equal(ask("boundary_points")[0], labels)
 

@@ -1,6 +1,7 @@
 """The study of `columns` in a workspace, without a server."""
 
 import gzip
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -12,11 +13,14 @@ pytest.importorskip("monailabel")
 
 from columns import AFFINE, NAMES, SHAPE, answered, column, opened
 from sliceprop import io
-from sliceprop.errors import InputError, NoAnnotationError
+from sliceprop.config import BACKGROUND_SCRIBBLE, PropagateConfig
+from sliceprop.errors import GeometryError, InputError, NoAnnotationError
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import ConflictError, NotFoundError
+from sliceprop.server.outcome import current_labels, finalise
 from sliceprop.server.requests import LabelOptions, label_options
 from sliceprop.server.workspace import Workspace
+from sliceprop.study import propagate
 
 
 def test_a_study_nobody_touched_has_no_annotation(workspace):
@@ -136,9 +140,27 @@ def test_a_listed_slice_without_labels_is_background(workspace, submit):
     assert opened(workspace).study.annotation.annotated_slices == (2, 11)
 
 
-def test_another_axis_can_be_asked_for(workspace, submit):
-    submit(column([2, 7]))
+def test_another_axis_can_be_asked_for_until_a_slice_is_annotated(workspace, submit):
     assert opened(workspace, slice_axis=0).study.volume.slice_axis == 0
+    submit(column([2, 7]))
+    assert opened(workspace, slice_axis=2).study.annotation.annotated_slices == (2, 7)
+    with pytest.raises(InputError, match="annotated along axis 2, not 0"):
+        opened(workspace, slice_axis=0)
+    other = np.zeros(SHAPE, np.uint16)
+    other[8, 6:14, 2:9] = 1
+    submit(other, slice_axis=0)
+    assert opened(workspace, slice_axis=0).study.annotation.annotated_slices == (8,)
+
+
+def test_a_corrected_result_is_known_whatever_others_were_answered_meanwhile(workspace, submit):
+    submit(column([2, 7]))
+    answered(workspace, column())
+    corrected = column()
+    corrected[0, 0, 5] = 1
+    for other in (column(value=2), np.zeros(SHAPE), column(range(2, 8))):
+        answered(workspace, other)
+    assert submit(corrected)["annotated_slices"] == [2, 5, 7]
+    assert workspace.annotation(workspace.case("case")).annotated_slices == (2, 5, 7)
 
 
 def test_scribbles_have_their_own_background_value(workspace, submit):
@@ -158,7 +180,29 @@ def test_label_255_and_background_scribbles_get_along(workspace, submit):
     marks[0, :, 4] = 255
     submit(marks, tag="scribbles", label_info=None)
     annotation = opened(workspace).study.annotation
-    assert annotation.values == (255,) and (annotation.scribbles == -1).any()
+    assert annotation.values == (1,) and (annotation.scribbles == -1).any()
+
+
+def test_a_mark_is_never_stored_as_background(workspace, submit):
+    names = [{"name": f"n{idx}", "idx": idx} for idx in range(1, 257)]
+    marks = np.zeros(SHAPE, np.uint16)
+    marks[8, 8:10, 4], marks[0, :, 4] = 255, 300
+    submit(marks, tag="scribbles", label_info=names, background_scribble=300)
+    scribbles = workspace.scribbles(workspace.case("case"))
+    assert (scribbles == BACKGROUND_SCRIBBLE).sum() == (marks == 300).sum()
+    assert (scribbles[marks == 255] == workspace.names.indices["n255"]).all()
+
+
+def test_marks_of_a_label_that_an_earlier_release_numbered_like_background_are_refused(workspace, submit):
+    names = [f"n{idx}" for idx in range(1, 256)]
+    workspace.names.register(names)
+    submit(column([2, 7], 255), label_info=None)
+    assert opened(workspace).study.annotation.values == (255,)
+    marks, info = np.zeros(SHAPE, np.uint16), [{"name": "n255", "idx": 1}]
+    marks[8, 8:10, 4] = 1
+    with pytest.raises(InputError, match="n255"):
+        submit(marks, tag="scribbles", label_info=info)
+    assert workspace.scribbles(workspace.case("case")) is None
 
 
 def test_scribble_segments_of_slicer_are_marks(workspace, tmp_path):
@@ -172,6 +216,22 @@ def test_scribble_segments_of_slicer_are_marks(workspace, tmp_path):
     assert study.annotation.annotated_slices == (2, 7)
     assert set(np.unique(study.annotation.scribbles)) == {-1, 0, 2}
     assert workspace.names.names == ["disc", "core"]
+
+
+@pytest.mark.parametrize("on", [4, 7])
+def test_a_stroke_of_slicer_makes_no_slice_a_drawn_one_and_changes_none(workspace, submit, tmp_path, on):
+    submit(column([2, 7]))
+    answered(workspace, column())
+    shown = column()
+    shown[6, 7:9, on], shown[8, 8:10, on] = 3, 4
+    file = tmp_path / "current.nii.gz"
+    nib.save(nib.Nifti1Image(shown, AFFINE), file)
+    segments = [*NAMES, {"name": "background_scribbles", "idx": 3}, {"name": "foreground_scribbles", "idx": 4}]
+    options = label_options({"label_info": segments})
+    opened = workspace.open(workspace.case("case"), options, file, selected="core")
+    assert opened.annotation.annotated_slices == (2, 7)
+    np.testing.assert_array_equal(opened.annotation.labels, column([2, 7]))
+    np.testing.assert_array_equal(opened.labels, column())
 
 
 def test_the_last_study_touched_is_the_one_meant(workspace, submit):
@@ -190,6 +250,18 @@ def test_the_last_study_touched_is_the_one_meant(workspace, submit):
 def test_other_images_are_refused(workspace, image, error):
     with pytest.raises(error):
         workspace.case(image)
+
+
+def test_a_part_of_the_grid_that_slicer_saved_counts(workspace, tmp_path):
+    part = AFFINE.copy()
+    part[:3, 3] = AFFINE[:3] @ (2, 0, 1, 1)
+    file = tmp_path / "studies" / "labels" / "sparse" / "case.seg.nrrd"
+    file.parent.mkdir(parents=True)
+    io.write_image(file, column([2, 7])[2:, :, 1:9], io.Image(column([2, 7])[2:, :, 1:9], part))
+    workspace.store.refresh()
+    np.testing.assert_array_equal(opened(workspace).annotation.labels, column([2, 7]))
+    workspace.restore(workspace.case("case"), 1)
+    assert [one.name for one in file.parent.iterdir()] == [file.name]
 
 
 def test_a_new_file_is_found_without_a_restart(workspace):
@@ -416,3 +488,74 @@ def test_a_scan_that_is_gone_is_told_so(workspace):
     case.image.unlink()
     with pytest.raises(InputError):
         workspace.scan(case)
+
+
+def put_scan(workspace, array, affine):
+    """Replace the scan by hand, at the same time by the clock of its file."""
+    image = workspace.case("case").image
+    before = image.stat()
+    nib.save(nib.Nifti1Image(array, affine), image.with_name("new.nii.gz"))
+    image.with_name("new.nii.gz").replace(image)
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def flipped(array, affine, axis):
+    """The same scan, stored in the other direction along an axis."""
+    turned = np.array(affine, dtype=float)
+    turned[:3, 3] += turned[:3, axis] * (array.shape[axis] - 1)
+    turned[:3, axis] *= -1
+    return np.flip(array, axis), turned
+
+
+@pytest.mark.parametrize("change", ["x", "z", "moved", "longer"])
+@pytest.mark.parametrize("remembered", [True, False])
+def test_what_was_drawn_on_another_grid_is_neither_shifted_nor_lost(workspace, submit, change, remembered):
+    """`remembered`: whether the annotation in force is read from its version."""
+    submit(column([2, 7]))
+    case = workspace.case("case")
+    scan = workspace.scan(case).array
+    other = {
+        "x": flipped(scan, AFFINE, 0),
+        "z": flipped(scan, AFFINE, 2),
+        "moved": (scan, np.add(AFFINE, [[0, 0, 0, 20], *np.zeros((3, 4))])),
+        "longer": (np.concatenate([scan, scan], axis=2), AFFINE),
+    }[change]
+    put_scan(workspace, *other)
+    if not remembered:
+        (case.record.folder / "annotation.npz").unlink()
+    for act in (lambda: opened(workspace), lambda: current_labels(workspace, case), lambda: finalise(workspace, case)):
+        with pytest.raises(GeometryError, match="version 1 was drawn on a scan with another grid"):
+            act()
+    with pytest.raises(GeometryError):
+        workspace.restore(case, 1)
+    put_scan(workspace, scan, AFFINE)
+    np.testing.assert_array_equal(opened(workspace).annotation.labels, column([2, 7]))
+    assert opened(workspace).annotation.annotated_slices == (2, 7)
+
+
+def test_after_another_scan_was_put_there_it_can_be_drawn_anew(workspace, submit, tmp_path):
+    submit(column([2, 7]))
+    scan, turned = flipped(workspace.scan(workspace.case("case")).array, AFFINE, 2)
+    put_scan(workspace, scan, turned)
+    file = tmp_path / "anew.nii.gz"
+    nib.save(nib.Nifti1Image(column([4]), turned), file)
+    workspace.submit("case", "sparse", file, label_options({"label_info": NAMES}))
+    assert opened(workspace).annotation.annotated_slices == (4,)
+
+
+def test_a_result_of_another_scan_is_not_given_out(workspace, submit):
+    submit(column([2, 7]))
+    case = workspace.case("case")
+    study = opened(workspace).study
+    case.record.save_result(propagate(study, None, PropagateConfig("nearest")), "sparse:1")
+    assert current_labels(workspace, case)[..., 3].any()
+    put_scan(workspace, workspace.scan(case).array + 1, AFFINE)
+    np.testing.assert_array_equal(current_labels(workspace, case), column([2, 7]))
+
+
+def test_a_link_to_elsewhere_is_no_record_of_a_study(workspace, tmp_path):
+    studies = workspace.folder / "studies"
+    studies.mkdir(parents=True, exist_ok=True)
+    (studies / "case").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="link"):
+        workspace.case("case")

@@ -27,7 +27,7 @@ from sliceprop.server.access import Policy
 from sliceprop.server.archive import open_archive
 from sliceprop.server.audit import sender
 from sliceprop.server.batch import BatchTask
-from sliceprop.server.datastore import LocalStudies, Studies
+from sliceprop.server.datastore import MASK, LocalStudies, Studies
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import new_name
 from sliceprop.server.infer import PropagateTask, Reply, ScribblesTask
@@ -38,6 +38,7 @@ from sliceprop.server.names import configured_names
 from sliceprop.server.requests import first_choices, flag, number
 from sliceprop.server.results import write_result
 from sliceprop.server.scoring import QualityScoring
+from sliceprop.server.sessions import ScanSessions
 from sliceprop.server.strategy import NextSlice, NextStudy
 from sliceprop.server.tools import tool_tasks
 from sliceprop.server.trainer import PropagateTrainer
@@ -49,9 +50,6 @@ from sliceprop.warm_start import AUTO, Kind, WarmStart
 logger = logging.getLogger(__name__)
 
 NAME = "labelprop"
-
-MASK = "_drawn"
-"""Ends the tag of the mask beside a stored result: 1 where the user decided, 0 where it was propagated."""
 
 
 def result_tag(options: Mapping[str, Any]) -> str:
@@ -91,6 +89,11 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
             raise InputError(
                 "the login of MONAI Label 0.8.5 lets nobody in (see SECURITY.md); unset MONAI_LABEL_AUTH_ENABLE and "
                 "give --conf token_file FILE"
+            )
+        if settings.MONAI_LABEL_API_STR:
+            raise InputError(
+                "MONAI_LABEL_API_STR changes the paths of requests, by which it is decided who may send them; unset it "
+                "and let a reverse proxy add a prefix"
             )
         about = {"name": "LabelProp", "description": "Annotate a few slices, get the volume", "version": __version__}
         super().__init__(app_dir, studies, conf, **about)
@@ -138,6 +141,9 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
 
     def _init_dicomweb_datastore(self) -> Datastore:
         return open_archive(self.studies, self.conf.get("folder"))
+
+    def _load_sessions(self, load: bool = False) -> ScanSessions | None:
+        return ScanSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
 
     def init_infers(self) -> dict[str, InferTask]:
         """`labelprop` first, which 3D Slicer runs by itself, its twin for the Scribbles tab there, and the tools."""
@@ -216,7 +222,6 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         mask = write_result(reply.drawn.astype(np.uint8), self.workspace.scan(case), {})
         try:
             with self.workspace.lock(case):
-                store.drop_label(image_id, f"{tag}{MASK}")
                 label = store.save_label(image_id, reply.file, tag, {"params": reply.params})
                 store.save_label(image_id, str(mask), f"{tag}{MASK}", {})
         finally:

@@ -29,6 +29,7 @@ from sliceprop.dicom_series import check_series, describe_series, read_series
 from sliceprop.errors import InputError, SlicePropError
 from sliceprop.server.datastore import Studies
 from sliceprop.server.errors import ArchiveError, NotFoundError
+from sliceprop.server.logs import used_names
 
 logger = logging.getLogger(__name__)
 
@@ -137,9 +138,12 @@ class ArchivedStudies(Studies):
         Raises:
             ArchiveError: if the archive must be asked and does not answer.
         """
-        if image_id in self._datastore.objects:
-            return True
-        return bool(_UID.fullmatch(image_id)) and image_id in self._search(SeriesInstanceUID=image_id)
+        found = image_id in self._datastore.objects or (
+            bool(_UID.fullmatch(image_id)) and image_id in self._search(SeriesInstanceUID=image_id)
+        )
+        if found:
+            used_names.add(image_id)
+        return found
 
     def get_image_uri(self, image_id: str) -> str:
         """The file of a scan, after fetching and converting the series the first time.
@@ -171,8 +175,10 @@ class ArchivedStudies(Studies):
             (self._folder / f"{image_id}.nii.gz").unlink(missing_ok=True)
             self.get_image_uri(image_id)
 
-    def read(self, path: str, query: str, encodings: str = "identity") -> tuple[int, Mapping[str, str], bytes]:
-        """What the archive answers to GET: status, headers, and the body as it came.
+    def read(
+        self, path: str, query: str, encodings: str = "identity"
+    ) -> tuple[int, Mapping[str, str], Iterator[bytes]]:
+        """What the archive answers to GET: status, headers, and the body as it comes, in parts.
 
         Args:
             path: below the archive's address.
@@ -180,12 +186,16 @@ class ArchivedStudies(Studies):
             encodings: in which the body may come, as `Accept-Encoding` lists them.
 
         Raises:
-            ArchiveError: if it does not answer.
+            ArchiveError: if it does not answer, or stops in the middle.
         """
         with self._asking():
             url = f"{self.name()}/{path}" + (f"?{query}" if query else "")
-            with self._client._session.get(url, headers={"Accept-Encoding": encodings}, stream=True) as response:
-                return response.status_code, response.headers, response.raw.read(decode_content=False)
+            response = self._client._session.get(url, headers={"Accept-Encoding": encodings}, stream=True)
+        return response.status_code, response.headers, self._parts(response)
+
+    def _parts(self, response: requests.Response) -> Iterator[bytes]:
+        with self._asking(), response:
+            yield from response.raw.stream(decode_content=False)
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Ids of the series with a final label of this server."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sliceprop.audit import AuditLog
-from sliceprop.server.guard import route_path
+from sliceprop.server.guard import MAX_NAME, route_path
 from sliceprop.server.health import Counters
 from sliceprop.server.logs import used_names
 from sliceprop.server.sign_in import LOG_IN, LOG_IN_ASKED, SIGN_IN, SIGN_OUT
@@ -30,9 +31,10 @@ QUIET = (
 _EVENTS = {SIGN_IN: "sign-in", LOG_IN: "sign-in", SIGN_OUT: "sign-out"}
 
 AGAIN_S, MAX_REMEMBERED = 60.0, 4096
-"""A viewer reads a series frame by frame: one line a minute says that it does."""
+"""A viewer reads a series frame by frame, and strangers may knock for ever: one line a minute says that they do."""
 
-_LONGEST_AGENT = 80
+_LONGEST = 80
+"""Characters of what a client is free to choose."""
 
 
 def note(*studies: str) -> None:
@@ -49,7 +51,7 @@ def sender() -> dict[str, str]:
         return {}
     holder, agent = scope.get("state", {}).get("holder"), Headers(scope=scope).get("User-Agent", "")
     printable = "".join(c for c in agent if c.isprintable())
-    return {"user": holder.name if holder else "", "client": printable[:_LONGEST_AGENT]}
+    return {"user": holder.name if holder else "", "client": printable[:_LONGEST]}
 
 
 def event_of(method: str, path: str) -> str:
@@ -69,15 +71,7 @@ def study_of(path: str, query: str) -> str:
     named = dict(parse_qsl(query))
     parts = path.split("/")
     series = parts[parts.index("series") + 1 :][:1] if "series" in parts and path.startswith("/proxy/") else []
-    return str(named.get("image") or named.get("id") or named.get("label") or "".join(series))
-
-
-def _named_in(path: str) -> list[str]:
-    """What may be an id in a path: the UIDs of a DICOMweb address, or a checkpoint, which is called as its study."""
-    if path.startswith("/proxy/"):
-        return [part for part in path.split("/") if "." in part]
-    _, found, name = path.partition("/labelprop/checkpoints/")
-    return [name] if found else []
+    return str(named.get("image") or named.get("id") or named.get("label") or "".join(series))[:MAX_NAME]
 
 
 class Auditor:
@@ -99,11 +93,11 @@ class Auditor:
             await self.app(scope, receive, send)
             return
         method, path = scope["method"], route_path(scope)
+        scope["client"] = _addressed(scope.get("client"))
         study = study_of(path, scope["query_string"].decode("latin-1"))
         notes: dict[str, Any] = {"studies": [study], "status": 500}
         _notes.set(notes)
         _scope.set(scope)
-        used_names.add(study, *_named_in(path))
         started = time.perf_counter()
 
         async def watched(message: Message) -> None:
@@ -126,10 +120,12 @@ class Auditor:
         if method == "OPTIONS" or ((path in ("/", LOG_IN_ASKED) or path.startswith(QUIET)) and not refused):
             return
         studies = notes.pop("studies")
-        if path.startswith("/proxy/") and not self._first_in_a_while((*about.values(), event, *studies)):
-            return
-        for study in studies:
-            line = {**about, "method": method, "route": route, "study": study, **notes}
+        if refused and holder is None:
+            told = self._first_in_a_while((about["client"], notes["status"]))
+        else:
+            told = not path.startswith("/proxy/") or self._first_in_a_while((*about.values(), event, *studies))
+        for study in studies if told else ():
+            line = {**about, "method": method[:_LONGEST], "route": route[:_LONGEST], "study": study, **notes}
             self._log().record("refused" if refused else event, **line)
 
     def _first_in_a_while(self, key: tuple[Any, ...]) -> bool:
@@ -140,6 +136,16 @@ class Auditor:
         while len(self._seen) > MAX_REMEMBERED:
             self._seen.popitem(last=False)
         return first
+
+
+def _addressed(client: Any) -> tuple[str, int] | None:
+    """Address and port of a client; a proxy may pass on any text as the address, which is `unknown` then."""
+    if client is None:
+        return None
+    try:
+        return str(ipaddress.ip_address(client[0].partition("%")[0])), client[1]
+    except ValueError:
+        return "unknown", client[1]
 
 
 def _route(path: str, scope: Scope) -> str:

@@ -14,6 +14,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from sliceprop.audit import AuditLog
 from sliceprop.errors import FileError, SlicePropError
 from sliceprop.server.datastore import Studies
+from sliceprop.server.infer import SHOWN
 from sliceprop.server.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class BatchTask(BatchInferTask):  # type: ignore[misc]
 
 def _attempt(options: Mapping[str, Any], store: Studies, infer: Infer) -> dict[str, Any]:
     try:
-        return infer(options, store)
+        return infer({**options, SHOWN: False}, store)
     except Exception as error:
         known = isinstance(error, _ERRORS)
         logger.warning("batch: %s failed: %s", options["image"], error, exc_info=not known)

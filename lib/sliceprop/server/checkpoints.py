@@ -13,7 +13,7 @@ from sliceprop.checkpoint import load_checkpoint, save_checkpoint
 from sliceprop.engine.registration import Model
 from sliceprop.errors import FileError
 from sliceprop.server.errors import NotFoundError
-from sliceprop.server.guard import plain_name
+from sliceprop.server.guard import inside, plain_name
 
 SUFFIX = ".safetensors"
 
@@ -56,11 +56,12 @@ class Checkpoints:
 
         Raises:
             NotFoundError: if there is none.
+            InputError: if it is a link to a place outside of the folder.
         """
         file = self.file(checkpoint_id)
         if not file.is_file():
             raise NotFoundError(f"there is no checkpoint {checkpoint_id!r}")
-        return file
+        return inside(self._folder, file)
 
     def load(self, checkpoint_id: str) -> Model:
         """The model; read anew only when the file has changed.

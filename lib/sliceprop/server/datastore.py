@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import RLock
@@ -33,9 +33,14 @@ from sliceprop.files import copy_file, write_file
 from sliceprop.io import SUFFIXES
 from sliceprop.server.errors import ConflictError
 from sliceprop.server.guard import inside
+from sliceprop.server.label_files import CROPPED_SUFFIX
+from sliceprop.server.logs import used_names
 from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE
 
 logger = logging.getLogger(__name__)
+
+MASK = "_drawn"
+"""Ends the tag of the mask beside a stored result: 1 where the user decided, 0 where it was propagated."""
 
 UNFINISHED, OLD_S = ".writing-", 3600.0
 """How files are called while `io.write_atomically` writes them, and when nobody does so any more."""
@@ -110,10 +115,13 @@ class Studies(LocalDatastore):  # type: ignore[misc]
             logger.exception("files that others put into the folder are noticed when a client asks for them")
 
     def has_image(self, image_id: str) -> bool:
-        """Whether there is such an image."""
+        """Whether there is such an image; then its name stays out of the log for good."""
         if image_id not in self.list_images():
             self.refresh()
-        return image_id in self.list_images()
+        found = image_id in self.list_images()
+        if found:
+            used_names.add(image_id)
+        return found
 
     def get_image_uri(self, image_id: str) -> str:
         """The file of an image; empty if there is none.
@@ -130,6 +138,14 @@ class Studies(LocalDatastore):  # type: ignore[misc]
             InputError: if it is a link to a place outside of the folder.
         """
         return self._inside(super().get_label_uri(label_id, label_tag))
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Files of every image with a final label, and of that label, as `image` and `label`.
+
+        Raises:
+            InputError: if one is a link to a place outside of the folder.
+        """
+        return [{key: self._inside(file) for key, file in pair.items()} for pair in super().datalist(full_path)]
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Store an image; one that is there already, voxel by voxel, stays as it is.
@@ -166,29 +182,49 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         return Path(uri) if uri and Path(uri).is_file() else None
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Store a label file under a tag, replacing the one that was there."""
+        """Store a label file under a tag, replacing the one that was there and the mask beside it."""
         with self._entries() as entries:
             if image_id not in entries:
                 raise ImageNotFoundException(f"Image {image_id} not found")
-            _, suffix = self._to_id(Path(label_filename).name)
+            self._drop(image_id, f"{label_tag}{MASK}")
+            cropped = label_filename.endswith(CROPPED_SUFFIX)
+            suffix = CROPPED_SUFFIX if cropped else self._to_id(Path(label_filename).name)[1]
             name = self._filename(image_id, suffix)
-            copy_file(Path(label_filename), Path(self._inside(f"{self._datastore.label_path(label_tag)}/{name}")))
-            info = {**label_info, "ts": int(time.time()), "name": name}
+            target = Path(self._inside(f"{self._datastore.label_path(label_tag)}/{name}"))
+            copy_file(Path(label_filename), target)
+            info = {**label_info, "ts": int(time.time()), "mtime_ns": target.stat().st_mtime_ns, "name": name}
             entries[image_id].labels[label_tag] = DataModel(info=info, ext=suffix)
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        """Remove a label as a client asks."""
+        """Remove a label, and the mask beside it, as a client asks."""
         self.before_removal(label_id, label_tag)
-        super().remove_label(label_id, label_tag)
+        self.drop_label(label_id, label_tag)
 
     def drop_label(self, image_id: str, tag: str) -> None:
-        """Take a label file away; none is fine."""
+        """Take a label file, and the mask beside it, away; none is fine."""
+        with self._entries():
+            self._drop(image_id, f"{tag}{MASK}")
+            self._drop(image_id, tag)
+
+    def _drop(self, image_id: str, tag: str) -> None:
         file = self.label_file(image_id, tag)
         if file is not None:
-            with self._entries() as entries:
-                entries[image_id].labels.pop(tag, None)
             file.unlink(missing_ok=True)
+            self._datastore.objects[image_id].labels.pop(tag, None)
+
+    def note_label(self, image_id: str, tag: str, info: Mapping[str, Any]) -> None:
+        """Add to what is known of a label file that is there."""
+        with self._entries() as entries:
+            if image_id in entries and tag in entries[image_id].labels:
+                entries[image_id].labels[tag].info.update(info)
+
+    def notice_files(self) -> None:
+        """Compare the list with the files now, since others may have changed both."""
+        try:
+            self._reconcile_datastore()
+        except (OSError, SlicePropError):  # read anew, but in a folder that is read-only or full not written
+            logger.exception("the list of images could not be renewed")
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """What is known of an image, by this process or another, such as one that scores."""
@@ -249,8 +285,29 @@ class Studies(LocalDatastore):  # type: ignore[misc]
             self._init_from_datastore_file()
             super()._reconcile_datastore()
 
+    def _add_non_existing_labels(self, tag: str) -> int:
+        """Labels of a tag that the list lacks, `ID.seg.nrrd` of 3D Slicer among them unless an image is called so."""
+        added: int = super()._add_non_existing_labels(tag)
+        images = self._datastore.objects
+        for name in self._list_files(self._datastore.label_path(tag), [f"*{CROPPED_SUFFIX}"]):
+            image = images.get(name.removesuffix(CROPPED_SUFFIX))
+            if image is not None and tag not in image.labels and self._to_id(name)[0] not in images:
+                image.labels[tag] = DataModel(info={"ts": int(time.time()), "name": name}, ext=CROPPED_SUFFIX)
+                added += 1
+        return added
+
     def _update_datastore_file(self, lock: bool = True) -> None:
+        """Write what is known of every image.
+
+        Raises:
+            InputError: for what could not be read again; what is in the file stays, and counts.
+        """
         text = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
+        try:
+            LocalDatastoreModel.model_validate_json(text)
+        except ValueError as error:
+            self._config_ts = 0.0  # the file is read anew
+            raise InputError("this could not be read again; send plain text, numbers, lists and objects") from error
         file = Path(self._datastore_config_path)
         with FileLock(self._lock_file) if lock else nullcontext():
             write_file(file, lambda temporary: temporary.write_text(text))

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,11 @@ def install_error_handlers(api: FastAPI, folder: Path) -> None:
         api: of MONAI Label.
         folder: of the studies; what lies above is nobody's business, and is not told.
     """
-    above = {f"{place}{os.sep}" for place in (folder, folder.resolve(), tempfile.gettempdir())}
+    places = "|".join(re.escape(str(place)) for place in (folder, folder.resolve()))
+    above = re.compile(rf"(?:{places}|{re.escape(tempfile.gettempdir())}{os.sep}tmp\w+){os.sep}")
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
-        reason = str(error)
-        for place in sorted(above, key=len, reverse=True):
-            reason = reason.replace(place, "")
-        return refusal(error, reason)
+        return refusal(error, above.sub("", str(error)))
 
     async def refuse_storage(request: Request, error: Any) -> JSONResponse:
         logger.error("a file of the server cannot be read or written", exc_info=error)

@@ -10,7 +10,6 @@ from urllib.parse import quote
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from monailabel.config import settings
 
 from sliceprop.errors import InputError
 from sliceprop.export import FORMATS, export_labels
@@ -20,10 +19,10 @@ from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import plain_name
 from sliceprop.server.label_files import read_labels
 from sliceprop.server.outcome import current_labels
-from sliceprop.server.web import Reader, running_app
+from sliceprop.server.web import Reader, from_disk, running_app
 from sliceprop.server.workspace import Case, Workspace
 
-router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
+router = APIRouter()
 
 
 @router.get("/labelprop/export")
@@ -31,7 +30,7 @@ def export(image: str, user: Reader, format: str = ".seg.nrrd", tag: str = "") -
     """The labels of a study as a file, or as a ZIP archive where the format needs several."""
     name, content = exported(running_app().workspace, image, format, tag)
     header = {"Content-Disposition": f"attachment; filename*=utf-8''{quote(name)}"}
-    return Response(content, media_type="application/octet-stream", headers=header)
+    return from_disk([content], header, "application/octet-stream")
 
 
 def exported(workspace: Workspace, image: str, form: str, tag: str = "") -> tuple[str, bytes]:

@@ -24,6 +24,9 @@ MAX_NAME = 200
 MAX_JSON_BYTES = 1 << 20
 """Of a JSON body: lists of options and slices, never voxels."""
 
+MAX_DEPTH = 32
+"""Of JSON, in lists and objects within each other; our own options need 4."""
+
 NAME_KEYS = frozenset({"image", "id", "label", "tag", "label_tag", "session_id", "init", "model", "strategy", "method"})
 """Parameters of a query, and entries of a JSON body, that name something."""
 
@@ -34,6 +37,15 @@ CREATING = frozenset({("PUT", "/datastore/image"), ("PUT", "/datastore/")})
 """Requests whose `image` is new."""
 
 _MARKS = " ._-"
+_INVISIBLE = frozenset(
+    chr(code)
+    for code in (
+        *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180F, 0x3164, 0xFFA0),
+        *(*range(0x180B, 0x180E), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)),
+    )
+)
+"""Letters and marks that show nothing: Unicode's `Default_Ignorable_Code_Point` of the categories L and M."""
+
 _WINDOWS_DEVICES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 )
@@ -55,13 +67,14 @@ def plain_name(name: str, what: str) -> str:
 
 
 def new_name(name: str, what: str) -> str:
-    """`name` itself if something new may be called that: letters and digits of any script, space, `._-`.
+    """`name` itself if something new may be called that: visible letters and digits of any script, space, `._-`.
 
     Raises:
         InputError: for anything else, and for names that some file system would take for another.
     """
     plain_name(name, what)
     strange = sorted({c for c in name if not (unicodedata.category(c)[0] in "LMN" or c in _MARKS)})
+    strange += [f"U+{ord(c):04X}" for c in sorted(_INVISIBLE.intersection(name))]
     if strange:
         raise InputError(f"{what} {name!r} holds {' '.join(strange)}; use letters, digits, space and . _ -")
     if name != name.strip() or name.startswith(".") or name.endswith("."):
@@ -172,7 +185,15 @@ def parse_json(text: str | bytes, what: str = "") -> Any:
         json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} not valid JSON: {error}".lstrip()) from error
+    if _deeper(content, MAX_DEPTH):
+        raise InputError(f"{what} JSON with more than {MAX_DEPTH} levels; send plain lists and objects".lstrip())
     return content
+
+
+def _deeper(content: Any, levels: int) -> bool:
+    """Whether lists and objects lie within each other more often than that."""
+    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else None
+    return inner is not None and (levels == 0 or any(_deeper(one, levels - 1) for one in inner))
 
 
 def _named(content: Any) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from sliceprop.server.checkpoints import Chosen
 from sliceprop.server.manifests import Manifests
 from sliceprop.server.provenance import Sent
 from sliceprop.server.records import StudyRecord
-from sliceprop.server.requests import Options, first_choices, label_options, number, propagate_config
+from sliceprop.server.requests import Options, first_choices, flag, label_options, number, propagate_config
 from sliceprop.server.results import named, named_suggestion, write_result
 from sliceprop.server.workspace import Case, Opened, Workspace
 from sliceprop.study import Propagation, propagate, suggest
@@ -27,6 +27,9 @@ from sliceprop.study import Propagation, propagate, suggest
 NO_NAMES = {"background": 0}
 """Names of a result without any label. 3D Slicer empties the segments that are named; what the user drew and has not
 submitted yet would go."""
+
+SHOWN = "shown"
+"""Option that is false where no client gets to see the result, as in a batch: none comes back with it, corrected."""
 
 
 class Answer(NamedTuple):
@@ -136,7 +139,9 @@ class PropagateTask(InferTask):  # type: ignore[misc]
             else:
                 recipe = Recipe({}, opened.drawing.options, config, target=advice.target)
                 report = self._keep(case, taken, recipe, made, result)
-            self._remember(case, opened, answer, report)
+            self._workspace.remember(case)
+            if case.record is not None and flag(options, SHOWN, True):
+                case.record.save_sent(_sent(opened, answer, report))
             if upload is None and report["method"] == "auto":
                 self._workspace.keep_estimate(case, report["suggestion"], advice.target, taken.labels)
             version = case.record.version() if case.record else ""
@@ -205,12 +210,10 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         scan, manifests = self._workspace.scan(case), Manifests(case.record.folder)
         return manifests.add(scan, replace(recipe, files=files), made, result, opened.drawing.arrays)
 
-    def _remember(self, case: Case, opened: Opened, answer: Answer, report: dict[str, Any]) -> None:
-        self._workspace.remember(case)
-        if case.record is not None:
-            drawn = np.zeros_like(answer.in_client) if opened.annotation is None else opened.annotation.labels
-            slices = tuple(report["annotated_slices"])
-            case.record.save_sent(Sent(answer.in_client, drawn, report["slice_axis"], slices))
+
+def _sent(opened: Opened, answer: Answer, report: dict[str, Any]) -> Sent:
+    drawn = np.zeros_like(answer.in_client) if opened.annotation is None else opened.annotation.labels
+    return Sent(answer.in_client, drawn, report["slice_axis"], tuple(report["annotated_slices"]))
 
 
 class ScribblesTask(PropagateTask):

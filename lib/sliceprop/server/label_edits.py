@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sliceprop import io
 from sliceprop.errors import InputError
 from sliceprop.server.colors import check_color
 from sliceprop.server.errors import ConflictError
-from sliceprop.server.names import NOT_STRUCTURES, check_names
+from sliceprop.server.names import NOT_STRUCTURES, check_names, extended
 from sliceprop.server.records import StudyRecord
 from sliceprop.server.workspace import Workspace
+from sliceprop.versions import Version
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def _changed(before: list[str], edits: LabelEdits) -> list[str]:
     names = [edits.renamed.get(name, name) for name in before]
     if taken := [name for name in edits.renamed.values() if names.count(name) > 1]:
         raise ConflictError(f"there is a label {taken[0]!r} already; choose another name")
-    return names + [name for name in edits.names if name not in names]
+    return extended(names, (name for name in edits.names if name not in names))
 
 
 def _check_removable(workspace: Workspace, names: list[str], name: str) -> None:
@@ -91,13 +93,24 @@ def _check_removable(workspace: Workspace, names: list[str], name: str) -> None:
             f"{name!r} cannot be removed, since the numbers of later labels must stay; rename it instead"
         )
     if _in_use(workspace, len(names)):
-        raise ConflictError(f"{name!r} cannot be removed, since there are voxels with it; rename it instead")
+        raise ConflictError(f"{name!r} cannot be removed, since voxels or versions have it; rename it instead")
 
 
 def _in_use(workspace: Workspace, index: int) -> bool:
-    """Whether a voxel of any study has this label index."""
-    if any(StudyRecord(folder).holds(index) for folder in (workspace.folder / "studies").glob("*")):
-        return True
+    """Whether a voxel of any study has this label index, or one of a version that somebody may restore."""
+    for record in (StudyRecord(folder) for folder in (workspace.folder / "studies").glob("*")):
+        if record.holds(index) or any(_has(version, index) for version in record.versions.newest_first()):
+            return True
     held = [(image, tag) for image, entry in workspace.store.json()["objects"].items() for tag in entry["labels"]]
     files = [file for image, tag in held if (file := workspace.store.label_file(image, tag))]
-    return any((io.read_image(file).array == index).any() for file in files)
+    return any(_painted(file, index) for file in files)
+
+
+def _has(version: Version, index: int) -> bool:
+    """Whether a version has voxels of this label index; those put there by hand may not list their labels."""
+    listed, file = [label["idx"] for label in version.entry.label_info], version.labels_file
+    return index in listed if listed or file is None else _painted(file, index)
+
+
+def _painted(file: Path, index: int) -> bool:
+    return bool((io.read_image(file).array == index).any())

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -29,7 +31,7 @@ class Limits:
 
     Attributes:
         upload_mib: size of one request, a scan of 512 x 512 x 2000 by default.
-        jobs: requests that compute at the same time.
+        jobs: requests that compute at the same time; beside them as many that bring files.
         queue: requests that wait for that.
         wait_s: how long one waits.
         upload_s: how long a request may take to arrive.
@@ -99,9 +101,13 @@ class Queue:
         self._slots.release()
 
 
-async def _slot(request: Request) -> AsyncIterator[None]:
-    """A slot of the server's queue, from when the request has arrived until the answer is computed."""
-    queue: Queue = request.app.state.queue
+@asynccontextmanager
+async def turn(queue: Queue, request: Request) -> AsyncIterator[None]:
+    """A slot of a queue, for a request that has arrived.
+
+    Raises:
+        BusyError: if there is none, or nobody waits for it any more.
+    """
     await queue.enter()
     try:
         if await request.is_disconnected():
@@ -111,8 +117,28 @@ async def _slot(request: Request) -> AsyncIterator[None]:
         queue.leave()
 
 
+async def _slot(request: Request) -> AsyncIterator[None]:
+    """A slot of the server's queue, from when the request has arrived until the answer is computed."""
+    async with turn(request.app.state.queue, request):
+        yield
+
+
+async def _upload_slot(request: Request) -> AsyncIterator[None]:
+    """The same of the queue for files."""
+    async with turn(request.app.state.uploads, request):
+        yield
+
+
 Slot = Annotated[None, Depends(_slot, scope="function")]
-"""Parameter of routes that compute; submissions and uploads are quick, and never turned away."""
+"""Parameter of routes that compute."""
+
+UploadSlot = Annotated[None, Depends(_upload_slot, scope="function")]
+"""Parameter of routes that take files: they wait for each other, never for what computes, and none is turned away."""
+
+
+def upload_queue(limits: Limits) -> Queue:
+    """For routes that take files: however many come at once, the others have threads left."""
+    return Queue(replace(limits, queue=sys.maxsize, wait_s=limits.request_s))
 
 
 class LimitGuard:

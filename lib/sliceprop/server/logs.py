@@ -1,8 +1,8 @@
 """Keeps the names of patients out of log files: ids of studies appear there as hashes.
 
 MONAI Label logs whole requests, file names and what it finds in folders; only its warnings get through. In what
-remains, also in tracebacks and in uvicorn's lines about requests, every id that the server knows or that a client used
-is replaced, whoever logs it.
+remains, also in tracebacks and in uvicorn's lines about requests, every id that the server knows, or knew, is replaced,
+whoever logs it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,15 @@ SHORTEST = 3
 """Characters of an id that is replaced; a shorter one tells nothing and would tear up every message."""
 
 
+LONGEST_PATH, LONGEST_METHOD = 400, 20
+"""Characters of a request that are logged: strangers can send any number of them."""
+
+_ID_IN_PATH = re.compile(r"(?<=/labelprop/checkpoints/)[^/]+|(?<=/)\d+[.,][\d.,]+(?=/|$)")
+"""A checkpoint, which is called as its study, and the UIDs of DICOMweb."""
+
+
 class Names:
-    """Names that clients used, the latest of them: what is logged of a study may come after the study is gone."""
+    """Studies that clients used, the latest of them: what is logged of a study may come after the study is gone."""
 
     def __init__(self) -> None:
         self._seen: OrderedDict[str, None] = OrderedDict()
@@ -82,16 +89,22 @@ class Redaction:
             message = made.getMessage()
         except (TypeError, ValueError):
             message = str(made.msg)
-        if made.name == "uvicorn.access" and isinstance(made.args, tuple):
-            made.args = tuple(self._without_query(part) for part in made.args)  # its formatter takes them apart
+        if made.name == "uvicorn.access" and isinstance(made.args, tuple) and len(made.args) == 5:
+            address, method, path, version, status = made.args  # which its formatter takes apart
+            made.args = (address, str(method)[:LONGEST_METHOD], self._path(str(path)), version, status)
         else:
             made.msg, made.args = self(message), ()
         if made.exc_info and made.exc_info[0] is not None:
             made.exc_text = self(_traceback(made.exc_info))
         return made
 
-    def _without_query(self, part: Any) -> Any:
-        return self(unquote(part.partition("?")[0])) if isinstance(part, str) else part
+    def _path(self, address: str) -> str:
+        """Without the query, ids, ends of lines, and all that makes it long."""
+        path = unquote(address.partition("?")[0])
+        if len(path) > LONGEST_PATH:
+            path = f"{path[:LONGEST_PATH].rpartition('/')[0]}/..."
+        safe = self(_ID_IN_PATH.sub(lambda found: f"study-{self._key(found[0])}", path))
+        return "".join(c if c.isprintable() else "?" for c in safe)
 
     def install(self) -> None:
         """Make all loggers of this process use it, and Python's warnings go through them."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from sliceprop.config import BACKGROUND_SCRIBBLE
 from sliceprop.errors import InputError
 from sliceprop.files import read_table, write_table
 
@@ -25,8 +26,8 @@ NOT_STRUCTURES = frozenset({BACKGROUND, FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBL
 MAX_LABELS, MAX_LABEL_NAME = 1000, 200
 """Labels of one server, and characters of a label's name."""
 
-_NUMBERED_UP_TO = 255
-"""Values without a name keep their value as index up to here; above, filling the gaps would invent too many names."""
+_NO_LABEL = f"unnamed_{BACKGROUND_SCRIBBLE}"
+"""Takes the place of the label whose scribbles would mean background; labels that have that index already keep it."""
 
 
 def parse_names(value: str | Sequence[str] | Mapping[str, int]) -> list[str]:
@@ -111,6 +112,14 @@ def check_names(names: Sequence[Any]) -> None:
             raise InputError(f"the label {name!r} is named twice; rename one of them")
 
 
+def extended(names: Sequence[str], new: Iterable[str]) -> list[str]:
+    """Names with new ones behind them, none of which gets the index `BACKGROUND_SCRIBBLE`."""
+    longer = list(names)
+    for name in new:
+        longer += [_NO_LABEL, name] if len(longer) == BACKGROUND_SCRIBBLE - 1 else [name]
+    return longer
+
+
 def recorded_names(
     recorded: Iterable[Sequence[Mapping[str, Any]]], renamed: Mapping[str, str] | None = None
 ) -> dict[int, str]:
@@ -171,8 +180,9 @@ class LabelNames:
         """Names in the order of their indices; the first one has index 1."""
         known = self._known
         new = iter(self._not_yet_in(known))
-        numbered = [known.get(i) or next(new, f"unnamed_{i}") for i in range(1, max(known, default=0) + 1)]
-        return [*numbered, *new]
+        taken = {BACKGROUND_SCRIBBLE: _NO_LABEL} | known
+        numbered = [taken.get(i) or next(new, f"unnamed_{i}") for i in range(1, max(known, default=0) + 1)]
+        return extended(numbered, new)
 
     @property
     def indices(self) -> dict[str, int]:
@@ -205,7 +215,7 @@ class LabelNames:
         values = sorted(set(present))
         if label_info is None:
             named = dict(zip(values, self._numbered(values), strict=True))
-            submitted = self._fillers(values)
+            submitted = [*self._fillers(values), *named.values()]
         else:
             label_info = self._by_present_names(label_info)
             named = {v: name for v, name in names_by_value(values, label_info).items() if name not in NOT_STRUCTURES}
@@ -217,13 +227,14 @@ class LabelNames:
             if unknown:
                 raise InputError(f"unknown labels {unknown}; this server's labels are {known}")
             new = []
-        if len(known) + len(new) > max(MAX_LABELS, len(known)):
-            raise InputError(f"{len(known) + len(new)} labels would be too many, at most {MAX_LABELS} are allowed")
-        indices = {name: index for index, name in enumerate(known + new, start=1)}
+        names = extended(known, new)
+        if len(names) > max(MAX_LABELS, len(known)):
+            raise InputError(f"{len(names)} labels would be too many, at most {MAX_LABELS} are allowed")
+        indices = {name: index for index, name in enumerate(names, start=1)}
         mapped = {value: indices[name] for value, name in named.items()}
         if self.fixed:
             return mapped, self.configured_up_to(mapped.values())
-        return mapped, [*known, *new][len(self._stored or ()) :]
+        return mapped, names[len(self._stored or ()) :]
 
     def configured_up_to(self, indices: Iterable[int]) -> list[str]:
         """Names to `register` when labels with these indices come into use; none if all of them were before."""
@@ -301,15 +312,13 @@ class LabelNames:
         ]
 
     def _numbered(self, values: Sequence[int]) -> list[str]:
-        known = self.names
-        return [known[value - 1] if value <= len(known) else f"label_{value}" for value in values]
+        known = {index: name for index, name in self.by_index.items() if name != _NO_LABEL}
+        return [known.get(value, f"label_{value}") for value in values]
 
-    def _fillers(self, values: Sequence[int]) -> list[str]:
-        """Names for values beyond the table, with those of the gaps so that each value stays its own index."""
-        known, top = len(self.names), max(values, default=0)
-        if top <= _NUMBERED_UP_TO:
-            values = range(known + 1, top + 1)
-        return [f"label_{value}" for value in values if value > known]
+    def _fillers(self, values: Iterable[int]) -> list[str]:
+        """Names for the gaps below small values, which stay their own indices; for others they would be too many."""
+        top = max((value for value in values if value < BACKGROUND_SCRIBBLE), default=0)
+        return [f"label_{value}" for value in range(len(self.names) + 1, top + 1)]
 
 
 @lru_cache(maxsize=8)

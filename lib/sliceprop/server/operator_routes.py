@@ -20,7 +20,7 @@ from sliceprop.server.health import Counters, problem
 from sliceprop.server.limits import Queue, Slot
 from sliceprop.server.web import Admin, Annotator, Reader, running_app
 
-router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
+router = APIRouter()
 
 MAX_LOG_LINES = 10_000
 

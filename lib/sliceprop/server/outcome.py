@@ -21,8 +21,8 @@ def current_labels(workspace: Workspace, case: Case) -> LabelArray:
     Raises:
         InputError: or a subclass, for a scan or annotation that cannot be used.
     """
-    result = case.record.result("labels") if case.record else None
     shape, annotation = workspace.scan(case).array.shape, workspace.annotation(case)
+    result = case.record.result("labels") if case.record else None  # after the scan: it may be another one now
     labels = np.zeros(shape, np.int32) if result is None or result.shape != shape else result
     return labels if annotation is None else lay_over(labels, annotation)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request, UploadFile
 from fastapi.responses import FileResponse, Response
-from monailabel.config import settings
 from monailabel.endpoints import ohif
 
 import sliceprop
@@ -17,13 +16,14 @@ from sliceprop.server.archive import ArchivedStudies
 from sliceprop.server.audit import sender
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.label_edits import edit_labels, parse_edits
+from sliceprop.server.limits import UploadSlot
 from sliceprop.server.outcome import finalise, undo
 from sliceprop.server.panel import study_state, voxels
 from sliceprop.server.requests import label_options, parse_params
-from sliceprop.server.web import Annotator, Params, Reader, running_app, saved
+from sliceprop.server.web import Annotator, Params, Reader, from_disk, running_app, saved
 from sliceprop.versions import SCRIBBLES
 
-router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
+router = APIRouter()
 
 STOCK_CONFIG = Path(ohif.__file__).parent / "static" / "ohif" / "app-config.js"
 PANEL = Path(sliceprop.__file__).parent / "ohif"
@@ -75,7 +75,7 @@ def get_voxels(request: Request, image: str, user: Reader, kind: str = "labels")
     headers |= {"Cache-Control": "no-store", "Vary": "Accept-Encoding"}
     if _GZIP.search(request.headers.get("Accept-Encoding", "")):
         content, headers = gzip.compress(content, compresslevel=1), {**headers, "Content-Encoding": "gzip"}
-    return Response(content, media_type="application/octet-stream", headers=headers)
+    return from_disk([content], headers, "application/octet-stream")
 
 
 @router.put("/labelprop/labels")
@@ -88,7 +88,9 @@ def put_labels(body: dict[str, Any], user: Annotator) -> dict[str, Any]:
 
 
 @router.put("/labelprop/scribbles")
-def put_scribbles(image: str, label: UploadFile, user: Annotator, params: Params = "{}") -> dict[str, Any]:
+def put_scribbles(
+    image: str, label: UploadFile, user: Annotator, params: Params = "{}", *, slot: UploadSlot
+) -> dict[str, Any]:
     """Store marks in any plane, 255 for background; marks that were there before go, with an empty volume all."""
     options = label_options(parse_params(params))
     with saved(label) as file:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +32,11 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Sent:
-    """The last result that a client got for a study; without any label, if the client shows the scan alone.
+    """A result that a client got for a study; without any label, if the client shows the scan alone.
 
     Attributes:
         labels: `(i, j, k)` label indices as the client has them now.
-        drawn: the hand-made ones among them, on the same grid.
+        drawn: the hand-made ones, on the same grid; the client may have been shown only one label of them, or none.
         slice_axis: axis of the image file that counts slices.
         annotated_slices: the slices that were hand-made.
     """
@@ -61,12 +62,13 @@ def hand_made(
     If the file is our own result come back (`is_our_result`), hand-made are the slices that differ from it, those that
     were hand-made already, and those the client lists. Any other file is the user's own: the listed slices are
     hand-made, without a list every slice that holds a label. Slices that were annotated before the client was given the
-    scan alone (`given_bare`) stay where the file holds nothing.
+    scan alone (`given_bare`) stay where the file holds nothing, and so does what was drawn beside the one label of a
+    tool's answer.
 
     Args:
         labels: `(i, j, k)` label indices as submitted.
         slice_axis: axis that counts slices.
-        sent: the last result that a client got.
+        sent: the result that the client got, see `answered`.
         known: the annotation in force.
         listed: slices that the client calls annotated, or None.
         reviewed: slices that the client approves as they are.
@@ -85,6 +87,7 @@ def hand_made(
         slices = marked_slices(labels != sent.labels, slice_axis) | set(sent.annotated_slices) | set(listed or ())
         if known is not None and known.slice_axis == slice_axis:
             slices |= set(known.annotated_slices) - marked_slices(labels != known.labels, slice_axis)
+        labels = _with_unshown(labels, sent)
     slices |= set(reviewed)
     return Annotation(only_slices(labels, slice_axis, slices), slice_axis, tuple(sorted(slices)), partial)
 
@@ -92,7 +95,52 @@ def hand_made(
 def given_bare(annotation: Annotation) -> Sent:
     """What a client has that is given a study without its annotation, as 3D Slicer is by *Next Sample*."""
     nothing = np.zeros_like(annotation.labels)
-    return Sent(nothing, nothing, annotation.slice_axis, annotation.annotated_slices)
+    return Sent(nothing, annotation.labels, annotation.slice_axis, annotation.annotated_slices)
+
+
+def as_shown(known: Annotation, labels: LabelArray, sent: Sent | None) -> Annotation:
+    """The annotation in force as a client has it, which may have corrected it; what it was never shown stays as drawn.
+
+    Args:
+        known: the annotation in force.
+        labels: `(i, j, k)` label indices that the client shows.
+        sent: the result that the client got; if it shows another one, it was not shown the slices that it shows empty.
+    """
+    axis, slices = known.slice_axis, set(known.annotated_slices)
+    if sent is not None and is_our_result(labels, sent.slice_axis, sent):
+        labels = _with_unshown(labels, sent)
+    else:
+        labels = labels + only_slices(known.labels, axis, slices - marked_slices(labels != 0, axis))
+    if not known.partial:
+        return replace(known, labels=only_slices(labels, axis, slices))
+    kept = np.zeros_like(labels)
+    for value in np.unique(known.labels[known.labels > 0]):
+        kept += only_slices(labels * (labels == value), axis, marked_slices(known.labels == value, axis))
+    return replace(known, labels=kept)
+
+
+def beneath(labels: LabelArray, hidden: NDArray[np.bool_], sent: Sent | None, known: Annotation | None) -> LabelArray:
+    """`labels` with what a client has under the scribbles in its file: what it was given, or what is annotated.
+
+    Args:
+        labels: `(i, j, k)` label indices in the file.
+        hidden: the scribbled voxels, `(i, j, k)`.
+        sent: the result that the client got.
+        known: the annotation in force.
+    """
+    if sent is not None and is_our_result(labels, sent.slice_axis, sent):
+        return np.where(hidden, sent.labels, labels)
+    if known is None or known.labels.shape != labels.shape:
+        return labels
+    axis = known.slice_axis
+    return np.where(hidden, only_slices(known.labels, axis, marked_slices(labels != 0, axis)), labels)
+
+
+def _with_unshown(labels: LabelArray, sent: Sent) -> LabelArray:
+    """`labels` with what was drawn on annotated slices wherever the client has just what it was given."""
+    axis, slices = sent.slice_axis, set(sent.annotated_slices)
+    drawn = np.where(labels == sent.labels, sent.drawn, labels)
+    return labels + only_slices(drawn - labels, axis, slices)
 
 
 def _unseen(sent: Sent | None, known: Annotation, slice_axis: int) -> set[int]:
@@ -100,6 +148,28 @@ def _unseen(sent: Sent | None, known: Annotation, slice_axis: int) -> set[int]:
     if sent is None or known.partial or sent.labels.any() or {sent.slice_axis, known.slice_axis} != {slice_axis}:
         return set()
     return set(sent.annotated_slices) & set(known.annotated_slices)
+
+
+def answered(labels: LabelArray, given: Iterable[Sent]) -> Sent | None:
+    """The result that labels come back from: of those that they may be, the one that they differ from on fewest slices.
+
+    Args:
+        labels: `(i, j, k)` label indices as a client has them.
+        given: the last results that clients of the study got, the newest first.
+
+    Returns:
+        the newest one if they are none of them; None without any.
+    """
+    newest, closest, fewest = None, None, 0
+    for sent in given:
+        newest = newest or sent
+        if is_our_result(labels, sent.slice_axis, sent):
+            differing = len(marked_slices(labels != sent.labels, sent.slice_axis))
+            if closest is None or differing < fewest:
+                closest, fewest = sent, differing
+        if closest is not None and not fewest:
+            break
+    return closest or newest
 
 
 def is_our_result(labels: LabelArray, slice_axis: int, sent: Sent | None) -> bool:
@@ -110,7 +180,7 @@ def is_our_result(labels: LabelArray, slice_axis: int, sent: Sent | None) -> boo
     """
     if sent is None or sent.slice_axis != slice_axis or sent.labels.shape != labels.shape:
         return False
-    filled = marked_slices(sent.labels != sent.drawn, slice_axis)
+    filled = marked_slices((sent.labels != sent.drawn) & (sent.labels != 0), slice_axis)
     unchanged = filled - marked_slices(labels != sent.labels, slice_axis)
     still_filled = filled & marked_slices(labels != 0, slice_axis)
     return bool(unchanged) and 2 * len(still_filled) > len(filled)

@@ -15,12 +15,15 @@ from monailabel.config import settings
 from sliceprop.errors import InputError
 from sliceprop.server.archive import ArchivedStudies
 from sliceprop.server.errors import ForbiddenError, NotFoundError
-from sliceprop.server.web import Reader, running_app
+from sliceprop.server.web import Reader, from_disk, running_app
 
-router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
+router = APIRouter()
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._,-]+")
 """Words, UIDs and lists of frames: nothing that the archive, or a proxy before it, could take for another place."""
+
+_RESOURCES = ("studies", "series", "instances")
+"""With which a path of DICOMweb begins; what else an archive may have there is not for viewers."""
 
 _PASSED_ON = ("Content-Type", "Content-Encoding", "Content-Range", "Warning")
 
@@ -34,9 +37,8 @@ def read_archive(request: Request, path: str, user: Reader) -> Response:
     if not all(_SEGMENT.fullmatch(part) and part.strip(".") for part in path.split("/")):
         raise InputError(f"{path!r} is no path of DICOMweb")
     encodings = request.headers.get("Accept-Encoding", "identity")
-    status, headers, content = store.read(archive_path(path), request.url.query, encodings)
-    known = {key: headers[key] for key in _PASSED_ON if key in headers}
-    return Response(content, status_code=status, headers=known)
+    status, headers, parts = store.read(archive_path(path), request.url.query, encodings)
+    return from_disk(parts, {key: headers[key] for key in _PASSED_ON if key in headers}, status_code=status)
 
 
 @router.post("/proxy/dicom/{path:path}", include_in_schema=False)
@@ -46,13 +48,18 @@ def write_archive(path: str, user: Reader) -> Response:
 
 
 def archive_path(path: str) -> str:
-    """The archive's path for one of OHIF's, with the prefix that the operator set for this kind of request."""
+    """The archive's path for one of OHIF's, with the prefix that the operator set for this kind of request.
+
+    Raises:
+        InputError: if it asks for anything but studies, series and instances.
+    """
     kind, _, rest = path.partition("/")
     prefixes = {
         "qido": settings.MONAI_LABEL_WADO_PREFIX if rest.endswith("/metadata") else settings.MONAI_LABEL_QIDO_PREFIX,
         "wado": settings.MONAI_LABEL_WADO_PREFIX,
         "stow": settings.MONAI_LABEL_STOW_PREFIX,
     }
-    if kind not in prefixes:
-        return path
-    return "/".join(filter(None, [prefixes[kind], rest]))
+    prefix, rest = (prefixes[kind], rest) if kind in prefixes else ("", path)
+    if rest.partition("/")[0] not in _RESOURCES:
+        raise InputError(f"{path!r} asks for no {', '.join(_RESOURCES)}")
+    return "/".join(filter(None, [prefix, rest]))

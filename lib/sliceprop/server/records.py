@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,10 @@ Estimate = dict[str, Any]
 """`expected_dice`, `stop`, the `target` it goes by, and the versions of the `labels` it was made from."""
 
 KINDS = ("labels", "from_lower", "from_upper", "uncertainty", "drawn")
+SENT = ("sent", "sent_2", "sent_3", "sent_4")
+"""The last results that clients got, the newest first: as many clients can work on one study before one is taken for
+another; an earlier release had the first file only."""
+
 BEFORE = "result_before"
 """The last propagation, and the one before it; more would fill the disk with large scans."""
 
@@ -67,18 +73,19 @@ class StudyRecord:
             source=np.array(annotation.source),
         )
 
-    def sent(self) -> Sent | None:
-        """The last result that a client got."""
-        data = self._load("sent")
-        if data is None:
-            return None
-        labels, drawn = data["labels"].astype(np.int32), data["drawn"].astype(np.int32)
-        return Sent(labels, drawn, int(data["slice_axis"]), _integers(data["annotated_slices"]))
+    def sent(self) -> Iterator[Sent]:
+        """The last results that clients got, the newest first; read one by one, since they are large."""
+        for data in filter(None, map(self._load, SENT)):
+            labels, drawn = data["labels"].astype(np.int32), data["drawn"].astype(np.int32)
+            yield Sent(labels, drawn, int(data["slice_axis"]), _integers(data["annotated_slices"]))
 
     def save_sent(self, sent: Sent) -> None:
-        """Remember what a client was given."""
+        """Remember what a client was given, in place of the oldest that is remembered."""
+        for newer, older in reversed(list(pairwise(SENT))):
+            with suppress(OSError):  # then one less is remembered
+                self._file(newer).replace(self._file(older))
         self._save(
-            "sent",
+            SENT[0],
             labels=io.compact_labels(sent.labels),
             drawn=io.compact_labels(sent.drawn),
             slice_axis=np.array(sent.slice_axis),
@@ -142,25 +149,25 @@ class StudyRecord:
         else:
             self._file(RESULT).unlink()
 
-    def notice_scan(self, sha256: str) -> None:
-        """Forget all propagations if they are of another scan of this name; what was drawn stays.
+    def notice_scan(self, scan: Mapping[str, Any]) -> None:
+        """Forget all propagations if they are of another scan of this name; what was drawn stays, in its versions.
 
         Args:
-            sha256: of the voxels of the scan.
+            scan: what tells it from others, as plain values.
         """
-        file, now = self.folder / "scan.json", {"voxels": sha256}
+        file = self.folder / "scan.json"
         known = read_table(file)
-        if known == now:
+        if known == scan:
             return
         with suppress(FileError, OSError):  # a folder that cannot be written is still read
             if known is not None:
                 logger.warning("the scan of a study is another one now; its results are forgotten")
                 self.forget_results()
-            write_table(file, now)
+            write_table(file, dict(scan))
 
     def forget_results(self) -> None:
         """Forget all propagations, and what clients were given: they were of another scan of this name."""
-        for name in (RESULT, BEFORE, "sent"):
+        for name in (RESULT, BEFORE, *SENT, "annotation"):
             self._file(name).unlink(missing_ok=True)
 
     def _is_first(self) -> bool:
@@ -177,7 +184,7 @@ class StudyRecord:
 
     def holds(self, index: int) -> bool:
         """Whether a voxel has this label index in anything that is remembered."""
-        loaded = (self._load(name, "labels") for name in ("annotation", "sent", RESULT, BEFORE))
+        loaded = (self._load(name, "labels") for name in ("annotation", *SENT, RESULT, BEFORE))
         return any(data is not None and (data["labels"] == index).any() for data in loaded)
 
     def _file(self, name: str) -> Path:

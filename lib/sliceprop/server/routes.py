@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, BackgroundTasks, HTTPException, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, Response
-from monailabel.config import settings
 from monailabel.endpoints import activelearning, batch_infer, infer, scoring, session, train
 from monailabel.endpoints.user.auth import User, get_current_user
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
@@ -26,18 +25,19 @@ from starlette.middleware.cors import CORSMiddleware
 
 from sliceprop import io
 from sliceprop.checkpoint import load_checkpoint
-from sliceprop.errors import CheckpointError, InputError
+from sliceprop.errors import CheckpointError, InputError, TooLargeError
 from sliceprop.server import export_routes, operator_routes, panel_routes, proxy, version_routes
 from sliceprop.server.access import Access, current_user
-from sliceprop.server.app import MASK, NAME, LabelPropApp, result_tag
+from sliceprop.server.app import NAME, LabelPropApp, result_tag
 from sliceprop.server.audit import Auditor, note, sender
 from sliceprop.server.batch import INFO as BATCH
 from sliceprop.server.checkpoints import SUFFIX
+from sliceprop.server.datastore import MASK
 from sliceprop.server.errors import BusyError, NotFoundError, install_error_handlers
 from sliceprop.server.guard import NameGuard, check_unlike, new_name
 from sliceprop.server.health import Counters
 from sliceprop.server.learning import OPEN
-from sliceprop.server.limits import LimitGuard, Queue, Slot
+from sliceprop.server.limits import LimitGuard, Queue, Slot, UploadSlot, turn, upload_queue
 from sliceprop.server.records import KINDS
 from sliceprop.server.requests import LabelOptions, first_choices, label_options, parse_params, whole_number
 from sliceprop.server.results import write_result
@@ -45,12 +45,14 @@ from sliceprop.server.strategy import NO_STUDY
 from sliceprop.server.trainer import PropagateTrainer
 from sliceprop.server.training_queue import LOOK_S
 from sliceprop.server.web import (
+    CHUNK,
     Admin,
     Annotator,
     Params,
     Reader,
     check_known,
     check_upload,
+    from_disk,
     image_id,
     running_app,
     saved,
@@ -58,9 +60,12 @@ from sliceprop.server.web import (
 from sliceprop.versions import FINAL
 from sliceprop.volume import check_image
 
-router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
+router = APIRouter()
 
 MAX_TRAININGS, SCORING = 8, "quality"
+
+MAX_INFO_BYTES = 1 << 16
+"""Of what clients keep beside one image or label, as it is written; every change of any of them writes it anew."""
 
 _RESERVED = frozenset({"model", "image", "image_id", "session", "label", "description"})
 """Entries of an infer request that MONAI Label would let a client's `params` replace, paths of files among them."""
@@ -85,7 +90,7 @@ def install(app: LabelPropApp) -> None:
     api.router.routes[:0] = [*router.routes, *(route for part in parts for route in part.router.routes)]
     install_error_handlers(api, app.workspace.folder.parent)
     api.dependency_overrides[get_current_user] = current_user
-    api.state.queue, api.state.counters = Queue(app.limits), Counters()
+    api.state.queue, api.state.uploads, api.state.counters = Queue(app.limits), upload_queue(app.limits), Counters()
     api.user_middleware[:] = [
         Middleware(Auditor, log=lambda: app.audit, counters=api.state.counters),
         *_cross_origin(app.policy.origins),
@@ -134,7 +139,11 @@ def run_inference(
     options["image_id"] = "" if session_id or file else image
     with saved(label) as label_file:
         options["label"] = str(label_file) if label_file else None
-        return infer.run_inference(background_tasks, model, image, session_id, json.dumps(options), file, None, output)
+        text = json.dumps(options)
+        answer = infer.run_inference(background_tasks, model, image, session_id, text, file, None, output)
+    if isinstance(answer, Response) and not isinstance(answer, FileResponse):
+        return from_disk([answer.body], {}, answer.media_type)
+    return answer
 
 
 @router.post("/infer/wsi/{model}", include_in_schema=False)
@@ -146,7 +155,7 @@ def run_wsi_inference(model: str, user: Reader) -> Any:
 
 @router.put("/datastore/label")
 def save_label(
-    image: str, label: UploadFile, user: Annotator, params: Params = "{}", tag: str = FINAL
+    image: str, label: UploadFile, user: Annotator, params: Params = "{}", tag: str = FINAL, *, slot: UploadSlot
 ) -> dict[str, Any]:
     """Store a label file; what was there before stays if anything is wrong with the new one."""
     if tag.casefold().endswith(MASK):
@@ -161,9 +170,11 @@ def save_label(
 
 @router.put("/datastore/image")
 @router.put("/datastore/", include_in_schema=False)
-def save_image(file: UploadFile, user: Annotator, image: str | None = None, params: Params = "{}") -> dict[str, str]:
+def save_image(
+    file: UploadFile, user: Annotator, image: str | None = None, params: Params = "{}", *, slot: UploadSlot
+) -> dict[str, str]:
     """Add an image after checking that it can be worked on; another one never takes the place of one that is there."""
-    info, workspace = _clients_info(params, user), running_app().workspace
+    info, workspace = _clients_info(params, user, {}), running_app().workspace
     check_upload(file)
     image = image or image_id(file.filename)
     note(image)
@@ -181,13 +192,15 @@ def save_image(file: UploadFile, user: Annotator, image: str | None = None, para
 @router.put("/datastore/image/info")
 def update_image_info(image: str, user: Annotator, info: Params = "{}") -> None:
     """Add to what is known of an image."""
-    running_app().datastore().update_image_info(image, _clients_info(info, user))
+    store = running_app().datastore()
+    store.update_image_info(image, _clients_info(info, user, store.get_image_info(image)))
 
 
 @router.put("/datastore/label/info")
 def update_label_info(label: str, tag: str, user: Annotator, info: Params = "{}") -> None:
     """Add to what is known of a label."""
-    running_app().datastore().update_label_info(label, tag, _clients_info(info, user))
+    store = running_app().datastore()
+    store.update_label_info(label, tag, _clients_info(info, user, store.get_label_info(label, tag)))
 
 
 @router.put("/datastore/updatelabelinfo", include_in_schema=False)
@@ -196,15 +209,24 @@ def update_label_info_by_params(label: str, tag: str, user: Annotator, params: P
     update_label_info(label, tag, user, params)
 
 
-def _clients_info(text: str, user: User) -> dict[str, Any]:
+def _clients_info(text: str, user: User, known: Mapping[str, Any]) -> dict[str, Any]:
     """What a client wants to be kept beside an image or a label.
+
+    Args:
+        text: JSON.
+        user: who sends it.
+        known: what is kept there already.
 
     Raises:
         InputError: for no JSON object, or entries that are the server's own.
+        TooLargeError: if clients' entries there became too long.
     """
     info = parse_params(text)
     if taken := sorted(_SERVERS_INFO & info.keys()):
         raise InputError(f"info must not hold {taken}, which the server keeps itself")
+    kept = {key: value for key, value in {**known, **info}.items() if key not in _SERVERS_INFO}
+    if len(json.dumps(kept, indent=2, default=str)) > MAX_INFO_BYTES:
+        raise TooLargeError(f"info may have {MAX_INFO_BYTES} bytes in all; keep what is longer elsewhere")
     return {**info, "user": user.username}
 
 
@@ -215,10 +237,12 @@ def create_session(
     user: Reader,
     uncompress: bool = False,
     expiry: int = 0,
+    *,
+    slot: UploadSlot,
 ) -> Any:
     """Take the image of a session; no archives, whose members could be written anywhere."""
-    for file in files:
-        check_upload(file)
+    if "" in [check_upload(file) for file in files]:
+        raise InputError("each file needs a name")
     if uncompress:
         raise InputError("archives are not accepted; send the image, or the files of one DICOM series")
     return session.create_session(background_tasks, False, expiry, files)
@@ -365,10 +389,11 @@ def get_result(background_tasks: BackgroundTasks, image: str, user: Reader, kind
         raise NotFoundError(f"unknown kind {kind!r}, choose from {', '.join(KINDS)}")
     workspace = running_app().workspace
     case = workspace.case(image)
+    scan = workspace.scan(case)
     array = case.record.result(kind) if case.record else None
     if array is None:
         raise NotFoundError(f"there is no result for {image!r} yet; run POST /infer/{NAME}?image={image}")
-    file = write_result(array, workspace.scan(case), {})
+    file = write_result(array, scan, {})
     background_tasks.add_task(file.unlink)
     return FileResponse(file, filename=f"{image}_{kind}.nii.gz", media_type="application/gzip")
 
@@ -389,19 +414,33 @@ def get_checkpoint(checkpoint_id: str, user: Reader) -> Response:
 @router.put("/labelprop/checkpoints/{checkpoint_id}")
 async def put_checkpoint(checkpoint_id: str, request: Request, user: Annotator) -> dict[str, Any]:
     """Store a checkpoint: safetensors as the body, or as `file` of a form."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"upload{SUFFIX}"
+        with file.open("wb") as target:
+            async for chunk in _checkpoint_chunks(request):
+                target.write(chunk)
+        async with turn(request.app.state.uploads, request):
+            return await run_in_threadpool(_store_checkpoint, checkpoint_id, file)
+
+
+async def _checkpoint_chunks(request: Request) -> AsyncIterator[bytes]:
+    """The bytes of a checkpoint as they arrive: all at once may be many."""
+    if not request.headers.get("Content-Type", "").startswith("multipart/form-data"):
+        async for chunk in request.stream():
+            yield chunk
+        return
     part = (await request.form()).get("file")
-    content = await part.read() if isinstance(part, Upload) else await request.body()
-    return await run_in_threadpool(_store_checkpoint, checkpoint_id, content)
+    if not isinstance(part, Upload):
+        raise InputError("the form has no file; send the checkpoint as its part `file`, or as the body")
+    while chunk := await part.read(CHUNK):
+        yield chunk
 
 
-def _store_checkpoint(checkpoint_id: str, content: bytes) -> dict[str, Any]:
+def _store_checkpoint(checkpoint_id: str, file: Path) -> dict[str, Any]:
     workspace = running_app().workspace
     if checkpoint_id not in workspace.store.list_images():
         new_name(checkpoint_id, "checkpoint id")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{checkpoint_id}{SUFFIX}"
-        file.write_bytes(content)
-        model = load_checkpoint(file)
+    model = load_checkpoint(file)
     if model.study_hash is not None and checkpoint_id in workspace.store.list_images():
         study = workspace.open(workspace.case(checkpoint_id), LabelOptions()).study
         if model.study_hash != study.study_hash:

@@ -21,12 +21,19 @@ class Shown(NamedTuple):
     Attributes:
         newest: the version that counts; None before the first one.
         foreign: a label file that is no version yet.
+        damaged: a label file that nobody wrote since it showed a version, and that holds something else now.
         behind: whether the label file is that of an older version, after a crash or a restore.
     """
 
     newest: Version | None
     foreign: Path | None = None
+    damaged: Path | None = None
     behind: bool = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether clients see the version that counts."""
+        return self.foreign is None and self.damaged is None and not self.behind
 
     @property
     def name(self) -> str:
@@ -38,16 +45,23 @@ class Shown(NamedTuple):
 
 def look(store: Studies, image_id: str, versions: Versions, tag: str) -> Shown:
     """Compare the label file of a tag with the versions; changes nothing."""
-    newest, file = versions.newest(tag), store.label_file(image_id, tag)
+    file = store.label_file(image_id, tag)
+    found = "" if file is None else known_digest(file)
+    newest = versions.newest(tag)  # after the file: what another process shows is a version before it is shown
     if file is None:
         return Shown(newest, behind=newest is not None and newest.labels_file is not None)
-    found = known_digest(file)
-    if newest is not None and found == newest.digest:
+    if newest is None:
+        return Shown(None, foreign=file)
+    if found == newest.digest:
         return Shown(newest)
-    if newest is not None and file.stat().st_mtime <= datetime.fromisoformat(newest.time).timestamp():
+    noted, changed = store.get_label_info(image_id, tag), file.stat()
+    ours = noted.get("sha256") == found  # whatever the clock or a copy made of the file's time
+    if ours or changed.st_mtime <= datetime.fromisoformat(newest.time).timestamp():
         older = (version.digest for version in versions.newest_first(tag) if version.number < newest.number)
         if found in older:
             return Shown(newest, behind=True)
+    if not ours and "sha256" in noted and noted.get("mtime_ns") == changed.st_mtime_ns:
+        return Shown(newest, damaged=file)
     return Shown(newest, foreign=file)
 
 
@@ -61,6 +75,15 @@ def publish(store: Studies, image_id: str, version: Version) -> None:
             store.save_label(image_id, str(version.labels_file), entry.tag, _info(version))
     except (SlicePropError, OSError):
         logger.exception("version %d of %s is kept, but MONAI Label does not show it yet", version.number, image_id)
+
+
+def note_found(store: Studies, image_id: str, version: Version, mtime_ns: int) -> None:
+    """Remember that a label file is a version though somebody else put it there; without that it is still found."""
+    try:
+        known = {"version": version.number, "sha256": version.digest, "mtime_ns": mtime_ns}
+        store.note_label(image_id, version.entry.tag, known)
+    except (SlicePropError, OSError):
+        logger.exception("it is not noted that a label file of %s is version %d", image_id, version.number)
 
 
 def _info(version: Version) -> dict[str, object]:

@@ -9,18 +9,27 @@ from typing import Any
 
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from numpy.typing import NDArray
 
 from sliceprop import io
 from sliceprop.config import BACKGROUND_SCRIBBLE
 from sliceprop.errors import InputError
 from sliceprop.labels import LabelArray, present_values, sparse_labels
 from sliceprop.server.file_names import named_by_file, segments_in
-from sliceprop.server.infer import PropagateTask, Reply
+from sliceprop.server.infer import SHOWN, PropagateTask, Reply
 from sliceprop.server.label_files import read_labels, replace_values
 from sliceprop.server.names import BACKGROUND as BACKGROUND_NAME
 from sliceprop.server.names import BACKGROUND_SCRIBBLES, FOREGROUND_SCRIBBLES, names_by_value
-from sliceprop.server.provenance import Annotation, Sent, drawn_by_hand, lay_over, marked_slices
-from sliceprop.server.requests import LabelOptions, Options, first_choices, label_options, number
+from sliceprop.server.provenance import (
+    Annotation,
+    Sent,
+    as_shown,
+    beneath,
+    drawn_by_hand,
+    lay_over,
+    marked_slices,
+)
+from sliceprop.server.requests import LabelOptions, Options, first_choices, flag, label_options, number
 from sliceprop.server.results import write_result
 from sliceprop.server.workspace import Case, Workspace
 from sliceprop.tools.boundary_points import PointsConfig, boundary_points, points_of_marks
@@ -40,7 +49,8 @@ class Scene:
     Attributes:
         scan: the image.
         marks: `(i, j, k)` label indices that the user marked, `BACKGROUND`, 0 elsewhere.
-        annotation: the annotation in force, None without any or with labels that came with the request.
+        scribbles: those of the marks that are scribbles, which a result keeps; `(i, j, k)`, 0 elsewhere.
+        annotation: the annotation in force, None without any; with labels that came with the request as those have it.
         before: `(i, j, k)` label indices that the client shows, as far as the request tells.
         selected: index of the label that the client works on, None if it does not say.
         index: of a label by its name; a new name gets the next one.
@@ -48,10 +58,20 @@ class Scene:
 
     scan: io.Image
     marks: LabelArray
+    scribbles: LabelArray
     annotation: Annotation | None
     before: LabelArray
     selected: int | None
     index: Callable[[str], int]
+
+    def with_drawn(self, labels: LabelArray) -> tuple[LabelArray, NDArray[np.bool_]]:
+        """A tool's labels under what was drawn, and which voxels that decides; slices before scribbles on them."""
+        marked = np.maximum(self.scribbles, 0)
+        labels = np.where(self.scribbles != 0, marked, labels).astype(np.int32)
+        if self.annotation is not None:
+            labels = lay_over(labels, self.annotation)
+        drawn: NDArray[np.bool_] = (self.scribbles != 0) & (labels == marked)
+        return labels, drawn if self.annotation is None else drawn | drawn_by_hand(self.annotation)
 
     @property
     def seeds(self) -> LabelArray:
@@ -104,7 +124,8 @@ class ToolTask(PropagateTask):
         """Answer one request of `LabelPropApp.infer`; see `PropagateTask`.
 
         With `selected_label_name` the result is that label only, as 0 and 1, which is what 3D Slicer's Scribbles tab
-        wants; else all labels of the tool by their indices. Slices that are annotated stay as they are.
+        wants; else all labels of the tool by their indices. Slices that are annotated stay as they are, on these as
+        the client has corrected them since, and so do scribbles elsewhere.
 
         Raises:
             InputError: or a subclass, for anything that cannot be used.
@@ -113,9 +134,7 @@ class ToolTask(PropagateTask):
         case, upload = self._case(options), options.get("label")
         with self._workspace.lock(case):
             scene = self._scene(case, label_options(options), Path(upload) if upload else None, options)
-        labels = self._model.run(scene, options)
-        if scene.annotation is not None:
-            labels = lay_over(labels, scene.annotation)
+        labels, drawn = scene.with_drawn(self._model.run(scene, options))
         if scene.selected is None:
             in_client, shown, names = labels, labels, self._workspace.names.indices
         else:
@@ -125,20 +144,10 @@ class ToolTask(PropagateTask):
             names = {str(options["selected_label_name"]): 1}
         file = write_result(shown, scene.scan, options)
         with self._workspace.lock(case):
-            self._remember_draft(case, scene, in_client)
-        drawn = np.zeros(labels.shape, bool) if scene.annotation is None else drawn_by_hand(scene.annotation)
+            self._workspace.remember(case)
+            if case.record is not None and flag(options, SHOWN, True):
+                case.record.save_sent(_draft(scene, in_client))
         return Reply(str(file), {"label_names": names, "tool": self._name, "draft": True}, drawn)
-
-    def _remember_draft(self, case: Case, scene: Scene, in_client: LabelArray) -> None:
-        self._workspace.remember(case)
-        if case.record is None:
-            return
-        if scene.annotation is None:
-            axis, drawn, slices = _slice_axis(scene.scan), np.zeros_like(in_client), tuple[int, ...]()
-        else:
-            annotation = scene.annotation
-            axis, drawn, slices = annotation.slice_axis, annotation.labels, annotation.annotated_slices
-        case.record.save_sent(Sent(in_client, drawn, axis, slices))
 
     def _scene(self, case: Case, described: LabelOptions, upload: Path | None, options: Options) -> Scene:
         scan = self._workspace.scan(case)
@@ -147,18 +156,33 @@ class ToolTask(PropagateTask):
         selected = None if name is None else self._index(str(name))
         if upload is not None:
             described = named_by_file(described, segments_in(upload))
-            drawn, before = self._uploaded(read_labels(upload, scan), described, selected)
-            return Scene(scan, drawn, None, before, selected, self._index)
-        marks = self._workspace.scribbles(case) if case.image_id else None
-        stored = np.zeros(scan.array.shape, np.int32) if marks is None else marks
+            marks, scribbles, before = self._uploaded(read_labels(upload, scan), described, selected)
+            annotation, before = self._as_shown(case, before, scribbles != 0, selected)
+            return Scene(scan, marks, scribbles, annotation, before, selected, self._index)
+        stored = self._workspace.scribbles(case) if case.image_id else None
+        marks = np.zeros(scan.array.shape, np.int32) if stored is None else _signed(stored, BACKGROUND_SCRIBBLE)
         annotation = self._workspace.annotation(case)
-        before = np.zeros_like(stored) if annotation is None else annotation.labels
-        return Scene(scan, _signed(stored, BACKGROUND_SCRIBBLE), annotation, before, selected, self._index)
+        before = np.zeros_like(marks) if annotation is None else annotation.labels
+        return Scene(scan, marks, marks, annotation, before, selected, self._index)
+
+    def _as_shown(
+        self, case: Case, before: LabelArray, hidden: NDArray[np.bool_], selected: int | None
+    ) -> tuple[Annotation | None, LabelArray]:
+        """The annotation as a client has it that sent `before`, and that with what lies under its scribbles.
+
+        Without a selected label the file may hold marks alone, and where it holds none says nothing.
+        """
+        known, sent = self._workspace.annotation(case), self._workspace.answered(case, before)
+        before = beneath(before, hidden, sent, known)
+        if known is None:
+            return None, before
+        told = before if selected is not None else np.where(before != 0, before, known.labels)
+        return as_shown(known, told, sent), before
 
     def _uploaded(
         self, values: LabelArray, described: LabelOptions, selected: int | None
-    ) -> tuple[LabelArray, LabelArray]:
-        """Marks, and the labels that the client shows.
+    ) -> tuple[LabelArray, LabelArray, LabelArray]:
+        """Marks, the scribbles among them, and the labels that the client shows.
 
         Where 3D Slicer's scribbles are in the file, they mark the selected label, and what it has otherwise is an
         earlier result; segments of other labels are theirs.
@@ -167,8 +191,10 @@ class ToolTask(PropagateTask):
         if described.label_info is None:
             present -= {described.background_scribble}
         before = replace_values(values, self._indices(present, described.label_info))
+        scribbles = np.zeros_like(before)
         if described.label_info is None:
-            return np.where(values == described.background_scribble, BACKGROUND, before).astype(np.int32), before
+            scribbles[values == described.background_scribble] = BACKGROUND
+            return np.where(scribbles != 0, scribbles, before), scribbles, before
         names = names_by_value(present, described.label_info)
         behind = [value for value, name in names.items() if name in (BACKGROUND_NAME, BACKGROUND_SCRIBBLES)]
         drawn = [value for value, name in names.items() if name == FOREGROUND_SCRIBBLES]
@@ -177,9 +203,9 @@ class ToolTask(PropagateTask):
             raise InputError(f"selected_label_name is missing; it says to what {FOREGROUND_SCRIBBLES} belong")
         if drawn and selected is not None:
             marks[before == selected] = 0
-            marks[np.isin(values, drawn)] = selected
-        marks[np.isin(values, behind)] = BACKGROUND
-        return marks, before
+            scribbles[np.isin(values, drawn)] = selected
+        scribbles[np.isin(values, behind)] = BACKGROUND
+        return np.where(scribbles != 0, scribbles, marks), scribbles, before
 
     def _indices(self, present: Iterable[int], label_info: Any) -> dict[int, int]:
         table = self._workspace.names
@@ -200,8 +226,12 @@ def _signed(marks: LabelArray, background: int) -> LabelArray:
     return np.where(marks == background, BACKGROUND, marks).astype(np.int32)
 
 
-def _slice_axis(scan: io.Image) -> int:
-    return resolve_slice_axis("auto", scan.array.shape, scan.affine, None)
+def _draft(scene: Scene, in_client: LabelArray) -> Sent:
+    annotation = scene.annotation
+    if annotation is not None:
+        return Sent(in_client, annotation.labels, annotation.slice_axis, annotation.annotated_slices)
+    axis = resolve_slice_axis("auto", scene.scan.array.shape, scene.scan.affine, None)
+    return Sent(in_client, np.zeros_like(in_client), axis, ())
 
 
 def _grow(scene: Scene, options: Options) -> LabelArray:

@@ -6,7 +6,6 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
-from monailabel.config import settings
 
 from sliceprop.server.audit import sender
 from sliceprop.server.errors import NotFoundError
@@ -16,7 +15,7 @@ from sliceprop.server.web import Annotator, Reader, running_app
 from sliceprop.server.workspace import Case
 from sliceprop.versions import DamagedError
 
-router = APIRouter(prefix=settings.MONAI_LABEL_API_STR)
+router = APIRouter()
 
 
 @router.get("/labelprop/versions")

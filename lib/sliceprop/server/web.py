@@ -1,16 +1,17 @@
-"""What all routes share: the app, who may do what, and uploads on disk."""
+"""What all routes share: the app, who may do what, uploads and large answers on disk."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 from fastapi import Depends, Form, UploadFile
-from monailabel.config import settings
+from fastapi.responses import StreamingResponse
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.utils.app import app_instance
 
@@ -29,6 +30,9 @@ Admin = Annotated[User, Depends(current_user)]
 all of them: FastAPI replaces dependencies only in routes that the application itself includes."""
 
 Params = Annotated[str, Form()]
+
+CHUNK = 1 << 16
+"""Bytes of a large answer that are in memory at once."""
 
 
 def running_app() -> LabelPropApp:
@@ -49,7 +53,7 @@ def check_known(method: str, path: str, names: Mapping[str, str]) -> None:
         NotFoundError: if there is no such image, or no label of it under that tag.
         InputError: if something new is to be called by a name that is not allowed, or a file lies elsewhere.
     """
-    if not path.startswith(f"{settings.MONAI_LABEL_API_STR}/datastore/"):
+    if not path.startswith("/datastore/"):
         return
     store, tag = running_app().datastore(), names.get("tag")
     for key, image in ((key, names[key]) for key in ("image", "id", "label") if key in names):
@@ -101,3 +105,22 @@ def saved(upload: UploadFile | None) -> Iterator[Path | None]:
         with file.open("wb") as target:
             shutil.copyfileobj(upload.file, target)
         yield file
+
+
+def from_disk(
+    parts: Iterable[bytes | memoryview],
+    headers: Mapping[str, str],
+    media_type: str | None = None,
+    status_code: int = 200,
+) -> StreamingResponse:
+    """A large answer: it waits for its client in a file without a name, which goes with it, and not in memory."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115, `_chunks` closes it
+    file.writelines(parts)
+    length = {"Content-Length": str(file.tell())} if file.tell() else {}
+    file.seek(0)
+    return StreamingResponse(_chunks(file), status_code, {**headers, **length}, media_type)
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        yield from iter(partial(file.read, CHUNK), b"")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from sliceprop import io
 from sliceprop.config import BACKGROUND_SCRIBBLE, MAX_LABEL
 from sliceprop.engine.registration import Model
-from sliceprop.errors import CheckpointError, FileError, InputError, NoAnnotationError
+from sliceprop.errors import CheckpointError, FileError, GeometryError, InputError, NoAnnotationError, StorageError
 from sliceprop.files import copy_file, read_json, write_json
 from sliceprop.hashing import array_digest, known_digest
 from sliceprop.labels import LabelArray, present_values
@@ -29,14 +30,24 @@ from sliceprop.server.colors import LabelColors
 from sliceprop.server.datastore import Studies
 from sliceprop.server.errors import ConflictError, NotFoundError
 from sliceprop.server.file_names import named_by_file, segments_in
-from sliceprop.server.guard import plain_name
+from sliceprop.server.guard import inside, plain_name
 from sliceprop.server.label_files import read_labels, replace_values
 from sliceprop.server.manifests import Manifests
 from sliceprop.server.names import BACKGROUND_SCRIBBLES, FOREGROUND_SCRIBBLES, LabelNames, names_by_value
-from sliceprop.server.provenance import Annotation, drawn_by_hand, hand_made, is_our_result, marked_slices, only_slices
+from sliceprop.server.provenance import (
+    Annotation,
+    Sent,
+    answered,
+    beneath,
+    drawn_by_hand,
+    hand_made,
+    is_our_result,
+    marked_slices,
+    only_slices,
+)
 from sliceprop.server.records import StudyRecord
 from sliceprop.server.requests import LabelOptions, Options, label_options
-from sliceprop.server.shown import look, publish
+from sliceprop.server.shown import look, note_found, publish
 from sliceprop.study import Study, open_study
 from sliceprop.versions import FINAL, FOLDER, NAMES, SCRIBBLES, SPARSE, Entry, Event, Version
 from sliceprop.volume import resolve_slice_axis
@@ -143,8 +154,13 @@ class Workspace:
         return Case(Path(self.store.get_image_uri(image_id)), self.record(image_id), image_id)
 
     def record(self, image_id: str) -> StudyRecord:
-        """What is remembered of a study that exists; unlike `case` it does not fetch the image from an archive."""
-        return StudyRecord(self.folder / "studies" / image_id)
+        """What is remembered of a study that exists; unlike `case` it does not fetch the image from an archive.
+
+        Raises:
+            InputError: if its folder is a link to a place outside.
+        """
+        studies = self.folder / "studies"
+        return StudyRecord(inside(studies, studies / image_id))
 
     def requested_case(self, options: Options) -> Case | None:
         """The study of a request: `image`, else the one used or annotated last, else the first; None if there is none.
@@ -220,10 +236,10 @@ class Workspace:
         Raises:
             FileError: or another `InputError`, if it cannot be read.
         """
-        changed = case.image.stat().st_mtime_ns if case.image.exists() else 0
-        scan = _read_scan(case.image, changed)
+        state = _state(case.image)
+        scan = _read_scan(case.image, state)
         if case.record is not None and case.record.folder.is_dir():
-            case.record.notice_scan(_scan_digest(case.image, changed))
+            case.record.notice_scan({"voxels": _scan_digest(case.image, state), "grid": _grid(scan)})
         return scan
 
     def submit(
@@ -317,15 +333,16 @@ class Workspace:
             FileError: if the folder is read-only or full.
         """
         assert case.record is not None
-        entry = self._entry(labels, annotation, tag, event)
+        entry = replace(self._entry(labels, annotation, tag, event), grid=_grid(self.scan(case)))
         if event == "submitted" and annotation is not None:
             entry = replace(entry, in_force=self._counts(case, tag, labels, annotation))
         entry = replace(entry, based_on=based_on, by=dict(by or {}))
         if drawn is None:
             drawn = labels > 0 if annotation is None else drawn_by_hand(annotation)
-        version = self._append(case, entry, labels, drawn)
-        if event != "conflict":
-            publish(self.store, case.image_id, version)
+        with self._changing(case.record):
+            version = self._append(case, entry, labels, drawn)
+            if event != "conflict":
+                publish(self.store, case.image_id, version)
         if entry.in_force and annotation is not None:
             self._cache(case, annotation, version)
         return version
@@ -344,7 +361,7 @@ class Workspace:
         """Whether a new label becomes the annotation: `sparse` does, `final` unless a `sparse` one was drawn apart."""
         if tag != FINAL or case.record is None:
             return tag == SPARSE
-        ours = is_our_result(labels, annotation.slice_axis, case.record.sent())
+        ours = is_our_result(labels, annotation.slice_axis, self.answered(case, labels))
         return ours or not look(self.store, case.image_id, case.record.versions, SPARSE).name
 
     def _entry(self, labels: LabelArray, annotation: Annotation | None, tag: str, event: Event) -> Entry:
@@ -405,10 +422,15 @@ class Workspace:
         if upload is None:
             annotation = self.annotation(case)
             labels = None if annotation is None else annotation.labels
+            _check_axis(annotation, options.slice_axis)
         else:
             values, options = read_labels(upload, scan), named_by_file(options, segments_in(upload))
+            hidden = _scribbled(values, options)
+            known = self.annotation(case) if hidden.any() else None
             with self.names.lock:
                 labels, new = self._renumbered(values, options)
+                if hidden.any():
+                    labels = beneath(labels, hidden, self.answered(case, labels), known)
                 annotation = self._annotate(case, labels, options)
                 self.names.register(new)
             marks = self._slicer_scribbles(values, options, selected, marks)
@@ -424,11 +446,12 @@ class Workspace:
         A `final` label that was our own result, edited, counts before an older `sparse` one.
 
         Raises:
-            InputError: if a label file that was put there by hand does not fit.
+            InputError: if a label file that was put there by hand does not fit, or it was drawn on another scan's grid.
         """
         version = self._in_force(case)
         if case.record is None or version is None:
             return None
+        self.scan(case)  # of another one nothing is remembered
         kept = case.record.annotation()
         if kept is not None and kept.source == version.name:
             return kept
@@ -457,30 +480,64 @@ class Workspace:
             return None
         with self.lock(case):
             shown = look(self.store, case.image_id, case.record.versions, tag)
-            if shown.foreign is not None:
-                try:
-                    return self._found(case, tag, shown.foreign)
-                except InputError:
-                    if shown.newest is None:
-                        raise
-                    self._set_aside(case, tag, shown.foreign)
-            if shown.newest is not None and (shown.behind or shown.foreign is not None):
-                publish(self.store, case.image_id, shown.newest)
-            return shown.newest
+            if shown.settled:
+                return shown.newest
+            with self._changing(case.record):
+                return self._settle(case, tag)
 
-    def _set_aside(self, case: Case, tag: str, file: Path) -> None:
-        """Keep a label file that cannot be used where it does no harm; the newest version takes its place."""
+    @contextmanager
+    def _changing(self, record: StudyRecord) -> Iterator[None]:
+        """Held from adding a version, or looking at the label files, until they show it: by one process at a time.
+
+        In a folder that cannot be written none of this happens.
+        """
+        with ExitStack() as held:
+            with suppress(FileError, OSError):
+                io.make_folder(record.folder)
+                held.enter_context(FileLock(record.folder / ".shown.lock"))
+            yield
+
+    def _settle(self, case: Case, tag: str) -> Version | None:
+        """Make the label file a version, else let it show the newest; on a full disk it stays as it is."""
         assert case.record is not None
-        logger.exception("the label %s of %s cannot be used; it is set aside", tag, case.image_id)
-        with suppress(InputError, OSError):
+        self.store.notice_files()
+        shown = look(self.store, case.image_id, case.record.versions, tag)
+        if shown.foreign is not None:
+            seen = shown.foreign.stat().st_mtime_ns
+            try:
+                version = self._found(case, tag, shown.foreign)
+                note_found(self.store, case.image_id, version, seen)
+                return version
+            except InputError as error:
+                if shown.newest is None:
+                    raise
+                if isinstance(error, StorageError) or not self._set_aside(case, tag, shown.foreign, str(error)):
+                    return shown.newest
+        if shown.damaged is not None and not self._set_aside(case, tag, shown.damaged, "it is damaged"):
+            return shown.newest
+        if shown.newest is not None and not shown.settled:
+            publish(self.store, case.image_id, shown.newest)
+        return shown.newest
+
+    def _set_aside(self, case: Case, tag: str, file: Path, reason: str) -> bool:
+        """Whether a label file that cannot be used is kept elsewhere, so that a version can take its place."""
+        assert case.record is not None
+        logger.error("the label %s of %s cannot be used (%s); it is set aside", tag, case.image_id, reason)
+        try:
             copy_file(file, case.record.folder / "set_aside" / f"{tag}{''.join(file.suffixes[-2:])}")
+        except (InputError, OSError):
+            logger.exception("the label %s of %s stays where it is", tag, case.image_id)
+            return False
+        return True
 
     def _annotation_of(self, case: Case, version: Version) -> Annotation:
         """The annotation that a version holds; its values are label indices."""
         entry = version.entry
         assert version.labels_file is not None
+        scan = self.scan(case)
+        _check_grid(version, scan)
         with self.names.lock:
-            values = read_labels(version.labels_file, self.scan(case), cropped=True)
+            values = read_labels(version.labels_file, scan, cropped=True)
             labels, new = self._renumbered(values, LabelOptions())
             self.names.register(new)
         drawn = version.drawn()
@@ -504,11 +561,13 @@ class Workspace:
         with self.lock(case):
             for tag in (SPARSE, FINAL, SCRIBBLES):
                 self.current(case, tag)  # what was put there by hand is not lost by this
-            old = case.record.versions.get(number)
+            old, scan = case.record.versions.get(number), self.scan(case)
+            _check_grid(old, scan)
             if old.labels_file is not None:
-                read_labels(old.labels_file, self.scan(case), cropped=True)
-            version = case.record.versions.restore(number, by)
-            publish(self.store, case.image_id, version)
+                read_labels(old.labels_file, scan, cropped=True)
+            with self._changing(case.record):
+                version = case.record.versions.restore(number, by)
+                publish(self.store, case.image_id, version)
             return version
 
     def model(self, case: Case, study: Study, init: Any = None) -> Model | None:
@@ -577,12 +636,25 @@ class Workspace:
         present = present_values(values) - {background}
         indices, new = self.names.mapping(present, options.label_info)
         if background is not None:
+            self._check_marks(indices)
             indices[background] = _BACKGROUND
         return replace_values(values, indices), new
 
+    def _check_marks(self, indices: Mapping[int, int]) -> None:
+        """Refuse marks that would be stored as background; only tables of earlier releases have such a label."""
+        if BACKGROUND_SCRIBBLE in indices.values():
+            name = self.names.by_index.get(BACKGROUND_SCRIBBLE)
+            raise InputError(
+                f"the label {name!r} has the number {BACKGROUND_SCRIBBLE}, which is that of background in scribbles; "
+                "paint it on an annotated slice instead"
+            )
+
+    def answered(self, case: Case, labels: LabelArray) -> Sent | None:
+        """The answer that a client's labels, `(i, j, k)` indices, come back from; see `provenance.answered`."""
+        return None if case.record is None else answered(labels, case.record.sent())
+
     def _annotate(self, case: Case, labels: LabelArray, options: LabelOptions) -> Annotation:
-        sent = case.record.sent() if case.record else None
-        scan = self.scan(case)
+        sent, scan = self.answered(case, labels), self.scan(case)
         if options.slice_axis == "auto" and sent is not None and is_our_result(labels, sent.slice_axis, sent):
             axis = sent.slice_axis
         else:
@@ -616,6 +688,7 @@ class Workspace:
                 annotation = self._annotate(case, labels, options)
             self.names.register(new)
         entry = replace(self._entry(labels, annotation, tag, "found"), in_force=annotation is kept)
+        entry = replace(entry, grid=_grid(self.scan(case)))
         if not entry.in_force:
             entry = replace(entry, in_force=self._counts(case, tag, labels, annotation))
         version = case.record.versions.append(entry, file, drawn_by_hand(annotation))
@@ -625,12 +698,14 @@ class Workspace:
 
     def _keep_before_removal(self, image_id: str, tag: str) -> None:
         """Keep a label that MONAI Label is about to remove, and that it was removed; called by the datastore."""
-        versions = self.record(image_id).versions
-        shown = look(self.store, image_id, versions, tag)
-        if shown.foreign is not None:
-            versions.append(Entry(tag, "found"), shown.foreign)
-        if shown.name:
-            versions.append(Entry(tag, "removed", by=sender()))
+        record = self.record(image_id)
+        versions = record.versions
+        with self._changing(record):
+            shown = look(self.store, image_id, versions, tag)
+            if shown.foreign is not None:
+                versions.append(Entry(tag, "found"), shown.foreign)
+            if shown.name:
+                versions.append(Entry(tag, "removed", by=sender()))
 
     def scribbles(self, case: Case) -> LabelArray | None:
         """The marks of a study as they are stored, `(i, j, k)`, `BACKGROUND_SCRIBBLE` for background; None without any.
@@ -678,6 +753,26 @@ def _drawing(annotation: Annotation | None, scribbles: LabelArray | None, slice_
     return Drawing(annotation.labels, scribbles, options)
 
 
+def _scribbled(values: LabelArray, options: LabelOptions) -> NDArray[np.bool_]:
+    """Where 3D Slicer's scribble segments hide its other ones in a file; a stroke is no correction of the slice."""
+    names = names_by_value(present_values(values), options.label_info) if options.label_info else {}
+    scribbles = [value for value, name in names.items() if name in (FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBLES)]
+    return np.isin(values, scribbles)
+
+
+def _check_axis(annotation: Annotation | None, slice_axis: str | int) -> None:
+    """Refuse to count the slices of an annotation along another axis, where they are none.
+
+    Raises:
+        InputError: telling the way out.
+    """
+    if annotation is not None and annotation.annotated_slices and slice_axis not in ("auto", annotation.slice_axis):
+        raise InputError(
+            f"this study is annotated along axis {annotation.slice_axis}, not {slice_axis}; leave slice_axis out, or "
+            "submit an annotation along the other axis first"
+        )
+
+
 def _open(scan: io.Image, drawing: Drawing) -> Study:
     arrays = drawing.arrays
     labels, scribbles = (replace(scan, array=arrays[k]) if k in arrays else None for k in ("labels", "scribbles"))
@@ -695,11 +790,42 @@ def _check_not_empty(labels: LabelArray, tag: str, options: LabelOptions) -> Non
         raise NoAnnotationError("nothing is painted; paint a slice, or list the slices that are complete")
 
 
+def _grid(scan: io.Image) -> dict[str, Any]:
+    """`Entry.grid`."""
+    return {"shape": list(scan.array.shape), "affine": scan.affine.tolist()}
+
+
+def _check_grid(version: Version, scan: io.Image) -> None:
+    """Refuse a version whose slices and drawn voxels count on another grid than that of the scan.
+
+    Raises:
+        GeometryError: saying what to do.
+    """
+    grid = version.entry.grid
+    if grid is None:
+        return
+    try:
+        io.check_same_grid(scan, io.Image(np.empty(grid["shape"], np.uint8), np.array(grid["affine"])), "labels")
+    except InputError as error:
+        raise GeometryError(
+            f"version {version.number} was drawn on a scan with another grid than this study's has now; "
+            "put that scan back, or erase the study and draw anew"
+        ) from error
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    """What changes with the content of a file."""
+    if not file.exists():
+        return ()
+    state = file.stat()
+    return state.st_mtime_ns, state.st_size, state.st_ino
+
+
 @lru_cache(maxsize=256)
-def _scan_digest(file: Path, mtime_ns: int) -> str:
-    return array_digest(_read_scan(file, mtime_ns).array)
+def _scan_digest(file: Path, state: tuple[int, ...]) -> str:
+    return array_digest(_read_scan(file, state).array)
 
 
 @lru_cache(maxsize=2)
-def _read_scan(file: Path, mtime_ns: int) -> io.Image:
+def _read_scan(file: Path, state: tuple[int, ...]) -> io.Image:
     return io.read_image(file)

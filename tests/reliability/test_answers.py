@@ -1,0 +1,61 @@
+"""Whole volumes leave the server in small parts, which wait on disk for slow clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("monailabel")
+
+from starlette.testclient import TestClient
+from starlette.types import Message
+
+from sliceprop.server import web
+
+CHUNK = 100
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "CHUNK", CHUNK)
+
+
+def sent(client: TestClient, method: str, path: str, query: str) -> list[Message]:
+    """What the server sends for a request without a body."""
+    messages: list[Message] = []
+
+    async def ask() -> None:
+        begun: Iterator[Message] = iter([{"type": "http.request"}])
+
+        async def receive() -> Message:
+            return next(begun, None) or await asyncio.Future()
+
+        async def send(message: Message) -> None:
+            messages.append(message)
+
+        scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "query_string": query.encode()}
+        who = {"client": ("127.0.0.1", 50_000), "headers": [(b"host", b"127.0.0.1")]}
+        await client.app(scope | who, receive, send)
+
+    assert client.portal
+    client.portal.call(ask)
+    return messages
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "query"),
+    [
+        ("GET", "/labelprop/voxels", "image=case&kind=annotation"),
+        ("GET", "/labelprop/export", "image=case&format=.nii.gz"),
+        ("POST", "/infer/labelprop", "image=case"),
+    ],
+)
+def test_a_volume_is_sent_in_parts(client: TestClient, method: str, path: str, query: str) -> None:
+    start, *rest = sent(client, method, path, query)
+    headers, bodies = dict(start["headers"]), [message.get("body", b"") for message in rest]
+    assert start["status"] == 200, bodies
+    assert max(map(len, bodies)) == CHUNK
+    assert int(headers[b"content-length"]) == sum(map(len, bodies))

@@ -1,0 +1,133 @@
+"""Clients that open connections and do nothing with them, on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+pytest.importorskip("monailabel")
+
+import uvicorn
+from uvicorn.config import HTTP_PROTOCOLS
+
+from sliceprop.server import connections
+from sliceprop.server.connections import Connection, main
+
+PATIENCE_S = 30.0
+END = b"\r\n0\r\n\r\n"
+PART, PARTS = bytes(1 << 20), 64
+
+
+@contextmanager
+def served(app: Callable[..., Any]) -> Iterator[Callable[[bytes], socket.socket]]:
+    """Opens connections to an ASGI application, and sends what they begin with."""
+    server = uvicorn.Server(uvicorn.Config(app, http=Connection, lifespan="off", log_level="critical"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        opened = list[socket.socket]()
+
+        def connect(begin: bytes) -> socket.socket:
+            opened.append(socket.create_connection(listening.getsockname(), timeout=PATIENCE_S))
+            opened[-1].sendall(begin)
+            return opened[-1]
+
+        try:
+            yield connect
+        finally:
+            for one in opened:
+                one.close()
+            server.should_exit = True
+            thread.join(PATIENCE_S)
+
+
+def request(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: here\r\n\r\n".encode()
+
+
+async def answer(send: Callable[..., Any], *parts: bytes) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for part in parts:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body"})
+
+
+def received(connection: socket.socket, end: bytes) -> int:
+    """How many bytes came until `end`, or until the server hung up."""
+    count, last = 0, b""
+    while not last.endswith(end) and (part := connection.recv(1 << 20)):
+        count, last = count + len(part), last[-len(end) :] + part
+    return count
+
+
+HALF = b"GET /info/ HTTP/1.1\r\nHost: here\r\nX-"
+
+
+@pytest.mark.parametrize(("before", "begin"), [(b"", b""), (b"", HALF), (request("/"), HALF)])
+def test_a_connection_without_a_complete_head_is_closed(
+    before: bytes, begin: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_S", 0.5)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await answer(send, b"done")
+
+    with served(app) as connect:
+        connection = connect(before)
+        assert not before or received(connection, END)
+        connection.sendall(begin)
+        assert received(connection, END) == 0
+
+
+def test_a_request_that_takes_its_time_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_S", 0.1)
+    begun, go = threading.Event(), threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        begun.set()
+        await asyncio.to_thread(go.wait, PATIENCE_S)
+        await answer(send, b"done")
+
+    with served(app) as connect:
+        working = connect(request("/"))
+        assert begun.wait(PATIENCE_S)
+        assert received(connect(b""), END) == 0
+        go.set()
+        assert received(working, END)
+
+
+def test_an_answer_that_is_not_taken_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "TAKING_S", 0.1)
+    over = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await answer(send, *[PART] * PARTS)
+        over.set()
+
+    with served(app) as connect:
+        connect(request("/"))
+        assert over.wait(PATIENCE_S)
+
+
+def test_an_answer_that_is_taken_arrives_as_a_whole() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await answer(send, *[PART] * PARTS)
+
+    with served(app) as connect:
+        assert received(connect(request("/")), END) > PARTS * len(PART)
+
+
+def test_the_server_starts_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["monailabel", "--version"])
+    monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
+    with pytest.raises(SystemExit):
+        main()
+    config = uvicorn.Config(served)
+    config.load()
+    assert config.http_protocol_class is Connection

@@ -1,0 +1,190 @@
+"""Label files in MONAI Label's folder beside the versions, with other processes, crashes and copies in between."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pytest.importorskip("monailabel")
+
+from columns import AFFINE, NAMES, column, opened
+from sliceprop.server.datastore import LocalStudies
+from sliceprop.server.requests import label_options
+from sliceprop.server.workspace import Workspace
+from sliceprop.versions import Entry
+
+HOUR_NS = 3_600_000_000_000
+
+
+def another(workspace):
+    """As another process, or the next one, on the same folder."""
+    return Workspace(LocalStudies(str(workspace.folder.parent)))
+
+
+def put(labels, *folders, name="case.nii.gz"):
+    """A label file as somebody puts it there by hand."""
+    file = Path(*folders, name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(labels, AFFINE), file)
+    return file
+
+
+def shown_file(workspace):
+    return workspace.store.label_file("case", "sparse")
+
+
+def events(workspace):
+    """How the versions came about, the oldest first."""
+    versions = workspace.record("case").versions
+    return [versions.get(number).entry.event for number in versions.numbers()]
+
+
+def make_newer(file):
+    """As a copy does that does not keep times, or a file server whose clock is ahead."""
+    os.utime(file, ns=(file.stat().st_mtime_ns + HOUR_NS,) * 2)
+
+
+def flip_a_voxel(file):
+    """As a disk does: another content, nothing else. The new file is one that no program has read yet."""
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[-100] ^= 1
+    damaged = file.with_name("damaged")
+    damaged.write_bytes(content)
+    os.utime(damaged, ns=(before.st_atime_ns, before.st_mtime_ns))
+    damaged.replace(file)
+
+
+def test_who_looks_while_another_process_submits_brings_nothing_old_back(workspace, tmp_path):
+    other, finished = another(workspace), Event()
+    options = label_options({"label_info": NAMES})
+
+    def look():
+        while not finished.is_set():
+            other.annotation(other.case("case"))
+
+    with ThreadPoolExecutor() as pool:
+        looking = pool.submit(look)
+        try:
+            for number in range(60):
+                workspace.submit("case", "sparse", put(column([1 + number % 8]), tmp_path), options)
+        finally:
+            finished.set()
+        looking.result()
+    assert events(workspace) == ["submitted"] * 60
+
+
+def test_what_two_processes_find_at_once_is_one_version(workspace):
+    both = another(workspace), another(workspace)
+    file = put(column([1]), workspace.folder.parent, "labels", "sparse")
+    for number in range(1, 9):
+        put(column([number]), file.parent)
+        for one in both:
+            one.store.refresh()
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(lambda one: opened(one).annotation.annotated_slices, both))
+        assert found == [(number,)] * 2
+    assert events(workspace) == ["found"] * 8
+
+
+def test_who_looks_at_a_study_that_nobody_touched_writes_nothing(workspace):
+    assert opened(workspace).annotation is None
+    assert not workspace.record("case").folder.exists()
+
+
+def test_a_restored_version_counts_whatever_the_time_of_the_label_file(workspace, submit):
+    submit(column([2]))
+    submit(column([4]))
+    workspace.record("case").versions.restore(1)  # killed before this is shown; the command line restores just so
+    make_newer(shown_file(workspace))
+    assert opened(another(workspace)).annotation.annotated_slices == (2,)
+    np.testing.assert_array_equal(nib.load(shown_file(workspace)).get_fdata(), column([2]))
+    assert events(workspace) == ["submitted", "submitted", "restored"]
+
+
+def test_that_holds_for_a_label_file_that_was_put_there_by_hand_too(workspace, submit):
+    submit(column([2]))
+    put(column([4]), shown_file(workspace).parent)
+    assert opened(workspace).annotation.annotated_slices == (4,)
+    workspace.record("case").versions.restore(1)
+    make_newer(shown_file(workspace))
+    assert opened(another(workspace)).annotation.annotated_slices == (2,)
+    assert events(workspace) == ["submitted", "found", "restored"]
+
+
+def test_a_removed_label_stays_removed_whatever_the_time_of_its_file(workspace, submit):
+    submit(column([2]))
+    workspace.record("case").versions.append(Entry("sparse", "removed"))  # killed before the file is gone
+    make_newer(shown_file(workspace))
+    next_one = another(workspace)
+    assert opened(next_one).annotation is None and shown_file(next_one) is None
+    assert events(workspace) == ["submitted", "removed"]
+
+
+def test_an_older_version_that_is_put_there_by_hand_counts(workspace, submit):
+    submit(column([2]))
+    before = another(workspace)
+    submit(column([4]))
+    old = workspace.record("case").versions.get(1).labels_file
+    file = shown_file(workspace)
+    file.write_bytes(old.read_bytes())
+    make_newer(file)
+    assert opened(before).annotation.annotated_slices == (2,)
+    assert events(workspace) == ["submitted", "submitted", "found"]
+
+
+@pytest.mark.parametrize("origin", ["submitted", "found"])
+def test_a_label_file_that_rots_on_the_disk_is_no_version(workspace, origin, tmp_path):
+    if origin == "submitted":
+        file = put(column([2]), tmp_path, name="upload.nii")
+        workspace.submit("case", "sparse", file, label_options({"label_info": NAMES}))
+        file = shown_file(workspace)
+        content = file.read_bytes()
+    else:
+        file = put(column([2]), workspace.folder.parent, "labels", "sparse", name="case.nii")
+        content = file.read_bytes()
+        workspace.store.refresh()
+    before = opened(workspace).annotation.labels
+    flip_a_voxel(file)
+    np.testing.assert_array_equal(opened(another(workspace)).annotation.labels, before)
+    assert events(workspace) == [origin] and shown_file(another(workspace)).read_bytes() == content
+    assert [one.name for one in (workspace.record("case").folder / "set_aside").iterdir()] != []
+
+
+def test_a_label_file_that_keeps_an_old_time_is_taken_up(workspace, submit, tmp_path):
+    submit(column([2]))
+    file, copied = shown_file(workspace), put(column([5, 6]), tmp_path)
+    os.utime(copied, ns=(file.stat().st_mtime_ns - HOUR_NS,) * 2)
+    copied.replace(file)
+    assert opened(workspace).annotation.annotated_slices == (5, 6)
+
+
+def test_a_label_file_that_cannot_be_kept_yet_stays_where_it_is(workspace, submit):
+    submit(column([2]))
+    put(column([5, 6]), shown_file(workspace).parent)
+    lock = workspace.record("case").folder / "versions" / ".lock"
+    lock.unlink()
+    lock.mkdir()  # as on a full disk, no version can be added
+    assert opened(workspace).annotation.annotated_slices == (2,)
+    lock.rmdir()
+    assert opened(workspace).annotation.annotated_slices == (5, 6)
+
+
+def test_a_label_file_that_cannot_be_set_aside_is_not_replaced(workspace, submit):
+    submit(column([2]))
+    shown_file(workspace).write_bytes(b"not a label")
+    (workspace.record("case").folder / "set_aside").write_bytes(b"in the way")
+    assert opened(workspace).annotation.annotated_slices == (2,)
+    assert shown_file(workspace).read_bytes() == b"not a label"
+
+
+def test_a_label_file_that_is_not_listed_yet_is_not_replaced(workspace, submit):
+    submit(column([2]))
+    file = shown_file(workspace)
+    file.unlink()
+    workspace.store.refresh()
+    put(column([5, 6]), file.parent)
+    assert opened(workspace).annotation.annotated_slices == (5, 6)
