@@ -103,7 +103,10 @@ def test_provenance_of_every_slice_and_reviewed_labels_win(cohort: Path, tmp_pat
     (tmp_path / "checked").mkdir()
     write_image(tmp_path / f"checked/{SECRET}1_image.nrrd", truth, Image(truth, AFFINE))
     config = ExportConfig(reviewed=tmp_path / "checked", ignore_above=0.3)
-    folder = export_dataset(cohort, tmp_path / "raw", config).folder
+    write_image(tmp_path / "checked/mistyped.nii.gz", truth, Image(truth, AFFINE))
+    exported = export_dataset(cohort, tmp_path / "raw", config)
+    folder, (unknown,) = exported.folder, exported.failures
+    assert unknown.name == str(tmp_path / "checked/mistyped.nii.gz") and "no finished study" in unknown.reason
     first, second = json.loads((folder / "provenance.json").read_text())["cases"]
     others = [0, 2, 3, 4, 6, 7, 8, 10]
     assert first["slices"] == {"drawn": [1, 5, 9], "reviewed": [], "propagated": others}

@@ -22,7 +22,7 @@ REVIEW_FIRST = 10
 """Studies that are printed; the report has them all."""
 
 Command = Callable[[argparse.Namespace], dict[str, Any]]
-"""Does what the arguments say and tells about it: `files`, and perhaps `finished` and `failed`."""
+"""Does what the arguments say and tells about it: `files`, and perhaps `finished` and `failed` (exit code 1)."""
 
 
 def add_cohort_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -231,12 +231,13 @@ def _pretrain(chosen: argparse.Namespace) -> dict[str, Any]:
     if not result.first:
         return {"files": []}
     last = result.events[-1] if result.events else None
+    failed = "left_out" if result.launched else "failed"  # an exit code of 1 would be a crash to torchrun
     return {
         "files": [str(file) for file in (files.output, files.card) if file.is_file()],
         "studies": {"learnt_from": result.studies[0], "held_out": result.studies[1]},
         "epochs": None if last is None else last.epoch,
         "similarity": None if last is None else last.best,
-        "failed": [asdict(failure) for failure in result.failures],
+        failed: [asdict(failure) for failure in result.failures],
     }
 
 
@@ -265,7 +266,8 @@ def cohort_text(told: Mapping[str, Any]) -> str:
     if "cases" in told:
         lines.append(f"{told['cases']} cases")
         lines += [f"{name}: in {count} of them" for name, count in told["labels"].items()]
-    lines += [f"failed: {failure['name']}: {failure['reason']}" for failure in told.get("failed", [])]
+    for kind in ("failed", "left_out"):
+        lines += [f"{kind.replace('_', ' ')}: {each['name']}: {each['reason']}" for each in told.get(kind, [])]
     return "\n".join(lines)
 
 

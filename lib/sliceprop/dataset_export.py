@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sliceprop import __version__
-from sliceprop.cohort.finding import Failure, beside, stem
+from sliceprop.cohort.finding import Failure, beside, is_scan, stem
 from sliceprop.cohort.run import COHORT
 from sliceprop.cohort.work import LABELS, REPORT, UNCERTAINTY
 from sliceprop.config import MAX_LABEL
@@ -115,7 +115,8 @@ class Exported:
         cases: id of each study by its case.
         labels: studies that hold each label, by name; a label that is drawn in some studies only is background in the
             others, which teaches a network to leave it out.
-        failures: studies that could not be written, and results that the cohort's last run does not count.
+        failures: studies that could not be written, results that the cohort's last run does not count, and reviews of
+            no study.
     """
 
     folder: Path
@@ -167,6 +168,7 @@ def export_dataset(
                 held[names[value - 1]] += 1
         if not cases:
             raise InputError(f"{results}: none of its studies can be exported ({failures[-1].reason})")
+        failures += _unknown_reviews(config.reviewed, {report["id"] for report in reports})
         _describe(folder, config, names, list(cases), told)
     if mapping is not None:
         _write_mapping(mapping, cases)
@@ -250,6 +252,13 @@ def _review(scan: Image, report: Mapping[str, Any], config: ExportConfig) -> Lab
         return None
     labels = _read_labels(final, scan)
     return labels if labels[~_drawn(final, labels.shape, report)].any() else None
+
+
+def _unknown_reviews(folder: Path | None, ids: Set[str]) -> list[Failure]:
+    """Files that are called like no study."""
+    files = [] if folder is None else [each for each in sorted(folder.iterdir()) if is_scan(each)]
+    reason = "no finished study has this name; rename it, see --mapping"
+    return [Failure(str(each), reason) for each in files if stem(each) not in ids]
 
 
 def _drawn(final: Path, shape: tuple[int, ...], report: Mapping[str, Any]) -> NDArray[np.bool_]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cohorts import write_study
 from sliceprop.cli import main
@@ -33,6 +35,7 @@ def test_some_studies_done_some_not(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert f"failed: {tmp_path}/in/b.nii.gz: {tmp_path}/in/labels/sparse/b.nii.gz: cannot be read" in out
     assert (tmp_path / "out/a/overlay.png").is_file()
     (tmp_path / "in/b.nii.gz").unlink()
+    (tmp_path / "in/labels/sparse/b.nii.gz").unlink()
     assert main([*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["finished"], told["resumed"], told["failed"]) == (1, 1, [])
@@ -69,13 +72,21 @@ def test_a_study_too_large_for_every_worker_is_told(tmp_path: Path, capsys: pyte
         (["--workers", "0"], "more than 0"),
         (["--scheduler", "tcp://127.0.0.1:9", "--workers", "2"], "leave out"),
         (["--device", "cuda:1"], "auto, cpu or cuda"),
+        (["--device", "cuda"], "is not on this machine"),
+        (["--slurm", "--workers", "1", "--memory", "2"], "there is no sbatch here"),
         (["--target", "2"], "target"),
         (["--budget-s", "0"], "budget_s"),
     ],
 )
 def test_options_that_make_no_sense(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
 ) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     write_study(tmp_path / "in/a")
     assert main(["cohort", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *options]) == 2
     assert message in capsys.readouterr().err
@@ -86,7 +97,15 @@ def test_no_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds no studies" in capsys.readouterr().err
 
 
-def test_slurm_jobs_offer_one_gpu_and_their_memory(tmp_path: Path) -> None:
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program to submit jobs with, which no test submits."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sbatch").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+
+
+def test_slurm_jobs_offer_one_gpu_and_their_memory(tmp_path: Path, sbatch: None) -> None:
     config = WorkersConfig(n=3, memory_gib=6, threads=8, slurm=True)
     with slurm_cluster(config, True, tmp_path) as cluster:
         script = cluster.job_script()
@@ -99,7 +118,7 @@ def test_slurm_jobs_offer_one_gpu_and_their_memory(tmp_path: Path) -> None:
     assert "tls://" in script
 
 
-def test_ctrl_c_stays_ctrl_c_with_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_stays_ctrl_c_with_slurm(tmp_path: Path, sbatch: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "dask_jobqueue"]:
         monkeypatch.delitem(sys.modules, name)
     before = signal.getsignal(signal.SIGINT)

@@ -73,7 +73,7 @@ def test_what_the_server_noted_of_a_label_file_counts(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_folders(tmp_path: Path) -> None:
-    touch(tmp_path / "x/image.nii.gz", tmp_path / "x/labels.nii.gz", tmp_path / "x/label.nii.gz")
+    touch(tmp_path / "x/image.nii.gz", tmp_path / "x/labels.nii.gz")
     touch(tmp_path / "y/image.mha", tmp_path / "y/label.nrrd", tmp_path / "y/scribbles.nrrd", tmp_path / "z/image.txt")
     (x, y), failures = find_studies(tmp_path)
     assert not failures
@@ -82,7 +82,7 @@ def test_a_folder_of_folders(tmp_path: Path) -> None:
 
 
 def test_the_folder_of_one_study(tmp_path: Path) -> None:
-    touch(*(tmp_path / f"{name}.nii.gz" for name in ("image", "labels", "label", "scribbles")))
+    touch(*(tmp_path / f"{name}.nii.gz" for name in ("image", "labels", "scribbles")))
     (entry,), failures = find_studies(tmp_path)
     assert not failures
     assert [file.name for file in entry.files] == ["image.nii.gz", "labels.nii.gz", "scribbles.nii.gz"]
@@ -90,6 +90,54 @@ def test_the_folder_of_one_study(tmp_path: Path) -> None:
     (entry, other), _ = find_studies(tmp_path)
     assert entry.labels == tmp_path / "labels/sparse/image.nii.gz"
     assert other.files == [tmp_path / "other.nii.gz"]
+
+
+def test_a_folder_with_a_series_is_a_scan_where_it_has_labels_or_is_an_image(tmp_path: Path) -> None:
+    touch(tmp_path / "in/series/1.dcm", tmp_path / "in/labels/sparse/series.nii.gz", tmp_path / "in/reference/x.dcm")
+    touch(tmp_path / "in/a.nii.gz", tmp_path / "in/labels/sparse/a.nii.gz", tmp_path / "in/a/1.dcm")
+    touch(tmp_path / "in/case/image/1.dcm", tmp_path / "in/case/labels.nii.gz")
+    entries, failures = find_studies(tmp_path / "in")
+    assert not failures
+    assert {entry.id: (entry.image.name, entry.labels and entry.labels.name) for entry in entries} == {
+        "a": ("a.nii.gz", "a.nii.gz"),
+        "series": ("series", "series.nii.gz"),
+        "image": ("image", "labels.nii.gz"),
+    }
+    (entry,), failures = find_studies(tmp_path / "in/case")
+    assert not failures
+    assert (entry.image.name, entry.labels) == ("image", tmp_path / "in/case/labels.nii.gz")
+
+
+def test_what_is_no_study_is_told(tmp_path: Path) -> None:
+    touch(tmp_path / "a.nii.gz", tmp_path / "labels/sparse/a.nii.gz", tmp_path / "labels/final/ghost.nrrd")
+    touch(tmp_path / "large.zarr/.zattrs", tmp_path / "labels/sparse/large.zarr/.zattrs")
+    touch(tmp_path / "case/image.zarr/.zattrs", tmp_path / "case/labels.zarr/.zattrs")
+    touch(tmp_path / "bare/labels.nii.gz", tmp_path / "site/case/image.nii.gz", tmp_path / "other/labels/sparse/b.nii")
+    touch(tmp_path / "scanner/case/image/1.dcm")
+    entries, failures = find_studies(tmp_path)
+    assert [entry.id for entry in entries] == ["a"]
+    reasons = {str(Path(failure.name).relative_to(tmp_path)): failure.reason for failure in failures}
+    expected = {
+        "labels/final/ghost.nrrd": "there is no ghost.*",
+        "large.zarr": "propagate-large",
+        "case/image.zarr": "propagate-large",
+        "bare/labels.nii.gz": "there is no image.*",
+        "site": "give it as the folder",
+        "scanner": "give it as the folder",
+        "other": "give it as the folder",
+    }
+    assert reasons.keys() == expected.keys()
+    assert all(expected[name] in reason for name, reason in reasons.items())
+
+
+def test_of_several_label_files_none_is_chosen(tmp_path: Path) -> None:
+    touch(tmp_path / "a.nii.gz", tmp_path / "labels/sparse/a.nii.gz", tmp_path / "labels/sparse/a.mha")
+    touch(tmp_path / "x/image.nii.gz", tmp_path / "x/labels.nii.gz", tmp_path / "x/label.nii.gz")
+    entries, failures = find_studies(tmp_path)
+    assert not entries
+    told = {failure.name: failure.reason for failure in failures}
+    assert "has a.nii.gz and a.mha in" in told[f"{tmp_path}/a.nii.gz"]
+    assert "has labels.nii.gz and label.nii.gz in" in told[f"{tmp_path}/x/image.nii.gz"]
 
 
 def test_without_an_image_beside_it_any_name_is_that_of_a_scan(tmp_path: Path) -> None:
@@ -115,7 +163,17 @@ def test_csv_paths_are_absolute_or_relative_to_it(tmp_path: Path) -> None:
 
 def test_lines_that_are_no_study_and_copies_are_told(tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
-    table.write_text("image,labels\na.nii,l.nii\n,l.nii\n./a.nii,other.nii\na.nrrd,l.nii\nb.nii,l.nii,x\n\nc.nii,\n")
+    rows = [
+        "a.nii,l.nii",
+        ",l.nii",
+        "./a.nii,other.nii",
+        "a.nrrd,l.nii",
+        "b.nii,l.nii,x",
+        "",
+        "c.nii,",
+        "d.zarr,l.zarr",
+    ]
+    table.write_text("\n".join(["image,labels", *rows]))
     entries, failures = find_studies(table)
     assert [entry.id for entry in entries] == [f"{'_'.join(tmp_path.parts[1:])}_a", "c"]
     assert entries[1].labels is None
@@ -124,6 +182,7 @@ def test_lines_that_are_no_study_and_copies_are_told(tmp_path: Path) -> None:
     assert told["table.csv, line 6"] == "more values than columns"
     assert "more than once" in told[f"{tmp_path}/a.nii"]
     assert "rename" in told[f"{tmp_path}/a.nrrd"]
+    assert "propagate-large" in told[f"{tmp_path}/d.zarr"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def weights(file: Path) -> torch.Tensor:
 
 def test_a_checkpoint_to_start_from_and_its_card(data: Path, tmp_path: Path) -> None:
     (data / "0/image.json").write_text('{"Modality": "CT"}')  # as dcm2niix writes it; what is said counts first
-    where = files(data, tmp_path, licence="CC0", tracking=tmp_path / "runs", kind=Kind("MR"))
+    where = files(data, tmp_path, "models/any", licence="CC0", tracking=tmp_path / "runs", kind=Kind("MR"))
     result = pretrain(where, SMALL, device="cpu")
     assert result.studies == (3, 1)
     assert not result.failures
@@ -70,8 +71,9 @@ def test_a_checkpoint_to_start_from_and_its_card(data: Path, tmp_path: Path) -> 
     assert card["data"] == {**told, "modality": "MR", "anatomy": ""}
     assert card["metrics"]["held_out_squared_local_correlation"] == pytest.approx(result.events[-1].best, abs=1e-4)
     assert any((tmp_path / "runs").iterdir())
-    assert WarmStart(str(tmp_path), Kind("MR", "KNEE")).checkpoint() == where.output
-    assert WarmStart(str(tmp_path), Kind("CT")).checkpoint() != where.output
+    models = str(tmp_path / "models")
+    assert WarmStart(models, Kind("MR", "KNEE")).checkpoint() == where.output
+    assert WarmStart(models, Kind("CT")).checkpoint() != where.output
     model = load_checkpoint(where.output)
     assert model.study_hash is None and model.fields is None
     learned = train(open_study(moving_disc()[0], slice_axis=0), init=model, device="cpu")
@@ -126,6 +128,14 @@ def test_a_store_that_cannot_be_used_is_told(data: Path, tmp_path: Path) -> None
         pretrain(files(data, tmp_path, mlflow="nothing://x"), SMALL, device="cpu")
 
 
+def test_a_server_that_does_not_answer_is_told_before_anything_is_read(data: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        store = f"http://127.0.0.1:{place.getsockname()[1]}"
+    with pytest.raises(InputError, match=rf"{store}: nobody answers there \(.+\)"):
+        pretrain(files(data, tmp_path, mlflow=store), SMALL, device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_store_that_was_interrupted_when_new_is_told(data: Path, tmp_path: Path) -> None:
     (tmp_path / "flow").mkdir()
     with closing(sqlite3.connect(tmp_path / "flow" / MLFLOW_FILE)) as store:
@@ -167,10 +177,14 @@ def test_scans_that_were_moved_are_taken_up(data: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
-    program = [str(ROOT / "main.py"), "pretrain", str(data), "-o", str(tmp_path / "two.safetensors")]
+    """A scan that cannot be read is told, but is no crash, of which torchrun would say more than of the scan."""
+    (tmp_path / "bad/x").mkdir(parents=True)
+    (tmp_path / "bad/x/image.nii.gz").write_text("no scan")
+    program = [str(ROOT / "main.py"), "pretrain", str(data), f"{tmp_path}/bad", "-o", f"{tmp_path}/two.safetensors"]
     options = ["--epochs", "2", "--steps", "2", "--batch", "3", "--device", "cpu", "--cache", str(tmp_path / "cache")]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*start, *program, *options], check=True, capture_output=True, timeout=300)
+    told = subprocess.run([*start, *program, *options], check=True, capture_output=True, text=True, timeout=300).stdout
+    assert told.count(f"left out: {tmp_path}/bad/x/image.nii.gz: ") == 1
     with one_thread():  # as torchrun gives each process; sums in another order would part the two
         pretrain(files(data, tmp_path, "one"), PretrainConfig(epochs=2, steps=2, batch=3), device="cpu")
     one, two = (weights(tmp_path / f"{name}.safetensors") for name in ("one", "two"))

@@ -181,6 +181,26 @@ def test_every_kind_of_failure_is_told_and_stops_no_other_study(tmp_path: Path, 
     assert not list(tmp_path.rglob(".writing-*"))
 
 
+def test_a_study_that_fails_leaves_no_empty_folder(tmp_path: Path, scheduler: str) -> None:
+    write_study(tmp_path / "in/a")
+    (tmp_path / "in/a/labels.nii.gz").write_text("no labels")
+    assert told(run(tmp_path / "in", tmp_path / "out", scheduler)).keys() == {"a"}
+    assert not any(each.is_dir() for each in (tmp_path / "out").iterdir())
+
+
+def test_after_a_move_the_reports_tell_the_new_places(tmp_path: Path, scheduler: str) -> None:
+    write_study(tmp_path / "old/in/a")
+    run(tmp_path / "old/in", tmp_path / "old/out", scheduler)
+    (tmp_path / "old").rename(tmp_path / "new")
+    again = run(tmp_path / "new/in", tmp_path / "new/out", scheduler)
+    assert (again.resumed, again.failures) == (1, [])
+    report = json.loads((tmp_path / "new/out/image/report.json").read_text())
+    assert (report["image"], report["labels"]) == tuple(
+        str(tmp_path / f"new/in/a/{name}.nii.gz") for name in ("image", "labels")
+    )
+    assert str(tmp_path / "old") not in (tmp_path / "new/out/cohort.json").read_text()
+
+
 def test_a_full_disk_fails_the_study_that_meets_it(
     tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

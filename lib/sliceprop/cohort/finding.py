@@ -16,12 +16,13 @@ from typing import Any
 
 from sliceprop.errors import FileError, InputError
 from sliceprop.files import read_table
-from sliceprop.io import SUFFIXES
+from sliceprop.io import SUFFIXES, ZARR_REASON, ZARR_SUFFIX
 from sliceprop.versions import DATASTORE, FOLDER, NAMES
 
 COLUMNS = ("image", "labels", "scribbles", "slice_axis", "model")
 LABEL_TAGS = ("sparse", "final")
 """Folders of a studies folder that hold what was drawn, the better one first; the server looks in the same order."""
+LABEL_FOLDERS = (*LABEL_TAGS, "scribbles")
 CASE, CASE_LABELS, CASE_SCRIBBLES = "image", ("labels", "label"), ("scribbles",)
 """Names of the files of one study that has a folder of its own."""
 
@@ -77,7 +78,8 @@ def find_studies(source: Path) -> tuple[list[Entry], list[Failure]]:
     Args:
         source: a studies folder (scans, and label files of the same names in `labels/sparse`), a folder of folders with
             `image.*` and `labels.*` or `label.*`, one of these folders, or a CSV file with the columns
-            `image,labels` and perhaps `scribbles,slice_axis,model`, paths absolute or relative to it.
+            `image,labels` and perhaps `scribbles,slice_axis,model`, paths absolute or relative to it. A folder with a
+            DICOM series is a scan where it has labels, or is called `image` in the folder of its study.
 
     Raises:
         FileError: there is no such folder or file, it cannot be read, or it holds no study.
@@ -85,26 +87,51 @@ def find_studies(source: Path) -> tuple[list[Entry], list[Failure]]:
     """
     source = source.absolute()
     if source.is_dir():
-        found, failures = [*_in_studies_folder(source), *_in_case_folders(source)], list[Failure]()
+        found = [*_in_studies_folder(source), *_in_folders(source)]
     elif source.is_file():
-        found, failures = _in_csv(source)
+        found = list(_in_csv(source))
     else:
         raise FileError(f"{source}: no such folder or CSV file")
-    if not found and not failures:
+    if not found:
         raise FileError(f"{source}: holds no studies; give scans, folders with image.* and labels.*, or a CSV file")
-    entries, repeated = _named(found)
-    return entries, failures + repeated
+    found = [_readable(each) for each in found]
+    entries, repeated = _named([each for each in found if isinstance(each, Entry)])
+    return entries, [each for each in found if isinstance(each, Failure)] + repeated
 
 
 def stem(file: Path) -> str:
     """The name of a scan without its ending."""
-    return next((file.name.removesuffix(s) for s in reversed(SUFFIXES) if file.name.endswith(s)), file.name)
+    endings = (*reversed(SUFFIXES), ZARR_SUFFIX)
+    return next((file.name.removesuffix(s) for s in endings if file.name.endswith(s)), file.name)
 
 
 def beside(folder: Path, stems: Sequence[str]) -> Path | None:
     """The file in a folder with the first of these names, in any format; None without one."""
+    return next(_all_beside(folder, stems), None)
+
+
+def _all_beside(folder: Path, stems: Sequence[str]) -> Iterator[Path]:
     files = (folder / f"{name}{suffix}" for name in stems for suffix in SUFFIXES)
-    return next((file for file in files if file.is_file()), None)
+    return (file for file in files if file.is_file())
+
+
+def _the_one_beside(folder: Path, stems: Sequence[str]) -> Path | None:
+    """The file in a folder with one of these names; None without one.
+
+    Raises:
+        InputError: there are several.
+    """
+    files = list(_all_beside(folder, stems))
+    if len(files) > 1:
+        raise InputError(f"has {' and '.join(file.name for file in files)} in {folder}; remove all but one")
+    return files[0] if files else None
+
+
+def _readable(found: Entry | Failure) -> Entry | Failure:
+    """OME-Zarr has a command of its own."""
+    if isinstance(found, Entry) and found.image.name.endswith(ZARR_SUFFIX):
+        return Failure(str(found.image), ZARR_REASON)
+    return found
 
 
 def label_names(source: Path) -> dict[int, str]:
@@ -124,22 +151,39 @@ def label_names(source: Path) -> dict[int, str]:
         raise FileError(f'{file}: names are written {{"name": value}} ({error})') from error
 
 
-def _in_studies_folder(folder: Path) -> list[Entry]:
-    """Scans that lie in the folder itself, which may be that of one study."""
-    known = _datastore(folder / DATASTORE)
-    scans = [file for file in sorted(folder.iterdir()) if file.is_file() and _is_scan(file.name)]
-    drawn = (*CASE_LABELS, *CASE_SCRIBBLES) if CASE in map(stem, scans) else ()
-    return [_study_of(folder, file, known) for file in scans if stem(file) not in drawn]
+def _in_studies_folder(folder: Path) -> Iterator[Entry | Failure]:
+    """Scans that lie in the folder itself, which may be that of one study, and label files without a scan."""
+    known, drawn = _datastore(folder / DATASTORE), _label_files(folder)
+    scans = [each for each in sorted(folder.iterdir()) if is_scan(each)]
+    names = {stem(each) for each in scans}
+    series = {name for name in drawn.keys() - names if (folder / name).is_dir()}
+    if CASE not in names and (folder / CASE).is_dir() and beside(folder, (*CASE_LABELS, *CASE_SCRIBBLES)):
+        series.add(CASE)
+    ours = (*CASE_LABELS, *CASE_SCRIBBLES) if CASE in names | series else ()
+    for image in sorted([*(each for each in scans if stem(each) not in ours), *(folder / name for name in series)]):
+        yield _study_of(folder, image, known)
+    for name in sorted(drawn.keys() - names - series):
+        yield Failure(str(drawn[name]), f"has no scan: there is no {name}.* in {folder}")
 
 
-def _study_of(folder: Path, image: Path, known: dict[str, Any]) -> Entry:
-    entry = _case_of(image) if stem(image) == CASE else Entry("", image)
-    entry = replace(entry, scribbles=beside(folder / "labels" / "scribbles", [stem(image)]) or entry.scribbles)
-    for tag in LABEL_TAGS:
-        file = beside(folder / "labels" / tag, [stem(image)])
-        if file is not None:
-            info = known.get(stem(image), {}).get("labels", {}).get(tag, {}).get("info", {})
-            return _with_info(replace(entry, labels=file), info)
+def _label_files(folder: Path) -> dict[str, Path]:
+    """The best label file of each name in a studies folder."""
+    files = [each for tag in reversed(LABEL_FOLDERS) for each in (folder / "labels" / tag).glob("*") if is_scan(each)]
+    return {stem(each): each for each in files}
+
+
+def _study_of(folder: Path, image: Path, known: dict[str, Any]) -> Entry | Failure:
+    try:
+        entry = _case_files(image) if stem(image) == CASE else Entry("", image)
+        scribbles = _the_one_beside(folder / "labels" / LABEL_FOLDERS[-1], [stem(image)])
+        entry = replace(entry, scribbles=scribbles or entry.scribbles)
+        for tag in LABEL_TAGS:
+            file = _the_one_beside(folder / "labels" / tag, [stem(image)])
+            if file is not None:
+                info = known.get(stem(image), {}).get("labels", {}).get(tag, {}).get("info", {})
+                return _with_info(replace(entry, labels=file), info)
+    except InputError as error:
+        return Failure(str(image), str(error))
     return entry
 
 
@@ -152,19 +196,49 @@ def _with_info(entry: Entry, info: dict[str, Any]) -> Entry:
     return replace(entry, slice_axis=str(info["slice_axis"]), annotated_slices=slices, partial=partial)
 
 
-def _in_case_folders(folder: Path) -> Iterator[Entry]:
-    """A folder per study."""
-    for image in sorted(folder.glob(f"*/{CASE}.*")):
-        if _is_scan(image.name):
+def _in_folders(folder: Path) -> Iterator[Entry | Failure]:
+    """A folder per study; and folders that hold studies in turn, which are to be given themselves."""
+    for each in sorted(folder.iterdir()):
+        if each.name == "labels" or each.name.startswith(".") or is_scan(each) or not each.is_dir():
+            continue
+        images = _case_images(each)
+        for image in images:
             yield _case_of(image)
+        if not images and (labels := beside(each, (*CASE_LABELS, *CASE_SCRIBBLES))):
+            yield Failure(str(labels), f"has no scan: there is no {CASE}.* in {each}")
+        if _holds_studies(each):
+            yield Failure(str(each), "holds studies of its own, which lie too deep here; give it as the folder")
 
 
-def _case_of(image: Path) -> Entry:
-    return Entry("", image, beside(image.parent, CASE_LABELS), beside(image.parent, CASE_SCRIBBLES))
+def _case_images(folder: Path) -> list[Path]:
+    """Scans in the folder of one study; a series counts where there is no file."""
+    files = [each for each in sorted(folder.glob(f"{CASE}.*")) if is_scan(each)]
+    return files or [each for each in (folder / CASE,) if each.is_dir()]
 
 
-def _is_scan(name: str) -> bool:
-    return name.endswith(SUFFIXES) and not name.startswith(".")
+def _holds_studies(folder: Path) -> bool:
+    tags, series = (folder / "labels" / tag for tag in LABEL_TAGS), folder.glob(f"*/{CASE}")
+    files = (each for each in folder.glob(f"*/{CASE}.*") if is_scan(each))
+    return any(each.is_dir() for each in (*tags, *series)) or any(files)
+
+
+def _case_of(image: Path) -> Entry | Failure:
+    try:
+        return _case_files(image)
+    except InputError as error:
+        return Failure(str(image), str(error))
+
+
+def _case_files(image: Path) -> Entry:
+    labels, scribbles = (_the_one_beside(image.parent, names) for names in (CASE_LABELS, CASE_SCRIBBLES))
+    return Entry("", image, labels, scribbles)
+
+
+def is_scan(path: Path) -> bool:
+    """Whether this may be a scan by its name; OME-Zarr is, although it is a folder."""
+    if path.name.startswith("."):
+        return False
+    return path.suffix == ZARR_SUFFIX or (path.name.endswith(SUFFIXES) and path.is_file())
 
 
 def _datastore(file: Path) -> dict[str, Any]:
@@ -182,7 +256,7 @@ def _read_json(file: Path) -> Any:
         raise FileError(f"{file}: cannot be read ({error.strerror})") from error
 
 
-def _in_csv(file: Path) -> tuple[list[Entry], list[Failure]]:
+def _in_csv(file: Path) -> Iterator[Entry | Failure]:
     """A study per line; a line without a scan is a failure of its own."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
@@ -191,14 +265,12 @@ def _in_csv(file: Path) -> tuple[list[Entry], list[Failure]]:
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileError(f"{file}: cannot be read as CSV ({error})") from error
-    found, failures = list[Entry](), list[Failure]()
     for number, row in rows:
         if None in row or not (row.get("image") or "").strip():
             reason = "more values than columns" if None in row else "no image"
-            failures.append(Failure(f"{file.name}, line {number}", reason))
+            yield Failure(f"{file.name}, line {number}", reason)
         else:
-            found.append(_entry_of(file.parent, {key: (value or "").strip() for key, value in row.items()}))
-    return found, failures
+            yield _entry_of(file.parent, {key: (value or "").strip() for key, value in row.items()})
 
 
 def _check_columns(file: Path, columns: Sequence[str] | None) -> None:

@@ -8,8 +8,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
+from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,6 +36,9 @@ STATE_KEY = "sliceprop-pretraining"
 
 MLFLOW_FILE = "mlflow.db"
 """In a folder for MLflow: `mlflow ui --backend-store-uri sqlite:///FOLDER/mlflow.db` shows it."""
+
+ANSWER_S = 10.0
+"""For an MLflow server to answer."""
 
 HELD_OUT = 0.1
 """Share of the studies that learning is judged by, where none are named."""
@@ -86,6 +93,7 @@ class Pretrained:
         failures: studies that could not be read.
         events: of the epochs that this run did.
         first: whether this process is the one that tells.
+        launched: whether `torchrun` has started it.
     """
 
     studies: tuple[int, int] = (0, 0)
@@ -93,6 +101,7 @@ class Pretrained:
     failures: list[Failure] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     first: bool = True
+    launched: bool = False
 
 
 def pretrain(
@@ -105,13 +114,14 @@ def pretrain(
     """Learn registration over many studies; under `torchrun` every process calls this.
 
     Raises:
-        InputError: nothing to learn from, or a state that belongs to another run.
+        InputError: nothing to learn from, a state that belongs to another run, or nobody answers where to track.
         FileError: an output that cannot be written.
     """
-    config, result = config or PretrainConfig(), Pretrained()
+    config, result = config or PretrainConfig(), Pretrained(launched=torch.distributed.is_torchelastic_launched())
     if files.output.suffix != ".safetensors":
         raise FileError(f"{files.output}: the name of a checkpoint ends with .safetensors")
-    check_folder(files.output.absolute())
+    if files.mlflow is not None:
+        _check_answers(files.mlflow)
     kind = resolve_device(device).type
     distributed(lambda where: _work(files, config, where, progress, result), kind)
     return result
@@ -150,6 +160,8 @@ def _split(files: PretrainFiles, result: Pretrained) -> tuple[list[Path], list[P
     """The prepared scans to learn from and those to judge by, the same in every process, in the same order anywhere."""
     cache = files.cache or files.output.with_suffix(".cache")
     named, given = _entries(files.validation, result), _entries(files.studies, result)
+    make_folder(files.output.absolute().parent)
+    check_folder(files.output)
     make_folder(cache)
     result.kind = files.kind.completed(common_kind([kind_of(entry.image) for entry in given]))
     judge, learn = _prepared(named, given, cache, result)
@@ -276,6 +288,24 @@ def _load_state(file: Path, signature: str) -> tuple[dict[str, torch.Tensor], di
             f"{file}: belongs to other studies or settings; start anew with --redo, or choose another name"
         )
     return tensors, values
+
+
+def _check_answers(store: str) -> None:
+    """Ask whether anybody is at the address of an MLflow server; MLflow itself would try again for minutes.
+
+    Raises:
+        InputError: nobody answers.
+    """
+    if not store.startswith(("http://", "https://")):
+        return
+    try:
+        urlopen(store, timeout=ANSWER_S).close()
+    except (HTTPError, HTTPException, ValueError):  # MLflow knows better how to ask, or tells what is wrong
+        return
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, SSLError):
+            raise InputError(f"{store}: nobody answers there ({reason}); start MLflow, or track elsewhere") from error
 
 
 @contextmanager

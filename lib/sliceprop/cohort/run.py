@@ -89,7 +89,7 @@ def run_cohort(
     Raises:
         InputError: the output folder cannot be used, or there are no workers.
     """
-    config, output = config or CohortConfig(), output.absolute()
+    config, team, output = config or CohortConfig(), team or WorkersConfig(), output.absolute()
     entries, failures = found
     _check_output(output, entries)
     make_folder(output)
@@ -106,7 +106,7 @@ def run_cohort(
                 (task.folder / REPORT).unlink(missing_ok=True)
         try:
             if left:
-                with workers(team or WorkersConfig(), gpu=_wants_gpu(config.device), shared=output) as client:
+                with workers(team, gpu=_wants_gpu(config.device, team), shared=output) as client:
                     _work_off(client, left, records.add)
         except KeyboardInterrupt:
             records.give_up(left, STOPPED)
@@ -201,15 +201,16 @@ def _locked(output: Path) -> Iterator[None]:
         lock.release()
 
 
-def _wants_gpu(device: str) -> bool:
+def _wants_gpu(device: str, team: WorkersConfig) -> bool:
     """Whether workers of our own get a GPU each.
 
     Raises:
-        InputError: for what is not a device of every worker.
+        InputError: for what is not a device of every worker, or not on this machine where the workers are.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device must be auto, cpu or cuda, not {device!r}; every worker has a GPU of its own")
-    return device == "cuda" or (device == "auto" and resolve_device(device).type == "cuda")
+    elsewhere = team.slurm or team.scheduler is not None
+    return (device if device == "cuda" and elsewhere else resolve_device(device).type) == "cuda"
 
 
 def _work_off(client: Client, tasks: Sequence[Task], tell: Tell) -> None:

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,13 +116,27 @@ class Used:
 
 
 def finished(task: Task) -> dict[str, Any] | None:
-    """The report of an earlier run with the same files and settings; None where there is none."""
+    """The report of an earlier run with the same files and settings; None where there is none.
+
+    Where the files lie elsewhere now, it is written anew with their places.
+    """
     try:
         report: dict[str, Any] = json.loads((task.folder / REPORT).read_text(encoding="utf-8"))
         done = report["signature"] == task.signature and (task.folder / LABELS).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return report if done else None
+    if not done:
+        return None
+    found = report | _places(task.entry)
+    if found != report:
+        with suppress(FileError):  # what is done stays done
+            write_json(task.folder / REPORT, found)
+    return found
+
+
+def _places(entry: Entry) -> dict[str, str | None]:
+    """Where the files of a study lie, for its report."""
+    return {"image": str(entry.image), "labels": None if entry.labels is None else str(entry.labels)}
 
 
 def run_study(task: Task) -> dict[str, Any] | Failure:
@@ -135,6 +150,8 @@ def run_study(task: Task) -> dict[str, Any] | Failure:
     try:
         return finished(task) or _run(task)
     except (SlicePropError, MemoryError) as error:
+        with suppress(OSError):  # where it holds anything, or is not there
+            task.folder.rmdir()
         name, reason = str(task.entry.image), " ".join(str(error).split())
         return Failure(
             name, reason.removeprefix(f"{name}: ") or "the memory is full; crop or downsample", task.entry.id
@@ -162,8 +179,7 @@ def _run(task: Task) -> dict[str, Any]:
         save_checkpoint(task.folder / MODEL, used.model)
     report = {
         "id": task.entry.id,
-        "image": str(task.entry.image),
-        "labels": None if task.entry.labels is None else str(task.entry.labels),
+        **_places(task.entry),
         "signature": signature,
         "study_hash": study.study_hash,
         "annotation_hash": _annotation_hash(study),

@@ -11,6 +11,7 @@ import gc
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -296,7 +297,7 @@ def slurm_cluster(config: WorkersConfig, gpu: bool, shared: Path) -> Any:
     """A scheduler in this process, to be scaled to a worker per SLURM job.
 
     Raises:
-        InputError: dask-jobqueue is not installed.
+        InputError: dask-jobqueue is not installed, or this machine cannot submit jobs.
     """
     on_ctrl_c = signal.getsignal(signal.SIGINT)
     try:
@@ -305,6 +306,8 @@ def slurm_cluster(config: WorkersConfig, gpu: bool, shared: Path) -> Any:
         raise InputError("SLURM needs dask-jobqueue: pip install 'sliceprop[slurm]'") from error
     finally:  # the import has Ctrl-C end the program as if all were done, without the report of the cohort
         signal.signal(signal.SIGINT, on_ctrl_c)
+    if shutil.which(SLURMCluster.job_cls.submit_command) is None:
+        raise InputError(f"there is no {SLURMCluster.job_cls.submit_command} here; run this where jobs are submitted")
     import dask
     from distributed import Security
 
