@@ -106,6 +106,13 @@ def test_the_command_shows_how_far_learning_is(
     assert "learning" in told.err and "s left, similarity 0." in told.err
 
 
+def test_other_commands_name_the_one_for_this_format(
+    scan: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["propagate", *map(str, scan), "-o", str(tmp_path / "out.nii.gz")]) == 2
+    assert "image.zarr: is OME-Zarr; fill it with `sliceprop propagate-large`" in capsys.readouterr().err
+
+
 def test_a_label_too_small_for_the_coarse_grid_is_carried(tmp_path: Path) -> None:
     image, _ = moving_disc(shift_px=0)
     sparse = np.zeros(image.shape, np.uint16)

@@ -262,6 +262,10 @@ def test_the_viewer_reads_the_archive_through_the_server(client: Client, uids: d
     plain = client.call("GET", "/proxy/dicom/qido/series", headers={"Accept-Encoding": "identity"}, stream=True)
     assert "Content-Encoding" not in plain.headers and plain.raw.read(1) == b"["
     assert client.call("GET", "/proxy/dicom/qido/../../system").status_code in (400, 404)
+    assert client.call("GET", "/proxy/dicom/servers").status_code == 400
+    assert client.call("GET", "/proxy/dicom/qido/studies?PatientID=nobody").json() == []
+    file = client.call("GET", f"/proxy/dicom/wado/studies/{found[0]['0020000D']['Value'][0]}")
+    assert file.ok and file.content.count(b"DICM") >= SHAPE[2]
     page = client.call("GET", "/ohif/app-config.js")
     assert page.ok and page.text.startswith("window.config") and "javascript" in page.headers["Content-Type"]
     for path, kind in (("", "text/html"), ("app.bundle.css", "text/css")):

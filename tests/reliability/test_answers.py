@@ -59,3 +59,19 @@ def test_a_volume_is_sent_in_parts(client: TestClient, method: str, path: str, q
     assert start["status"] == 200, bodies
     assert max(map(len, bodies)) == CHUNK
     assert int(headers[b"content-length"]) == sum(map(len, bodies))
+
+
+def test_an_answer_whose_client_hangs_up_leaves_no_file() -> None:
+    answer = web.StoredResponse([bytes(10 * CHUNK)], {})
+    begun = asyncio.Event()
+
+    async def receive() -> Message:
+        await begun.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        begun.set()
+        await asyncio.Future()  # the client does not read
+
+    asyncio.run(answer({"type": "http"}, receive, send))
+    assert answer.file.closed

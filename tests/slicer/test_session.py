@@ -90,7 +90,7 @@ def test_the_buttons_of_the_panel(slicer, server, monkeypatch):
     panel.press("Submit drawn slices")
     assert panel.said == "annotated: 2, 7, 11" and [line.split()[0] for line in panel.lines] == ["2", "7", "11"]
 
-    panel.budget = 2
+    panel.budget = 6
     panel.press("Learn")
     seen = set()
     eventually(lambda: seen.add(panel.poll()) or not panel.ticking, "the learning to end")

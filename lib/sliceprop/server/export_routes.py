@@ -19,7 +19,7 @@ from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import plain_name
 from sliceprop.server.label_files import read_labels
 from sliceprop.server.outcome import current_labels
-from sliceprop.server.web import Reader, from_disk, running_app
+from sliceprop.server.web import Reader, StoredResponse, running_app
 from sliceprop.server.workspace import Case, Workspace
 
 router = APIRouter()
@@ -30,7 +30,7 @@ def export(image: str, user: Reader, format: str = ".seg.nrrd", tag: str = "") -
     """The labels of a study as a file, or as a ZIP archive where the format needs several."""
     name, content = exported(running_app().workspace, image, format, tag)
     header = {"Content-Disposition": f"attachment; filename*=utf-8''{quote(name)}"}
-    return from_disk([content], header, "application/octet-stream")
+    return StoredResponse([content], header, "application/octet-stream")
 
 
 def exported(workspace: Workspace, image: str, form: str, tag: str = "") -> tuple[str, bytes]:

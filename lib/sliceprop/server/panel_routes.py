@@ -20,7 +20,7 @@ from sliceprop.server.limits import UploadSlot
 from sliceprop.server.outcome import finalise, undo
 from sliceprop.server.panel import study_state, voxels
 from sliceprop.server.requests import label_options, parse_params
-from sliceprop.server.web import Annotator, Params, Reader, from_disk, running_app, saved
+from sliceprop.server.web import Annotator, Params, Reader, StoredResponse, running_app, saved
 from sliceprop.versions import SCRIBBLES
 
 router = APIRouter()
@@ -75,7 +75,7 @@ def get_voxels(request: Request, image: str, user: Reader, kind: str = "labels")
     headers |= {"Cache-Control": "no-store", "Vary": "Accept-Encoding"}
     if _GZIP.search(request.headers.get("Accept-Encoding", "")):
         content, headers = gzip.compress(content, compresslevel=1), {**headers, "Content-Encoding": "gzip"}
-    return from_disk([content], headers, "application/octet-stream")
+    return StoredResponse([content], headers, "application/octet-stream")
 
 
 @router.put("/labelprop/labels")

@@ -15,7 +15,7 @@ from monailabel.config import settings
 from sliceprop.errors import InputError
 from sliceprop.server.archive import ArchivedStudies
 from sliceprop.server.errors import ForbiddenError, NotFoundError
-from sliceprop.server.web import Reader, from_disk, running_app
+from sliceprop.server.web import Reader, StoredResponse, running_app
 
 router = APIRouter()
 
@@ -38,7 +38,7 @@ def read_archive(request: Request, path: str, user: Reader) -> Response:
         raise InputError(f"{path!r} is no path of DICOMweb")
     encodings = request.headers.get("Accept-Encoding", "identity")
     status, headers, parts = store.read(archive_path(path), request.url.query, encodings)
-    return from_disk(parts, {key: headers[key] for key in _PASSED_ON if key in headers}, status_code=status)
+    return StoredResponse(parts, {key: headers[key] for key in _PASSED_ON if key in headers}, status_code=status)
 
 
 @router.post("/proxy/dicom/{path:path}", include_in_schema=False)

@@ -50,9 +50,9 @@ from sliceprop.server.web import (
     Annotator,
     Params,
     Reader,
+    StoredResponse,
     check_known,
     check_upload,
-    from_disk,
     image_id,
     running_app,
     saved,
@@ -142,7 +142,7 @@ def run_inference(
         text = json.dumps(options)
         answer = infer.run_inference(background_tasks, model, image, session_id, text, file, None, output)
     if isinstance(answer, Response) and not isinstance(answer, FileResponse):
-        return from_disk([answer.body], {}, answer.media_type)
+        return StoredResponse([answer.body], {}, answer.media_type)
     return answer
 
 

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 from fastapi import Depends, Form, UploadFile
 from fastapi.responses import StreamingResponse
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.utils.app import app_instance
+from starlette.types import Receive, Scope, Send
 
 from sliceprop.errors import InputError
 from sliceprop.io import SUFFIXES
@@ -107,20 +108,31 @@ def saved(upload: UploadFile | None) -> Iterator[Path | None]:
         yield file
 
 
-def from_disk(
-    parts: Iterable[bytes | memoryview],
-    headers: Mapping[str, str],
-    media_type: str | None = None,
-    status_code: int = 200,
-) -> StreamingResponse:
-    """A large answer: it waits for its client in a file without a name, which goes with it, and not in memory."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115, `_chunks` closes it
-    file.writelines(parts)
-    length = {"Content-Length": str(file.tell())} if file.tell() else {}
-    file.seek(0)
-    return StreamingResponse(_chunks(file), status_code, {**headers, **length}, media_type)
+class StoredResponse(StreamingResponse):
+    """A large answer: it waits for its client in a nameless file, which goes with it, and not in memory.
 
+    Args:
+        parts: of its content.
+        headers: its length is added.
+        media_type: of the content.
+        status_code: of the answer.
+    """
 
-def _chunks(file: IO[bytes]) -> Iterator[bytes]:
-    with file:
-        yield from iter(partial(file.read, CHUNK), b"")
+    def __init__(
+        self,
+        parts: Iterable[bytes | memoryview],
+        headers: Mapping[str, str],
+        media_type: str | None = None,
+        status_code: int = 200,
+    ) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115, closed when the answer has ended
+        self.file.writelines(parts)
+        length = {"Content-Length": str(self.file.tell())} if self.file.tell() else {}
+        self.file.seek(0)
+        chunks = iter(partial(self.file.read, CHUNK), b"")
+        super().__init__(chunks, status_code, {**headers, **length}, media_type)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, until the client has all or hangs up."""
+        with self.file:
+            await super().__call__(scope, receive, send)
