@@ -91,7 +91,7 @@ def test_folders_that_cannot_be_used_are_told(client, studies):
 
 def test_provenance_and_manifest_of_a_result(client, study):
     put(client, study, only(truth(3)))
-    assert client.get("/labelprop/manifest", params={"image": "case"}).status_code == 404
+    assert client.get("/labelprop/manifest", params={"image": study}).status_code == 404
     files = {"params": (None, json.dumps({"method": "shape"}))}
     params = {"image": study, "output": "json"}
     told = client.post("/infer/labelprop", params=params, files=files).json()

@@ -121,7 +121,7 @@ class Auditor:
             return
         studies = notes.pop("studies")
         if refused and holder is None:
-            told = self._first_in_a_while((about["client"], notes["status"]))
+            told = self._first_in_a_while((about["client"], event, notes["status"]))
         else:
             told = not path.startswith("/proxy/") or self._first_in_a_while((*about.values(), event, *studies))
         for study in studies if told else ():
