@@ -133,8 +133,8 @@ class Tab:
 
     def listed(self) -> list[int]:
         """Indices of the annotated slices in the panel's list."""
-        chips = self.part("slices").locator("[data-slice-index]").all()
-        return sorted(int(chip.get_attribute("data-slice-index")) for chip in chips)
+        chips = self.part("slices").locator("[data-slice-index]")
+        return sorted(chips.evaluate_all("all => all.map(chip => Number(chip.dataset.sliceIndex))"))
 
     def go_to_suggestion(self) -> int:
         """Press the suggestion; the number of the slice that it names and shows."""

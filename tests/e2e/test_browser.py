@@ -333,10 +333,10 @@ def test_strokes_and_slices_can_be_taken_back(tab: Tab, client: Client, series: 
     annotator.paint(7, ("core",))
     tab.page.keyboard.press("Control+z")
     np.testing.assert_array_equal(annotator.voxels(), before)
-    assert tab.listed() == listed
+    eventually(lambda: tab.listed() == listed, "the list to lose the slice")
     tab.page.keyboard.press("d")
     expect(tab.button("complete")).to_have_attribute("aria-pressed", "true")
-    assert len(tab.listed()) == len(listed) + 1
+    eventually(lambda: len(tab.listed()) == len(listed) + 1, "the list to have the slice")
     tab.page.keyboard.press("d")
     expect(tab.page.locator("[data-slice-index].unfinished")).to_have_count(1)
 

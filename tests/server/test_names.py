@@ -211,3 +211,9 @@ def test_names_that_another_process_adds_are_seen(table, tmp_path):
     assert table.names == other.names == ["a", "b"]
     table.names.append("c")
     assert table.names == ["a", "b"]
+
+
+@pytest.mark.parametrize("text", ["{", "[", '{"a": 1, "b": "x"}', '{"a": [1]}', "[" * 99_999])
+def test_json_that_is_no_list_of_labels_is_refused(text):
+    with pytest.raises(InputError):
+        parse_names(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -13,6 +12,7 @@ from typing import Any
 from sliceprop.config import BACKGROUND_SCRIBBLE
 from sliceprop.errors import InputError
 from sliceprop.files import read_table, write_table
+from sliceprop.server.guard import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,13 @@ def parse_names(value: str | Sequence[str] | Mapping[str, int]) -> list[str]:
         value: a list, `{name: number}` (sorted by number), or text: either of them as JSON, or separated by commas.
 
     Raises:
-        InputError: if there is no name, or a name is empty, doubled or not text.
+        InputError: if there is no name, a name is empty, doubled or not text, or a number is none.
     """
     if isinstance(value, str):
         text = value.strip()
-        value = json.loads(text) if text[:1] in ("[", "{") else [name.strip() for name in text.split(",")]
+        value = parse_json(text) if text[:1] in ("[", "{") else [name.strip() for name in text.split(",")]
+    if isinstance(value, Mapping) and not all(isinstance(number, int | float) for number in value.values()):
+        raise InputError("the labels must be names with their numbers")
     names = sorted(value, key=value.__getitem__) if isinstance(value, Mapping) else list(value)
     names = [name for name in names if name != BACKGROUND]
     check_names(names)
