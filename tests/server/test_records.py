@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sliceprop.server.provenance import Annotation, Sent
-from sliceprop.server.records import StudyRecord
+from sliceprop.server.records import DRAFTS, StudyRecord
 from sliceprop.study import Propagation
 
 
@@ -46,8 +46,22 @@ def test_the_last_four_results_sent_are_kept_and_a_damaged_one_hides_no_other(re
     newest = record.folder / "sent.npz"  # the only one of an earlier release
     newest.write_bytes(newest.read_bytes()[:100])
     assert [sent.labels.max() for sent in record.sent()] == [4, 3, 2]
+    record.save_sent(Sent(labels * 0 + 9, labels * 0, 2, ()), DRAFTS)
+    assert record.holds(9) and [sent.labels.max() for sent in record.sent()] == [9, 4, 3, 2]
     record.forget_results()
     assert not list(record.sent())
+
+
+def test_only_results_that_labels_may_come_back_from_are_read(record, labels):
+    """All but the newest, which tells what a client was not shown."""
+    for slices in ([0, 1], [1, 2], [1]):
+        filled = labels * 0
+        filled[:, :, slices] = len(slices)
+        record.save_sent(Sent(filled, labels * 0, 2, ()))
+    back = labels * 0
+    assert len(list(record.sent(back))) == 1
+    back[:, :, [1, 2]] = 1
+    assert [np.unique(np.nonzero(sent.labels)[2]).tolist() for sent in record.sent(back)] == [[1], [1, 2]]
 
 
 def test_a_propagation_comes_back_in_all_its_kinds(record, labels):

@@ -290,3 +290,13 @@ def test_the_tools_are_what_clients_list_and_a_bundle_has_to_be_one(workspace, t
     }
     with pytest.raises(FileError, match="no MONAI bundle"):
         tool_tasks(workspace, str(tmp_path))
+
+
+def test_tries_of_tools_do_not_push_out_the_result_that_the_client_goes_on_with(ask, submit, workspace):
+    submit(column([2, 7]))
+    answered(workspace, column(range(1, 10)))
+    for lower in range(5):
+        ask("threshold_islands", None, lower=lower, selected_label_name="disc")
+    corrected = column(range(1, 10))
+    corrected[0, 0, 4] = 1
+    assert submit(corrected)["annotated_slices"] == [2, 4, 7]

@@ -180,10 +180,19 @@ def is_our_result(labels: LabelArray, slice_axis: int, sent: Sent | None) -> boo
     """
     if sent is None or sent.slice_axis != slice_axis or sent.labels.shape != labels.shape:
         return False
-    filled = marked_slices((sent.labels != sent.drawn) & (sent.labels != 0), slice_axis)
+    filled = filled_slices(sent)
     unchanged = filled - marked_slices(labels != sent.labels, slice_axis)
-    still_filled = filled & marked_slices(labels != 0, slice_axis)
-    return bool(unchanged) and 2 * len(still_filled) > len(filled)
+    return bool(unchanged) and mostly_filled(labels, slice_axis, filled)
+
+
+def filled_slices(sent: Sent) -> set[int]:
+    """The slices on which a client got more than was drawn."""
+    return marked_slices((sent.labels != sent.drawn) & (sent.labels != 0), sent.slice_axis)
+
+
+def mostly_filled(labels: LabelArray, slice_axis: int, filled: set[int]) -> bool:
+    """Whether labels are on more than half of these slices; those of the user's own seldom are."""
+    return 2 * len(filled & marked_slices(labels != 0, slice_axis)) > len(filled)
 
 
 def drawn_by_hand(annotation: Annotation) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +21,8 @@ from sliceprop import io
 from sliceprop.arrays import load_arrays, save_arrays
 from sliceprop.errors import FileError
 from sliceprop.files import read_table, write_table
-from sliceprop.server.provenance import Annotation, Sent
+from sliceprop.labels import LabelArray
+from sliceprop.server.provenance import Annotation, Sent, filled_slices, mostly_filled
 from sliceprop.study import Propagation
 from sliceprop.versions import RESULT, Versions, packed_mask, result_mask, study_versions
 
@@ -34,6 +35,9 @@ KINDS = ("labels", "from_lower", "from_upper", "uncertainty", "drawn")
 SENT = ("sent", "sent_2", "sent_3", "sent_4")
 """The last results that clients got, the newest first: as many clients can work on one study before one is taken for
 another; an earlier release had the first file only."""
+
+DRAFTS = ("draft", "draft_2", "draft_3", "draft_4")
+"""The same of tools and scans alone, which are asked for again and again, and often not kept by the client."""
 
 BEFORE = "result_before"
 """The last propagation, and the one before it; more would fill the disk with large scans."""
@@ -73,19 +77,33 @@ class StudyRecord:
             source=np.array(annotation.source),
         )
 
-    def sent(self) -> Iterator[Sent]:
-        """The last results that clients got, the newest first; read one by one, since they are large."""
-        for data in filter(None, map(self._load, SENT)):
+    def sent(self, back: LabelArray | None = None) -> Iterator[Sent]:
+        """The last results that clients got, the newest first; read one by one, since they are large.
+
+        Args:
+            back: `(i, j, k)` label indices that a client sends; all but the newest are passed over that they cannot be.
+        """
+        there = [name for name in (*SENT, *DRAFTS) if self._file(name).is_file()]
+        there.sort(key=lambda name: self._file(name).stat().st_mtime_ns, reverse=True)
+        likely = (name for name in there if name == there[0] or back is None or self._may_be(name, back))
+        for data in filter(None, map(self._load, likely)):
             labels, drawn = data["labels"].astype(np.int32), data["drawn"].astype(np.int32)
             yield Sent(labels, drawn, int(data["slice_axis"]), _integers(data["annotated_slices"]))
 
-    def save_sent(self, sent: Sent) -> None:
-        """Remember what a client was given, in place of the oldest that is remembered."""
-        for newer, older in reversed(list(pairwise(SENT))):
+    def _may_be(self, name: str, labels: LabelArray) -> bool:
+        """Whether labels may be what a client got, as far as can be told without reading that."""
+        about = self._load(name, "filled_slices", "slice_axis")
+        filled = set[int]() if about is None else set(_integers(about["filled_slices"]))
+        return about is None or mostly_filled(labels, int(about["slice_axis"]), filled)
+
+    def save_sent(self, sent: Sent, names: Sequence[str] = SENT) -> None:
+        """Remember what a client was given, in place of the oldest that is remembered under these names."""
+        for newer, older in reversed(list(pairwise(names))):
             with suppress(OSError):  # then one less is remembered
                 self._file(newer).replace(self._file(older))
         self._save(
-            SENT[0],
+            names[0],
+            filled_slices=np.array(sorted(filled_slices(sent)), dtype=np.int64),
             labels=io.compact_labels(sent.labels),
             drawn=io.compact_labels(sent.drawn),
             slice_axis=np.array(sent.slice_axis),
@@ -167,7 +185,7 @@ class StudyRecord:
 
     def forget_results(self) -> None:
         """Forget all propagations, and what clients were given: they were of another scan of this name."""
-        for name in (RESULT, BEFORE, *SENT, "annotation"):
+        for name in (RESULT, BEFORE, *SENT, *DRAFTS, "annotation"):
             self._file(name).unlink(missing_ok=True)
 
     def _is_first(self) -> bool:
@@ -184,7 +202,7 @@ class StudyRecord:
 
     def holds(self, index: int) -> bool:
         """Whether a voxel has this label index in anything that is remembered."""
-        loaded = (self._load(name, "labels") for name in ("annotation", *SENT, RESULT, BEFORE))
+        loaded = (self._load(name, "labels") for name in ("annotation", *SENT, *DRAFTS, RESULT, BEFORE))
         return any(data is not None and (data["labels"] == index).any() for data in loaded)
 
     def _file(self, name: str) -> Path:

@@ -12,6 +12,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from sliceprop.config import PLANS, SuggestConfig
 from sliceprop.errors import SlicePropError
 from sliceprop.server.provenance import given_bare
+from sliceprop.server.records import DRAFTS
 from sliceprop.server.requests import Options, first_choices, label_options, number, suggest_config
 from sliceprop.server.results import named_suggestion
 from sliceprop.server.workspace import Case, Workspace
@@ -143,7 +144,7 @@ def _note_emptied_scene(workspace: Workspace, answer: Mapping[str, Any], options
     with workspace.lock(case):
         annotation = workspace.annotation(case)
         if annotation is not None and case.record is not None:
-            case.record.save_sent(given_bare(annotation))
+            case.record.save_sent(given_bare(annotation), DRAFTS)
 
 
 def _suggest(workspace: Workspace, case: Case, options: Options, config: SuggestConfig) -> LastingAnswer:

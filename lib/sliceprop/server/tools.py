@@ -29,6 +29,7 @@ from sliceprop.server.provenance import (
     lay_over,
     marked_slices,
 )
+from sliceprop.server.records import DRAFTS
 from sliceprop.server.requests import LabelOptions, Options, first_choices, flag, label_options, number
 from sliceprop.server.results import write_result
 from sliceprop.server.workspace import Case, Workspace
@@ -146,7 +147,7 @@ class ToolTask(PropagateTask):
         with self._workspace.lock(case):
             self._workspace.remember(case)
             if case.record is not None and flag(options, SHOWN, True):
-                case.record.save_sent(_draft(scene, in_client))
+                case.record.save_sent(_draft(scene, in_client), DRAFTS)
         return Reply(str(file), {"label_names": names, "tool": self._name, "draft": True}, drawn)
 
     def _scene(self, case: Case, described: LabelOptions, upload: Path | None, options: Options) -> Scene:

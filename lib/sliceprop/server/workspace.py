@@ -651,7 +651,7 @@ class Workspace:
 
     def answered(self, case: Case, labels: LabelArray) -> Sent | None:
         """The answer that a client's labels, `(i, j, k)` indices, come back from; see `provenance.answered`."""
-        return None if case.record is None else answered(labels, case.record.sent())
+        return None if case.record is None else answered(labels, case.record.sent(labels))
 
     def _annotate(self, case: Case, labels: LabelArray, options: LabelOptions) -> Annotation:
         sent, scan = self.answered(case, labels), self.scan(case)
