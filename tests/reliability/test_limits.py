@@ -46,6 +46,10 @@ def working(**limits: Any) -> Iterator[tuple[TestClient, threading.Event, thread
     """A server whose `/work` begins, says so, and goes on until it is let go."""
     begun, go = threading.Event(), threading.Event()
     chosen = Limits(**limits)
+
+    def counted(queue: Queue) -> dict[str, int]:
+        return {"running": queue.running, "waiting": queue.waiting}
+
     api = FastAPI(middleware=[Middleware(LimitGuard, limits=chosen)])
     api.state.queue, api.state.uploads = Queue(chosen), upload_queue(chosen)
 
@@ -57,8 +61,7 @@ def working(**limits: Any) -> Iterator[tuple[TestClient, threading.Event, thread
 
     @api.get("/quick")
     def quick(request: Request) -> dict[str, int]:
-        queue = request.app.state.queue
-        return {"running": queue.running, "waiting": queue.waiting}
+        return counted(request.app.state.queue)
 
     @api.put("/file")
     def file(slot: UploadSlot) -> str:
@@ -68,8 +71,7 @@ def working(**limits: Any) -> Iterator[tuple[TestClient, threading.Event, thread
 
     @api.get("/uploads")
     def uploads(request: Request) -> dict[str, int]:
-        queue = request.app.state.uploads
-        return {"running": queue.running, "waiting": queue.waiting}
+        return counted(request.app.state.uploads)
 
     @api.put("/upload")
     def upload(file: UploadFile) -> int:

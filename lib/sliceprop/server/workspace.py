@@ -333,7 +333,7 @@ class Workspace:
             FileError: if the folder is read-only or full.
         """
         assert case.record is not None
-        entry = replace(self._entry(labels, annotation, tag, event), grid=_grid(self.scan(case)))
+        entry = self._entry(case, labels, annotation, tag, event)
         if event == "submitted" and annotation is not None:
             entry = replace(entry, in_force=self._counts(case, tag, labels, annotation))
         entry = replace(entry, based_on=based_on, by=dict(by or {}))
@@ -364,12 +364,12 @@ class Workspace:
         ours = is_our_result(labels, annotation.slice_axis, self.answered(case, labels))
         return ours or not look(self.store, case.image_id, case.record.versions, SPARSE).name
 
-    def _entry(self, labels: LabelArray, annotation: Annotation | None, tag: str, event: Event) -> Entry:
-        info = tuple(self._label_info(labels))
+    def _entry(self, case: Case, labels: LabelArray, annotation: Annotation | None, tag: str, event: Event) -> Entry:
+        entry = Entry(tag, event, label_info=tuple(self._label_info(labels)), grid=_grid(self.scan(case)))
         if annotation is None:
-            return Entry(tag, event, label_info=info)
+            return entry
         slices, axis = annotation.annotated_slices, annotation.slice_axis
-        return Entry(tag, event, slice_axis=axis, annotated_slices=slices, partial=annotation.partial, label_info=info)
+        return replace(entry, slice_axis=axis, annotated_slices=slices, partial=annotation.partial)
 
     def _cache(self, case: Case, annotation: Annotation, version: Version) -> Annotation:
         """The annotation with the name of its version; kept where it is read more quickly than from the version."""
@@ -687,8 +687,7 @@ class Workspace:
             else:
                 annotation = self._annotate(case, labels, options)
             self.names.register(new)
-        entry = replace(self._entry(labels, annotation, tag, "found"), in_force=annotation is kept)
-        entry = replace(entry, grid=_grid(self.scan(case)))
+        entry = replace(self._entry(case, labels, annotation, tag, "found"), in_force=annotation is kept)
         if not entry.in_force:
             entry = replace(entry, in_force=self._counts(case, tag, labels, annotation))
         version = case.record.versions.append(entry, file, drawn_by_hand(annotation))
@@ -726,7 +725,7 @@ class Workspace:
         self, values: LabelArray, options: LabelOptions, selected: str | None, marks: LabelArray | None
     ) -> LabelArray | None:
         """The marks of 3D Slicer's two scribble segments on top of the stored ones."""
-        names = names_by_value(present_values(values), options.label_info) if options.label_info else {}
+        names = _named_values(values, options)
         index = self.names.indices.get(selected or "")
         meaning = {FOREGROUND_SCRIBBLES: index, BACKGROUND_SCRIBBLES: _BACKGROUND}
         drawn = {value: mark for value, name in names.items() if (mark := meaning.get(name))}
@@ -753,10 +752,18 @@ def _drawing(annotation: Annotation | None, scribbles: LabelArray | None, slice_
     return Drawing(annotation.labels, scribbles, options)
 
 
+def _named_values(values: LabelArray, options: LabelOptions) -> dict[int, str]:
+    """Names of the values in a file, as far as the client gave any."""
+    return names_by_value(present_values(values), options.label_info) if options.label_info else {}
+
+
 def _scribbled(values: LabelArray, options: LabelOptions) -> NDArray[np.bool_]:
     """Where 3D Slicer's scribble segments hide its other ones in a file; a stroke is no correction of the slice."""
-    names = names_by_value(present_values(values), options.label_info) if options.label_info else {}
-    scribbles = [value for value, name in names.items() if name in (FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBLES)]
+    scribbles = [
+        value
+        for value, name in _named_values(values, options).items()
+        if name in (FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBLES)
+    ]
     return np.isin(values, scribbles)
 
 
