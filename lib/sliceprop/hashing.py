@@ -31,12 +31,22 @@ def known_digest(file: Path) -> str:
     Raises:
         OSError: if it cannot be read.
     """
+    state = file_state(file)
+    return digest(file) if file.is_dir() else _known_digest(file, state)
+
+
+def file_state(file: Path) -> tuple[int, int, int]:
+    """Time, size and inode, one of which changes with the content of a file.
+
+    Raises:
+        OSError: if it cannot be looked at.
+    """
     state = file.stat()
-    return digest(file) if file.is_dir() else _known_digest(file, state.st_mtime_ns, state.st_size, state.st_ino)
+    return state.st_mtime_ns, state.st_size, state.st_ino
 
 
 @lru_cache(maxsize=1024)
-def _known_digest(file: Path, mtime_ns: int, size: int, inode: int) -> str:
+def _known_digest(file: Path, state: tuple[int, int, int]) -> str:
     return digest(file)
 
 

@@ -22,7 +22,7 @@ from sliceprop.config import BACKGROUND_SCRIBBLE, MAX_LABEL
 from sliceprop.engine.registration import Model
 from sliceprop.errors import CheckpointError, FileError, GeometryError, InputError, NoAnnotationError, StorageError
 from sliceprop.files import copy_file, read_json, write_json
-from sliceprop.hashing import array_digest, known_digest
+from sliceprop.hashing import array_digest, file_state, known_digest
 from sliceprop.labels import LabelArray, present_values
 from sliceprop.server.audit import sender
 from sliceprop.server.checkpoints import Checkpoints, Chosen
@@ -236,7 +236,7 @@ class Workspace:
         Raises:
             FileError: or another `InputError`, if it cannot be read.
         """
-        state = _state(case.image)
+        state = file_state(case.image) if case.image.exists() else ()
         scan = _read_scan(case.image, state)
         if case.record is not None and case.record.folder.is_dir():
             case.record.notice_scan({"voxels": _scan_digest(case.image, state), "grid": _grid(scan)})
@@ -818,14 +818,6 @@ def _check_grid(version: Version, scan: io.Image) -> None:
             f"version {version.number} was drawn on a scan with another grid than this study's has now; "
             "put that scan back, or erase the study and draw anew"
         ) from error
-
-
-def _state(file: Path) -> tuple[int, ...]:
-    """What changes with the content of a file."""
-    if not file.exists():
-        return ()
-    state = file.stat()
-    return state.st_mtime_ns, state.st_size, state.st_ino
 
 
 @lru_cache(maxsize=256)
