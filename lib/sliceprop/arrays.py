@@ -42,7 +42,10 @@ def load_arrays(file: Path, *keys: str) -> dict[str, NDArray[Any]] | None:
             known = json.loads(str(data[_CHECKSUMS])) if _CHECKSUMS in data.files else {"format": 0}
     except FileNotFoundError:
         return None
-    except (OSError, KeyError, ValueError, EOFError, BadZipFile, NotImplementedError):
+    except KeyError as error:
+        logger.warning("%s is of another release: %s", file, error.args[0])
+        return None
+    except (OSError, ValueError, EOFError, BadZipFile, NotImplementedError):
         logger.exception("%s is damaged and is ignored", file)
         return None
     if not _matches(arrays, known):

@@ -111,9 +111,9 @@ def test_the_mask_is_that_of_the_result_beside_it(app: LabelPropApp, tmp_path: P
 def test_no_client_has_got_what_a_batch_made(app: LabelPropApp) -> None:
     app.batch_infer(QUICK)
     app.batch_infer({"model": "threshold_islands", "lower": 50, "label_name": "disc"})
-    assert not list(app.workspace.record("first").sent())
+    assert not app.workspace.record("first").outlines()
     app.infer({**QUICK, "image": "first"})
-    assert len(list(app.workspace.record("first").sent())) == 1
+    assert len(app.workspace.record("first").outlines()) == 1
 
 
 def test_an_image_that_fails_is_told_and_ends_nothing(app: LabelPropApp) -> None:

@@ -112,7 +112,7 @@ def test_results_of_another_scan_of_the_name_are_forgotten(workspace, tmp_path):
     nib.save(nib.Nifti1Image(np.asanyarray(before.dataobj)[::-1] + 1, before.affine), case.image)
     os.utime(case.image, (2, 2))
     assert not (state(workspace)["result"] or {}).get("current")
-    assert case.record.result("labels") is None and not list(case.record.sent())
+    assert case.record.result("labels") is None and not case.record.outlines()
     assert workspace.annotation(case).annotated_slices == (1, 6)
 
 

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from sliceprop.server.provenance import Annotation, Sent, answered, given_bare, hand_made, is_our_result, lay_over
+from sliceprop.server.provenance import (
+    Annotation,
+    Sent,
+    given_bare,
+    hand_made,
+    is_our_result,
+    lay_over,
+    likeliest,
+    outlined,
+)
 
 AXIS = 2
 
@@ -110,10 +119,19 @@ def test_labels_come_back_from_the_result_that_they_differ_from_least():
     bare = given_bare(KNOWN)
     corrected = RESULT.copy()
     corrected[0, 0, 2] = 1
-    assert answered(corrected, [bare, other, SENT]) is SENT
-    assert answered(other.labels, [bare, SENT, other]) is other
-    assert answered(volume(s3=2), [bare, other, SENT]) is bare, "the newest, for a label of the user's own"
-    assert answered(RESULT, []) is None
+    given = [outlined(bare, "bare"), outlined(other, "other"), outlined(SENT, "sent")]
+    assert [outline.name for outline in likeliest(corrected, given)] == ["sent", "other", "bare"]
+    assert [outline.name for outline in likeliest(other.labels, given)] == ["other", "sent", "bare"]
+    assert likeliest(volume(s3=2), given) == given, "the newest, for a label of the user's own"
+    assert likeliest(RESULT, []) == []
+
+
+def test_a_result_on_another_grid_is_none_that_labels_come_back_from():
+    turned = outlined(Sent(np.moveaxis(RESULT, 2, 0), np.moveaxis(DRAWN, 2, 0), AXIS, (1, 5)))
+    longer = outlined(Sent(np.pad(RESULT, ((0, 0), (0, 0), (0, 1))), np.pad(DRAWN, ((0, 0), (0, 0), (0, 1))), AXIS, ()))
+    newest = outlined(given_bare(KNOWN))
+    assert likeliest(RESULT, [newest, turned, outlined(SENT, "sent"), longer])[0].name == "sent"
+    assert likeliest(RESULT, [newest, turned]) == [newest, turned]
 
 
 def test_partial_keeps_only_the_labels_that_were_drawn():

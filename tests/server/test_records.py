@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from sliceprop.server.provenance import Annotation, Sent
+from sliceprop.arrays import save_arrays
+from sliceprop.server.provenance import Annotation, Sent, outlined
 from sliceprop.server.records import DRAFTS, StudyRecord
 from sliceprop.study import Propagation
 
@@ -18,9 +19,15 @@ def labels():
     return np.random.default_rng(0).integers(0, 400, (4, 5, 6), dtype=np.int32)
 
 
+def remembered(record):
+    """The one label of each result, the newest first."""
+    results = (record.sent(outline.name) for outline in record.outlines())
+    return [sent.labels.max() for sent in results if sent is not None]
+
+
 def test_a_new_study_has_no_past(record):
     assert (record.annotation(), record.report(), record.result("labels")) == (None,) * 3
-    assert not list(record.sent())
+    assert not record.outlines()
 
 
 def test_an_annotation_comes_back_as_it_was(record, labels):
@@ -33,7 +40,9 @@ def test_an_annotation_comes_back_as_it_was(record, labels):
 
 def test_the_result_sent_comes_back_as_it_was(record, labels):
     record.save_sent(Sent(labels, labels * 0, 2, ()))
-    (kept,) = record.sent()
+    (outline,) = record.outlines()
+    assert outline == outlined(Sent(labels, labels * 0, 2, ()), outline.name)
+    kept = record.sent(outline.name)
     np.testing.assert_array_equal(kept.labels, labels)
     assert not kept.drawn.any() and (kept.slice_axis, kept.annotated_slices) == (2, ())
 
@@ -41,27 +50,27 @@ def test_the_result_sent_comes_back_as_it_was(record, labels):
 def test_the_last_four_results_sent_are_kept_and_a_damaged_one_hides_no_other(record, labels):
     for number in range(6):
         record.save_sent(Sent(labels * 0 + number, labels * 0, 2, ()))
-    assert [sent.labels.max() for sent in record.sent()] == [5, 4, 3, 2]
+    assert remembered(record) == [5, 4, 3, 2]
     assert record.holds(2) and not record.holds(1)
     newest = record.folder / "sent.npz"  # the only one of an earlier release
     newest.write_bytes(newest.read_bytes()[:100])
-    assert [sent.labels.max() for sent in record.sent()] == [4, 3, 2]
+    assert remembered(record) == [4, 3, 2]
     record.save_sent(Sent(labels * 0 + 9, labels * 0, 2, ()), DRAFTS)
-    assert record.holds(9) and [sent.labels.max() for sent in record.sent()] == [9, 4, 3, 2]
+    assert record.holds(9) and remembered(record) == [9, 4, 3, 2]
     record.forget_results()
-    assert not list(record.sent())
+    assert not record.outlines()
 
 
-def test_only_results_that_labels_may_come_back_from_are_read(record, labels):
-    """All but the newest, which tells what a client was not shown."""
-    for slices in ([0, 1], [1, 2], [1]):
-        filled = labels * 0
-        filled[:, :, slices] = len(slices)
-        record.save_sent(Sent(filled, labels * 0, 2, ()))
-    back = labels * 0
-    assert len(list(record.sent(back))) == 1
-    back[:, :, [1, 2]] = 1
-    assert [np.unique(np.nonzero(sent.labels)[2]).tolist() for sent in record.sent(back)] == [[1], [1, 2]]
+def test_results_of_an_earlier_release_are_outlined_from_their_voxels(record, labels):
+    sent = Sent(labels, labels * 0, 2, (1,))
+    save_arrays(
+        record.folder / "sent.npz",
+        labels=labels,
+        drawn=sent.drawn,
+        slice_axis=np.array(2),
+        annotated_slices=np.array([1]),
+    )
+    assert record.outlines() == [outlined(sent, "sent")]
 
 
 def test_a_propagation_comes_back_in_all_its_kinds(record, labels):

@@ -102,7 +102,7 @@ def test_slicers_scribbles_give_the_selected_label_as_one(ask, workspace):
     np.testing.assert_array_equal(labels == 1, column() == 1)
     assert labels[0, 0, 0] == 0, "an earlier result of the selected label is no seed"
     indices = workspace.names.indices
-    sent = next(workspace.case("case").record.sent()).labels
+    sent = workspace.case("case").record.sent("draft").labels
     assert (sent[12:15, 2:4, 4:7] == indices["core"]).all(), "the client still shows the other segments"
     np.testing.assert_array_equal(sent == indices["disc"], labels == 1)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sliceprop.hashing import array_digest
 from sliceprop.labels import LabelArray
 
 
@@ -47,6 +49,23 @@ class Sent:
     annotated_slices: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What tells a result that a client got from others, without its voxels, which are many.
+
+    Attributes:
+        name: where it is remembered.
+        slice_axis: axis of the image file that counts slices.
+        digests: `slice_digests`.
+        filled: `filled_slices`.
+    """
+
+    name: str
+    slice_axis: int
+    digests: tuple[str, ...]
+    filled: frozenset[int]
+
+
 def hand_made(
     labels: LabelArray,
     *,
@@ -68,7 +87,7 @@ def hand_made(
     Args:
         labels: `(i, j, k)` label indices as submitted.
         slice_axis: axis that counts slices.
-        sent: the result that the client got, see `answered`.
+        sent: the result that the client got, see `likeliest`.
         known: the annotation in force.
         listed: slices that the client calls annotated, or None.
         reviewed: slices that the client approves as they are.
@@ -150,26 +169,36 @@ def _unseen(sent: Sent | None, known: Annotation, slice_axis: int) -> set[int]:
     return set(sent.annotated_slices) & set(known.annotated_slices)
 
 
-def answered(labels: LabelArray, given: Iterable[Sent]) -> Sent | None:
-    """The result that labels come back from: of those that they may be, the one that they differ from on fewest slices.
+def likeliest(labels: LabelArray, given: Sequence[Outline]) -> list[Outline]:
+    """The results that labels may come back from, the one that they differ from on fewest slices first, then the rest.
 
     Args:
         labels: `(i, j, k)` label indices as a client has them.
-        given: the last results that clients of the study got, the newest first.
-
-    Returns:
-        the newest one if they are none of them; None without any.
+        given: of the last results that clients of the study got, the newest first, which stays first among equals.
     """
-    newest, closest, fewest = None, None, 0
-    for sent in given:
-        newest = newest or sent
-        if is_our_result(labels, sent.slice_axis, sent):
-            differing = len(marked_slices(labels != sent.labels, sent.slice_axis))
-            if closest is None or differing < fewest:
-                closest, fewest = sent, differing
-        if closest is not None and not fewest:
-            break
-    return closest or newest
+    digests = {axis: slice_digests(labels, axis) for axis in {outline.slice_axis for outline in given}}
+    marked = {axis: marked_slices(labels != 0, axis) for axis in digests}
+
+    def differing(outline: Outline) -> float:
+        axis = outline.slice_axis
+        changed = _differing(digests[axis], outline.digests)
+        return len(changed) if _comes_back(outline.filled, changed, marked[axis]) else np.inf
+
+    return sorted(given, key=differing)
+
+
+def outlined(sent: Sent, name: str = "") -> Outline:
+    """What tells a result from others."""
+    return Outline(name, sent.slice_axis, slice_digests(sent.labels, sent.slice_axis), frozenset(filled_slices(sent)))
+
+
+def slice_digests(labels: LabelArray, slice_axis: int) -> tuple[str, ...]:
+    """One per slice, of its shape and label indices."""
+    return tuple(array_digest(one.astype(np.uint16)) for one in np.moveaxis(labels, slice_axis, 0))
+
+
+def _differing(digests: Sequence[str], others: Sequence[str]) -> set[int]:
+    return {index for index, (one, other) in enumerate(zip_longest(digests, others)) if one != other}
 
 
 def is_our_result(labels: LabelArray, slice_axis: int, sent: Sent | None) -> bool:
@@ -180,19 +209,17 @@ def is_our_result(labels: LabelArray, slice_axis: int, sent: Sent | None) -> boo
     """
     if sent is None or sent.slice_axis != slice_axis or sent.labels.shape != labels.shape:
         return False
-    filled = filled_slices(sent)
-    unchanged = filled - marked_slices(labels != sent.labels, slice_axis)
-    return bool(unchanged) and mostly_filled(labels, slice_axis, filled)
+    changed = marked_slices(labels != sent.labels, slice_axis)
+    return _comes_back(filled_slices(sent), changed, marked_slices(labels != 0, slice_axis))
+
+
+def _comes_back(filled: Set[int], changed: Set[int], marked: Set[int]) -> bool:
+    return bool(filled - changed) and 2 * len(filled & marked) > len(filled)
 
 
 def filled_slices(sent: Sent) -> set[int]:
     """The slices on which a client got more than was drawn."""
     return marked_slices((sent.labels != sent.drawn) & (sent.labels != 0), sent.slice_axis)
-
-
-def mostly_filled(labels: LabelArray, slice_axis: int, filled: set[int]) -> bool:
-    """Whether labels are on more than half of these slices; those of the user's own seldom are."""
-    return 2 * len(filled & marked_slices(labels != 0, slice_axis)) > len(filled)
 
 
 def drawn_by_hand(annotation: Annotation) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,8 +21,7 @@ from sliceprop import io
 from sliceprop.arrays import load_arrays, save_arrays
 from sliceprop.errors import FileError
 from sliceprop.files import read_table, write_table
-from sliceprop.labels import LabelArray
-from sliceprop.server.provenance import Annotation, Sent, filled_slices, mostly_filled
+from sliceprop.server.provenance import Annotation, Outline, Sent, outlined
 from sliceprop.study import Propagation
 from sliceprop.versions import RESULT, Versions, packed_mask, result_mask, study_versions
 
@@ -77,33 +76,38 @@ class StudyRecord:
             source=np.array(annotation.source),
         )
 
-    def sent(self, back: LabelArray | None = None) -> Iterator[Sent]:
-        """The last results that clients got, the newest first; read one by one, since they are large.
-
-        Args:
-            back: `(i, j, k)` label indices that a client sends; all but the newest are passed over that they cannot be.
-        """
+    def outlines(self) -> list[Outline]:
+        """Of the last results that clients got, the newest first."""
         there = [name for name in (*SENT, *DRAFTS) if self._file(name).is_file()]
         there.sort(key=lambda name: self._file(name).stat().st_mtime_ns, reverse=True)
-        likely = (name for name in there if name == there[0] or back is None or self._may_be(name, back))
-        for data in filter(None, map(self._load, likely)):
-            labels, drawn = data["labels"].astype(np.int32), data["drawn"].astype(np.int32)
-            yield Sent(labels, drawn, int(data["slice_axis"]), _integers(data["annotated_slices"]))
+        return [outline for outline in map(self._outline, there) if outline is not None]
 
-    def _may_be(self, name: str, labels: LabelArray) -> bool:
-        """Whether labels may be what a client got, as far as can be told without reading that."""
-        about = self._load(name, "filled_slices", "slice_axis")
-        filled = set[int]() if about is None else set(_integers(about["filled_slices"]))
-        return about is None or mostly_filled(labels, int(about["slice_axis"]), filled)
+    def _outline(self, name: str) -> Outline | None:
+        about = self._load(name, "outline")
+        if about is None:  # of an earlier release, or damaged
+            sent = self.sent(name)
+            return None if sent is None else outlined(sent, name)
+        told = json.loads(str(about["outline"]))
+        return Outline(name, told["slice_axis"], tuple(told["digests"]), frozenset(told["filled"]))
+
+    def sent(self, name: str) -> Sent | None:
+        """The result that a client got with the outline of this name; None if it is damaged."""
+        data = self._load(name, "labels", "drawn", "slice_axis", "annotated_slices")
+        if data is None:
+            return None
+        labels, drawn = data["labels"].astype(np.int32), data["drawn"].astype(np.int32)
+        return Sent(labels, drawn, int(data["slice_axis"]), _integers(data["annotated_slices"]))
 
     def save_sent(self, sent: Sent, names: Sequence[str] = SENT) -> None:
         """Remember what a client was given, in place of the oldest that is remembered under these names."""
         for newer, older in reversed(list(pairwise(names))):
             with suppress(OSError):  # then one less is remembered
                 self._file(newer).replace(self._file(older))
+        outline = outlined(sent)
+        told = {"slice_axis": sent.slice_axis, "digests": outline.digests, "filled": sorted(outline.filled)}
         self._save(
             names[0],
-            filled_slices=np.array(sorted(filled_slices(sent)), dtype=np.int64),
+            outline=np.array(json.dumps(told)),
             labels=io.compact_labels(sent.labels),
             drawn=io.compact_labels(sent.drawn),
             slice_axis=np.array(sent.slice_axis),

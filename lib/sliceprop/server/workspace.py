@@ -37,11 +37,11 @@ from sliceprop.server.names import BACKGROUND_SCRIBBLES, FOREGROUND_SCRIBBLES, L
 from sliceprop.server.provenance import (
     Annotation,
     Sent,
-    answered,
     beneath,
     drawn_by_hand,
     hand_made,
     is_our_result,
+    likeliest,
     marked_slices,
     only_slices,
 )
@@ -361,8 +361,9 @@ class Workspace:
         """Whether a new label becomes the annotation: `sparse` does, `final` unless a `sparse` one was drawn apart."""
         if tag != FINAL or case.record is None:
             return tag == SPARSE
-        ours = is_our_result(labels, annotation.slice_axis, self.answered(case, labels))
-        return ours or not look(self.store, case.image_id, case.record.versions, SPARSE).name
+        if not look(self.store, case.image_id, case.record.versions, SPARSE).name:
+            return True
+        return is_our_result(labels, annotation.slice_axis, self.answered(case, labels))
 
     def _entry(self, case: Case, labels: LabelArray, annotation: Annotation | None, tag: str, event: Event) -> Entry:
         entry = Entry(tag, event, label_info=tuple(self._label_info(labels)), grid=_grid(self.scan(case)))
@@ -650,8 +651,11 @@ class Workspace:
             )
 
     def answered(self, case: Case, labels: LabelArray) -> Sent | None:
-        """The answer that a client's labels, `(i, j, k)` indices, come back from; see `provenance.answered`."""
-        return None if case.record is None else answered(labels, case.record.sent(labels))
+        """The answer that a client's labels, `(i, j, k)` indices, come back from, else the last; None before that."""
+        if case.record is None:
+            return None
+        given = likeliest(labels, case.record.outlines())
+        return next(filter(None, (case.record.sent(outline.name) for outline in given)), None)
 
     def _annotate(self, case: Case, labels: LabelArray, options: LabelOptions) -> Annotation:
         sent, scan = self.answered(case, labels), self.scan(case)
