@@ -482,10 +482,11 @@ def work_read_only(folder: Path, seed: int, pipe: Connection) -> None:
         pipe.send("a read-only folder was written to")
     except FileError:
         pass
-    after = workspace.annotation(workspace.case(STUDY))
-    if after.source != before.source or not (after.labels == before.labels).all():
-        pipe.send("the annotation changed")
-    workspace.open(workspace.case(STUDY), _no_options())
+    for program in (workspace, open_workspace(folder)):  # the second starts on a folder that is read-only already
+        after = program.annotation(program.case(STUDY))
+        if after.source != before.source or not (after.labels == before.labels).all():
+            pipe.send("the annotation changed")
+        program.open(program.case(STUDY), _no_options())
 
 
 def _no_options() -> Any:

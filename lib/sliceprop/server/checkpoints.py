@@ -12,6 +12,7 @@ from typing import Any
 from sliceprop.checkpoint import load_checkpoint, save_checkpoint
 from sliceprop.engine.registration import Model
 from sliceprop.errors import FileError
+from sliceprop.hashing import file_state
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import inside, plain_name
 
@@ -80,7 +81,7 @@ class Checkpoints:
             CheckpointError: if it is damaged or of another version.
         """
         try:
-            return _load(file, file.stat().st_mtime_ns)
+            return _load(file, file_state(file))
         except OSError as error:
             raise FileError(f"{file}: cannot be read ({error.strerror})") from error
 
@@ -113,5 +114,5 @@ class Checkpoints:
 
 
 @lru_cache(maxsize=4)
-def _load(file: Path, mtime_ns: int) -> Model:
+def _load(file: Path, state: tuple[int, int, int]) -> Model:
     return load_checkpoint(file)

@@ -30,6 +30,7 @@ from watchdog.observers.polling import PollingObserver
 from sliceprop import io
 from sliceprop.errors import FileError, InputError, SlicePropError
 from sliceprop.files import copy_file, write_file
+from sliceprop.hashing import file_state
 from sliceprop.io import SUFFIXES
 from sliceprop.server.errors import ConflictError
 from sliceprop.server.guard import inside
@@ -75,15 +76,21 @@ class Studies(LocalDatastore):  # type: ignore[misc]
 
     def __init__(self, folder: str, *, watch: bool | None = None) -> None:
         self._changing, self._changes = RLock(), FileLock(Path(folder) / CHANGES_LOCK)
+        self._list_state: tuple[int, int, int] | None = None
         self.before_removal: Callable[[str, str], None] = lambda image_id, tag: None
         """Called with image id and tag before a client removes a label."""
         self._set_damaged_list_aside(Path(folder))
         self._remove_unfinished(Path(folder))
-        super().__init__(
-            folder,
-            extensions=[f"*{suffix}" for suffix in SUFFIXES],
-            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
-        )
+        try:
+            super().__init__(
+                folder,
+                extensions=[f"*{suffix}" for suffix in SUFFIXES],
+                read_only=True,  # else the list is written here, for which a folder must be neither read-only nor full
+            )
+        except OSError as error:
+            raise FileError(f"{folder}: cannot be used ({error.strerror or error})") from error
+        if not settings.MONAI_LABEL_DATASTORE_READ_ONLY:
+            self.notice_files()
         if settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD if watch is None else watch:
             self._watch()
 
@@ -268,10 +275,23 @@ class Studies(LocalDatastore):  # type: ignore[misc]
                     file.unlink()
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
-        """Read what is known of every image; in a folder that has become read-only what was read before stays."""
+        """Read what is known of every image, if it was written anew; it is always whole, and can be read without a lock.
+
+        Raises:
+            OSError: at the start, if it is there and cannot be read; later what was read before stays.
+        """
+        file = Path(self._datastore_config_path)
         try:
-            super()._init_from_datastore_file(throw_exception)
-        except OSError:
+            state = file_state(file)
+            if state != self._list_state:
+                self._datastore = LocalDatastoreModel.model_validate_json(file.read_bytes())
+                self._datastore.base_path = self._datastore_path
+                self._list_state = state
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError):
+            if throw_exception:
+                raise
             logger.exception("the list of images in %s cannot be read", self._datastore_path)
 
     def _reconcile_datastore(self) -> None:
@@ -306,12 +326,12 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         try:
             LocalDatastoreModel.model_validate_json(text)
         except ValueError as error:
-            self._config_ts = 0.0  # the file is read anew
+            self._list_state = None  # the file is read anew
             raise InputError("this could not be read again; send plain text, numbers, lists and objects") from error
         file = Path(self._datastore_config_path)
         with FileLock(self._lock_file) if lock else nullcontext():
             write_file(file, lambda temporary: temporary.write_text(text))
-            self._config_ts = file.stat().st_mtime
+            self._list_state = file_state(file)
 
 
 def _same_scan(file: Path, other: Path) -> bool:
