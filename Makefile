@@ -80,8 +80,8 @@ TOOLS := .venv-release
 audit: lock ## ask for known advisories of what is installed; fails where the registry does not tell of every package
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
-sbom: $(STAMP) $(TOOLS)/.installed ## write sbom.json, a bill of materials (CycloneDX) of what is installed
-	$(TOOLS)/bin/cyclonedx-py environment --output-file sbom.json $(BIN)/python
+sbom: lock ## write sbom.json, a bill of materials (CycloneDX) of what is installed, with hashes
+	$(BIN)/python packaging/sbom.py $(TOOLS)/bin/cyclonedx-py $(BIN)/python requirements.lock sbom.json
 
 lock: $(STAMP) $(TOOLS)/.installed ## write requirements.lock, everything that is installed with hashes, for releases
 	packaging/lock.sh $(VENV) $(TOOLS) requirements.lock

@@ -14,9 +14,9 @@ from cryptography.x509.oid import NameOID
 PEM = serialization.Encoding.PEM
 
 
-def write_certificate(folder: Path, *addresses: str) -> tuple[Path, Path]:
+def write_certificate(folder: Path, *addresses: str, days_ago: int = 0) -> tuple[Path, Path]:
     """A certificate for some addresses, valid for a day, and its key."""
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC) - timedelta(days_ago)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, addresses[0])])
     made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
     names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(one)) for one in addresses])

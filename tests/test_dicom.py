@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 from pydicom.dataelem import RawDataElement
+from pydicom.encaps import encapsulate, generate_pixel_data_frame
 from pydicom.tag import Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -288,6 +290,22 @@ def test_a_damaged_file_without_preamble_is_not_left_out(tmp_path: Path) -> None
         read_image(folder)
 
 
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("PixelSpacing", [0, 0]),
+        ("PixelSpacing", [1, -1]),
+        ("PixelSpacing", ["1e308", "1e308"]),
+        ("PixelSpacing", 1),
+        ("ImagePositionPatient", ["1e300", 0, 0]),
+    ],
+)
+def test_sizes_and_places_that_cannot_be_are_refused(tmp_path: Path, keyword: str, value: object) -> None:
+    """GDCM reads pixels without a size as 1 mm."""
+    with pytest.raises(FileError, match=r"its (pixels|place)|iterable"):
+        read_image(edited(tmp_path, lambda one, k: setattr(one, keyword, value)))
+
+
 @pytest.mark.parametrize("number", ["", "1\\2", "one"])
 def test_numbers_that_are_none(tmp_path: Path, number: str) -> None:
     def edit(one: pydicom.Dataset, k: int) -> None:
@@ -314,6 +332,81 @@ def test_a_part_of_compressed_voxels_that_reaches_beyond_the_file_is_refused(tmp
     file.write_bytes(content[:second] + (reach or length + 20).to_bytes(4, "little") + content[second + 4 :])
     with pytest.raises(FileError, match="beyond the end"):
         read_image(folder)
+
+
+@pytest.mark.parametrize(
+    ("compressor", "marker", "sides"), [("JPEG2000", b"\xff\x51", (6, 10, 4)), ("JPEG", b"\xff\xc3", (5, 7, 2))]
+)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_compressed_voxels_that_are_more_than_the_header_says_are_refused(
+    tmp_path: Path, compressor: str, marker: bytes, sides: tuple[int, int, int], parts: int
+) -> None:
+    """GDCM would take memory for as many as they say, which a few bytes may do."""
+    folder, voxels = tmp_path / "series", np.arange(40 * 50 * 3, dtype=np.int16).reshape(40, 50, 3)
+    writer = sitk.ImageFileWriter()
+    writer.UseCompressionOn()
+    writer.SetCompressor(compressor)
+    writer.SetFileName(str(tmp_path / "one.dcm"))
+    for file, plane in zip(write_dicom_series(folder, Image(voxels, STACK.affine)), voxels.T, strict=True):
+        writer.Execute(sitk.GetImageFromArray(np.ascontiguousarray(plane)[None]))
+        one, dataset = pydicom.dcmread(tmp_path / "one.dcm"), pydicom.dcmread(file)
+        dataset.PixelData, dataset.file_meta.TransferSyntaxUID = one.PixelData, one.file_meta.TransferSyntaxUID
+        dataset["PixelData"].is_undefined_length = True
+        dataset.save_as(file)
+    np.testing.assert_array_equal(read_image(folder).array, voxels)
+    (stream,) = generate_pixel_data_frame(one.PixelData, 1)
+    rows, columns, width = sides
+    changed, at = bytearray(stream), stream.index(marker)
+    for side in (rows, columns):
+        changed[at + side : at + side + width] = (60_000).to_bytes(width)
+    whole, cut = bytes(changed), (at + 5) // 2 * 2
+    dataset.PixelData = encapsulate([whole]) if parts == 1 else encapsulate([whole[:cut], whole[cut:]], has_bot=False)
+    dataset.save_as(file)
+    with pytest.raises(FileError, match="more than the header says"):
+        read_image(folder)
+
+
+def sequence(content: bytes, ends: bool, times: int = 1) -> bytes:
+    """A private sequence with as many equal items, which tells its length, or ends where a delimiter says so."""
+    tag, item, no_length = b"\x09\x00\x10\x10SQ\x00\x00", b"\xfe\xff\x00\xe0", b"\xff" * 4
+    if ends:
+        items = (item + no_length + content + b"\xfe\xff\x0d\xe0\x00\x00\x00\x00") * times
+        return tag + no_length + items + b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+    items = (item + len(content).to_bytes(4, "little") + content) * times
+    return tag + len(items).to_bytes(4, "little") + items
+
+
+@pytest.mark.parametrize(
+    ("kinds", "times", "match"),
+    [
+        ([False] * 10, 1, None),
+        ([True] * 10, 1, None),
+        ([True] * 3 + [False], 1, None),
+        ([True] * 4 + [False], 1, "too deep"),
+        ([True] * 10 + [False], 1, "too deep"),
+        ([True, False] * 5, 1, "too deep"),
+        ([False] * 20, 1, "too deep"),
+        ([True] * 20, 1, "too deep"),
+        ([True] * 20_000 + [False], 1, "recursion"),
+        ([False], 100_001, "items"),
+    ],
+)
+def test_sequences_too_deep_in_one_another_are_refused(
+    tmp_path: Path, kinds: list[bool], times: int, match: str | None
+) -> None:
+    """GDCM would crash, or come to no end."""
+    files = write_dicom_series(tmp_path / "series", STACK)
+    nested = b""
+    for ends in kinds:
+        nested = sequence(nested, ends, times)
+    content = files[3].read_bytes()
+    patient = content.index(b"\x10\x00\x20\x00LO")
+    files[3].write_bytes(content[:patient] + nested + content[patient:])
+    if match is None:
+        np.testing.assert_array_equal(read_image(tmp_path / "series").array, STACK.array)
+        return
+    with pytest.raises(FileError, match=match):
+        read_image(tmp_path / "series")
 
 
 def test_slices_are_counted_in_the_order_in_which_they_are_read(tmp_path: Path) -> None:

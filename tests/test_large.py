@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numcodecs
 import numpy as np
 import psutil
 import pytest
@@ -75,6 +78,63 @@ def test_transformations_of_all_levels_apply_after_those_of_one(tmp_path: Path) 
     found = open_zarr(tmp_path / "moved.zarr")
     assert found.spacing == pytest.approx((3.0, 0.5, 0.25))
     assert found.origin == pytest.approx((16.0, 10.0, 5.5))
+
+
+class Program:
+    """Pickled, it makes a file when it is read."""
+
+    def __init__(self, made: Path) -> None:
+        self._made = made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._made,)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "filters", "compressor"),
+    [
+        ("|O", [{"id": "vlen-utf8"}, {"id": "pickle"}], None),
+        ("|O", [{"id": "vlen-bytes"}], {"id": "pickle"}),
+        ("|O", [{"id": "pickle"}], None),
+        ("|u1", [{"id": "pickle"}], None),
+        ("|u1", None, {"id": "pickle"}),
+        ("<f4", [{"id": "delta", "dtype": "<f4"}, {"id": "json2"}], None),
+        ("<U4", None, None),
+    ],
+)
+def test_only_numbers_are_read(
+    scan: tuple[Path, Path], dtype: str, filters: Any, compressor: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = scan[0].parent / "made"
+    stored = json.loads((scan[0] / "0" / ".zarray").read_text())
+    stored |= {"dtype": dtype, "filters": filters, "compressor": compressor, "fill_value": "" if dtype == "|O" else 0}
+    (scan[0] / "0" / ".zarray").write_text(json.dumps(stored))
+    for chunk in (scan[0] / "0").glob("*/*/*"):
+        chunk.write_bytes(pickle.dumps(Program(made)))
+    with pytest.raises(FileError, match=r"image\.zarr: cannot be read as OME-Zarr"):
+        open_zarr(scan[0])
+    assert main(["propagate-large", *map(str, scan), "-o", str(scan[0].parent / "out.zarr")]) == 2
+    assert "cannot be read as OME-Zarr" in capsys.readouterr().err
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("format", [2, 3])
+def test_known_codecs_are_read(tmp_path: Path, format: Any) -> None:
+    array = np.arange(2 * 4 * 4, dtype=np.int16).reshape(2, 4, 4)
+    group = zarr.open_group(str(tmp_path / "any.zarr"), mode="w", zarr_format=format)
+    sharded = {"shards": (1, 4, 4)} if format == 3 else {"filters": [numcodecs.Delta("<i2")]}
+    group.create_array("0", data=array, chunks=(1, 2, 2), **sharded)
+    axes = [{"name": name, "type": "space"} for name in "zyx"]
+    levels = [{"path": "0", "coordinateTransformations": []}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": levels}]
+    np.testing.assert_array_equal(open_zarr(tmp_path / "any.zarr").slice(1), array[1])
+
+
+def test_a_damaged_chunk_is_told(scan: tuple[Path, Path]) -> None:
+    chunk = next(file for file in (scan[0] / "0").glob("5/*/*") if file.is_file())
+    chunk.write_bytes(b"damaged")
+    with pytest.raises(FileError, match="slice 5 of an OME-Zarr volume cannot be read"):
+        open_zarr(scan[0]).slice(5)
 
 
 @pytest.mark.parametrize("coarse_voxels", [10**9, 11 * 24 * 30])

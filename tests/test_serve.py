@@ -16,7 +16,7 @@ import pytest
 from certificates import write_certificate
 from sliceprop.cli import main
 from sliceprop.errors import FileError, InputError
-from sliceprop.serve import Security, _environment, serve
+from sliceprop.serve import Security, _environment, address_of, serve
 from sliceprop.tokens import Holder, TokenFile, add_token, digest_of
 
 TREE = "sleep 600 & echo $$ $!; wait"
@@ -148,6 +148,25 @@ def test_files_that_cannot_be_used_are_named_before_the_start(
             Security(tokens, *wrong).check("127.0.0.1")
     with pytest.raises(FileError, match="sliceprop token"):
         Security(cert).check("127.0.0.1")
+
+
+def test_a_certificate_that_is_over_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Security(None, *write_certificate(tmp_path, "127.0.0.1")).check("127.0.0.1")
+    assert not caplog.messages
+    Security(None, *write_certificate(tmp_path, "127.0.0.1", days_ago=2)).check("127.0.0.1")
+    assert "programs that look at it will not connect" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("0.0.0.0", f"http://{socket.getfqdn()}:8000"),
+    ],
+)
+def test_the_address_of_a_server_can_be_opened_elsewhere(host: str, address: str) -> None:
+    assert address_of("http", host, 8000) == address
 
 
 def test_what_the_operator_chose_reaches_the_server(tokens: Path, certificate: tuple[Path, Path]) -> None:

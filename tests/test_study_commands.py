@@ -4,6 +4,7 @@ import getpass
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from sliceprop.server.infer import PropagateTask
 from sliceprop.server.requests import LabelOptions, label_options
 from sliceprop.server.workspace import Workspace
 from sliceprop.study import train
+from sliceprop.versions import study_versions
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,71 @@ def test_provenance_is_written_as_a_mask(run, tmp_path):
         drawn = io.read_image(tmp_path / "drawn.nii.gz").array
         np.testing.assert_array_equal(drawn.any(axis=(0, 1)), [s in (2, 7) for s in range(12)])
         assert drawn[..., [2, 7]].all() and told["drawn"] == drawn.sum()
+
+
+def put_scan(studies, change):
+    """Another scan under the name of a study, put there by hand."""
+    file = studies / "case.nii.gz"
+    scan = nib.load(file)
+    voxels, affine = scan.get_fdata(dtype=np.float32), scan.affine
+    if change == "stored in another direction":
+        shift = np.eye(4)
+        shift[2, 2], shift[2, 3] = -1, voxels.shape[2] - 1
+        voxels, affine = voxels[..., ::-1], affine @ shift
+    else:
+        voxels = voxels + 1
+    nib.save(nib.Nifti1Image(voxels, affine), studies / "new.nii.gz")
+    return (studies / "new.nii.gz").replace(file)
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+@pytest.mark.parametrize("arguments", [(), ("--version", 2)])
+def test_provenance_is_not_written_onto_another_grid(studies, run, tmp_path, arguments, elsewhere):
+    scan = put_scan(studies, "stored in another direction")
+    named = ("--image", scan) if elsewhere else ()
+    error = run("provenance", "case", "-o", tmp_path / "drawn.nii.gz", *arguments, *named, code=2)
+    assert "on a scan with another grid" in error and not (tmp_path / "drawn.nii.gz").exists()
+
+
+def test_provenance_of_a_version_that_did_not_keep_its_grid_goes_by_its_label_file(studies, run, tmp_path):
+    kept = study_versions(studies / ".labelprop" / "studies" / "case")
+    old = kept.get(2)
+    kept.append(replace(old.entry, grid=None), old.labels_file, old.drawn())
+    arguments = ("provenance", "case", "-o", tmp_path / "drawn.nii.gz", "--version", 3)
+    assert run(*arguments)["drawn"] == old.drawn().sum()
+    put_scan(studies, "stored in another direction")
+    assert "on a scan with another grid" in run(*arguments, code=2)
+
+
+def test_provenance_of_a_result_is_not_that_of_another_scan_on_the_same_grid(studies, run, tmp_path):
+    shutil.copyfile(studies / "case.nii.gz", tmp_path / "before.nii.gz")
+    put_scan(studies, "other voxels")
+    arguments = ("provenance", "case", "-o", tmp_path / "drawn.nii.gz")
+    assert "another scan of this name" in run(*arguments, code=2)
+    assert run(*arguments, "--image", tmp_path / "before.nii.gz")["drawn"] > 0
+    assert run(*arguments, "--version", 2)["drawn"] > 0
+
+
+def test_provenance_of_no_version_is_not_that_of_the_result(run, tmp_path):
+    assert "there is no version 0" in run("provenance", "case", "-o", tmp_path / "drawn.nii.gz", "--version", 0, code=2)
+
+
+@pytest.mark.parametrize("tag", ["sparse", "final"])
+@pytest.mark.parametrize("name", ["case.nii.gz", "case.nrrd", "case.seg.nrrd"])
+def test_nothing_is_restored_before_what_was_put_there_by_hand(studies, run, tag, name):
+    """It would count afterwards, when the server takes it up."""
+    put = studies / "labels" / tag / name
+    put.parent.mkdir(exist_ok=True)
+    io.write_image(put, column([9]), io.read_image(studies / "case.nii.gz"))
+    if tag == "sparse" and name != "case.nii.gz":
+        (put.parent / "case.nii.gz").unlink()
+        LocalStudies(str(studies), watch=False)
+    assert f"{put} is no version yet" in run("restore", "case", 1, code=2)
+    workspace = Workspace(LocalStudies(str(studies), watch=False))
+    workspace.current(workspace.case("case"), tag)
+    for number in (1, 2, 1):
+        run("restore", "case", number)
+    assert workspace.annotation(workspace.case("case")).annotated_slices == (2,)
 
 
 def everything(folder):

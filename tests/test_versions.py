@@ -79,10 +79,17 @@ def test_an_old_version_is_restored_as_a_new_one(versions, submit):
             versions.restore(number)
 
 
-def test_a_result_that_was_accepted_never_counts_as_drawn_however_often_it_is_restored(versions, submit):
-    submit("one", "final", event="final")
+@pytest.mark.parametrize("event", ["final", "migrated"])  # of releases before versions it is not known which it was
+def test_a_result_that_was_accepted_never_counts_as_drawn_however_often_it_is_restored(versions, submit, event):
+    submit("one", "final", event=event)
     for number in (1, 2, 3):
         assert not versions.restore(number).entry.in_force
+
+
+@pytest.mark.parametrize(("tag", "event"), [("sparse", "migrated"), ("final", "submitted"), ("final", "found")])
+def test_what_was_drawn_counts_when_it_is_restored(versions, submit, tag, event):
+    submit("one", tag, event=event)
+    assert versions.restore(1).entry.in_force
 
 
 def damage(version, file, kind):

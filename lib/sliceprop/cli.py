@@ -144,10 +144,10 @@ def _evaluate(chosen: argparse.Namespace) -> None:
 
 
 def _serve(chosen: argparse.Namespace) -> int:
-    from sliceprop.serve import serve
+    from sliceprop.serve import address_of, serve
 
     security = _security(chosen)
-    address = f"{security.scheme}://{chosen.host}:{chosen.port}"
+    address = address_of(security.scheme, chosen.host, chosen.port)
 
     def ready() -> None:
         print(
@@ -165,12 +165,13 @@ def _serve(chosen: argparse.Namespace) -> int:
 
 def _ohif(chosen: argparse.Namespace) -> int:
     from sliceprop.orthanc import serve_ohif
+    from sliceprop.serve import address_of
 
     security = _security(chosen)
 
     def ready() -> None:
         print(
-            f"\nOpen {security.scheme}://{chosen.host}:{chosen.port}/ohif/ in a browser  "
+            f"\nOpen {address_of(security.scheme, chosen.host, chosen.port)}/ohif/ in a browser  "
             "(research use, not a medical device)\n"
             "  more DICOM files: end it and start it again with --dicom DIR\n"
             f"  scans and labels: {chosen.folder}\n"

@@ -7,25 +7,29 @@ than its file holds, GDCM takes the memory first.
 from __future__ import annotations
 
 import math
-import os
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
-from pydicom.dataelem import RawDataElement
+from pydicom.charset import default_encoding
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_file_meta_info, read_sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
     MediaStorageDirectoryStorage,
 )
 from pydicom.valuerep import VR
@@ -38,6 +42,9 @@ UNEQUAL = 0.1
 _SAME_PIXEL = 1e-3
 """Part of a pixel by which those of one series may differ."""
 
+_FAR_MM = 1e6
+"""No scanner has a place, or pixels, of that size."""
+
 _LARGE = 1 << 16
 """Bytes of an element that are left in the file until somebody asks for them."""
 
@@ -47,7 +54,21 @@ _BARE = (b"\x02\x00", b"\x08\x00")
 """How files begin that some programs write without preamble: with the group of their first element."""
 
 _PLAIN_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+_JPEG_SYNTAXES = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes)
+_SIZ = re.compile(rb"\xff\x51(?=(.{38}))", re.DOTALL)
+"""Where a JPEG 2000 image tells its size; 4 more numbers of it keep what only looks so from being taken for one."""
+
+_SOF = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7](?=(.{8}))", re.DOTALL)
+"""The same of the other kinds of JPEG."""
+
 _END_OF_ITEMS = 0xFFFE, 0xE0DD
+_ITEM = b"\xfe\xff\x00\xe0"
+_DEEPEST, _DEEPEST_OPEN = 16, 3
+"""In how many sequences an element may lie; the same of those that do not tell their length, below one that does."""
+
+_MOST_ITEMS = 100_000
+"""Of a sequence with all that are inside of it; one of each frame has some ten."""
+
 _FILE_META = 2
 _UNDEFINED = 0xFFFFFFFF
 _KINDS = frozenset(VR)
@@ -206,6 +227,8 @@ def read_header(path: Path) -> SeriesFile | None:
             if not marked and "SeriesInstanceUID" not in header:
                 return None
             _check_elements(header, size)
+            _check_sequences(header.file_meta, content)
+            _check_sequences(header, content)
             if "Rows" not in header and "Columns" not in header:
                 return None  # a report, a presentation, contours
             told = _told_by(path, header)
@@ -235,6 +258,56 @@ def _check_elements(header: Dataset, size: int) -> None:
                 raise ValueError(f"{tag} reaches beyond the end of the file")
 
 
+def _check_sequences(
+    part: Dataset, content: BinaryIO, depth: int = 0, opened: int = 0, *, closed: bool = False
+) -> None:
+    """Refuse sequences that GDCM would never come to the end of, or crash by.
+
+    Args:
+        part: a header, or an item of a sequence.
+        content: of the file, from the element of the voxels on.
+        depth: in how many sequences it lies.
+        opened: how many of those do not tell their length, below one that does: each doubles the time.
+        closed: whether it lies in one that tells its length.
+
+    Raises:
+        ValueError: if they lie too deep in one another.
+    """
+    for element in part.values():
+        sequence = _sequence(element, content)
+        for item in sequence:
+            open_ended = sequence.is_undefined_length, item.is_undefined_length_sequence_item
+            below = opened + (closed and any(open_ended))
+            if depth == _DEEPEST or below > _DEEPEST_OPEN:
+                raise ValueError(f"{element.tag} holds sequences too deep in one another")
+            _check_sequences(item, content, depth + 1, below, closed=closed or not all(open_ended))
+
+
+def _sequence(element: DataElement | RawDataElement, content: BinaryIO) -> Any:
+    """The items of an element as GDCM reads them; none if it is no sequence.
+
+    Raises:
+        ValueError: if there are too many, or they end before it does; pydicom's own errors too.
+    """
+    if not isinstance(element, RawDataElement):
+        return element.value if element.VR == VR.SQ else ()
+    value = element.value
+    if value is None and element.length and element.VR in (None, VR.SQ):
+        here = content.tell()
+        content.seek(element.value_tell)
+        value = content.read(element.length)
+        content.seek(here)
+    if not value or not (element.VR == VR.SQ or (element.VR is None and value.startswith(_ITEM))):
+        return ()
+    if value.count(_ITEM) > _MOST_ITEMS:
+        raise ValueError(f"{element.tag} has more than {_MOST_ITEMS} items")
+    items = BytesIO(value)
+    found = read_sequence(items, element.is_implicit_VR, element.is_little_endian, len(value), default_encoding)
+    if items.tell() != len(value):
+        raise ValueError(f"{element.tag} goes on behind its last item")
+    return found
+
+
 def _check_voxels(file: SeriesFile, content: BinaryIO, size: int) -> None:
     """Refuse a file that ends before its voxels do.
 
@@ -247,28 +320,52 @@ def _check_voxels(file: SeriesFile, content: BinaryIO, size: int) -> None:
         ValueError: if they are too few.
     """
     header = file.attributes
-    if header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian) not in _PLAIN_SYNTAXES:
-        _check_fragments(content, size)
-        return
+    syntax = header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
     (samples, bits, _), head = file.values, 8 if header.is_implicit_VR else 12
+    if syntax not in _PLAIN_SYNTAXES:
+        voxels = _compressed(content, size)
+        if max(_told_sizes(voxels, syntax in _JPEG_SYNTAXES), default=0) > math.prod(file.shape[:2]) * samples:
+            raise ValueError("its compressed voxels say that they are more than the header says")
+        return
     if size - content.tell() - head < math.prod(file.shape) * samples * bits // 8:
         raise ValueError("its voxels reach beyond the end of the file")
 
 
-def _check_fragments(content: BinaryIO, size: int) -> None:
-    """Refuse compressed voxels of which a part reaches beyond the end of the file.
+def _compressed(content: BinaryIO, size: int) -> bytes:
+    """Compressed voxels, whose parts are put together as those of one image are; none in a vendor's own syntax.
 
     Raises:
-        ValueError: if one does.
+        ValueError: if a part reaches beyond the end of the file.
     """
+    parts = list[bytes]()
     if content.read(12)[8:] != _UNDEFINED.to_bytes(4):
-        return  # after tag and kind: in one piece, in a syntax of some vendor's own
+        return b""  # after tag and kind: in one piece
     while len(head := content.read(8)) == 8:
         group, element, length = struct.unpack("<HHI", head)
         if (group, element) == _END_OF_ITEMS:
-            return
-        if content.seek(length, os.SEEK_CUR) > size:
+            break
+        if content.tell() + length > size:
             raise ValueError("its voxels reach beyond the end of the file")
+        parts.append(content.read(length))
+    return b"".join(parts)
+
+
+def _told_sizes(voxels: bytes, jpeg: bool) -> Iterator[int]:
+    """How many values there are in each image, as it says itself, by which GDCM takes the memory.
+
+    Args:
+        voxels: of `_compressed`.
+        jpeg: whether they may be of another kind than JPEG 2000.
+    """
+    for match in _SIZ.finditer(voxels):
+        length, _, x, y, left, top, width, height, tile_left, tile_top, samples = struct.unpack(">2H8IH", match[1])
+        inside = tile_left <= left < min(x, tile_left + width) and tile_top <= top < min(y, tile_top + height)
+        if length == 38 + 3 * samples and inside:
+            yield (x - left) * (y - top) * samples
+    for match in _SOF.finditer(voxels) if jpeg else ():
+        length, _, rows, columns, samples = struct.unpack(">HBHHB", match[1])
+        if length == 8 + 3 * samples:
+            yield rows * columns * samples
 
 
 def _told_by(path: Path, header: Dataset) -> SeriesFile:
@@ -278,6 +375,8 @@ def _told_by(path: Path, header: Dataset) -> SeriesFile:
         ValueError: for attributes that are missing or no numbers; pydicom's own errors too.
     """
     pixel = [float(side) for side in header.get("PixelSpacing", None) or (1, 1)]
+    if len(pixel) != 2 or not all(0 < side < _FAR_MM for side in pixel):
+        raise ValueError(f"its pixels have the size {pixel}")
     kinds = ("SamplesPerPixel", "BitsAllocated", "PixelRepresentation")
     slope, intercept = (header.get(f"Rescale{name}", None) for name in ("Slope", "Intercept"))
     return SeriesFile(
@@ -305,7 +404,7 @@ def _places(header: Dataset) -> NDArray[np.float64]:
     """`SeriesFile.places`.
 
     Raises:
-        ValueError: if a place is not nine finite numbers.
+        ValueError: if a place is not nine numbers of a size that may be.
     """
     shared = (header.get("SharedFunctionalGroupsSequence", None) or [Dataset()])[0]
     groups = header.get("PerFrameFunctionalGroupsSequence", None) or [header]
@@ -315,8 +414,8 @@ def _places(header: Dataset) -> NDArray[np.float64]:
         if not orientation or not position:
             return np.empty((0, 9))
         places.append(np.concatenate((np.reshape(orientation, 6), np.reshape(position, 3))))
-    if not np.isfinite(places).all():
-        raise ValueError("its place is not finite")
+    if not (np.abs(places) < _FAR_MM).all():
+        raise ValueError(f"its place is not within {_FAR_MM:g} mm")
     return np.array(places)
 
 

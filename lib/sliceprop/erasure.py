@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ def _traces(studies: Path, study: str, known: dict[str, Any], scan: bool) -> Ite
     for name in ("training.json", "last_used.json"):
         if _mentions(ours / name, study):
             yield ours / name
-    if scan or "SeriesInstanceUID" in known.get("image", {}).get("info", {}):
+    if scan or "SeriesInstanceUID" in known.get("image", {}).get("info", {}) or _is_fetched(studies / study):
         yield from _scans(studies, study)
 
 
@@ -131,6 +132,13 @@ def _scans(studies: Path, study: str) -> Iterator[Path]:
     for path in studies.glob("*"):
         if _id(path) == study and (path.is_dir() or path.name != study):
             yield path
+
+
+def _is_fetched(folder: Path) -> bool:
+    """Whether a folder holds a series as a server fetches it from an archive, which the list of images may not tell."""
+    names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    counted = [f"{number:06}.dcm" for number in range(len(names))]
+    return bool(names) and names == counted and re.fullmatch(r"[0-9.]{1,64}", folder.name) is not None
 
 
 def _id(path: Path) -> str:

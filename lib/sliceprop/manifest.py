@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,15 +23,19 @@ from sliceprop import io
 from sliceprop.checkpoint import load_checkpoint
 from sliceprop.config import PredictorConfig, PropagateConfig, SuggestConfig, TrainConfig
 from sliceprop.engine.replay import Steps, counted_steps
+from sliceprop.erasure import study_folder
 from sliceprop.errors import FileError, InputError, SlicePropError
 from sliceprop.hashing import array_digest, checksum, known_digest
 from sliceprop.study import Progress, Propagation, Study, open_study, propagate, resolve_device, train
-from sliceprop.versions import now
+from sliceprop.versions import FOLDER, now
 
 FORMAT = 2
 """Those of format 1 hold no checksum; they are read too."""
 
 PACKAGES = ("sliceprop", "torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "scikit-learn")
+MANIFESTS, MANIFEST = "manifests", "manifest.json"
+"""Folder of a study's manifests on a server, and the file in the folder of each."""
+
 KINDS = ("labels", "from_lower", "from_upper", "uncertainty")
 
 
@@ -162,6 +166,38 @@ def read_manifest(file: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def find_manifest(named: str, studies: Path | None = None) -> Path:
+    """The file that a user means; a server's must be read where it was written, since its paths count from there.
+
+    Args:
+        named: the file; with `studies` a copy of it, as the server hands it out, or a study's id for its newest one.
+        studies: the server's folder.
+
+    Raises:
+        InputError: or a subclass, if there is no such study or manifest.
+    """
+    file = Path(named)
+    if studies is None:
+        return file
+    if not file.is_file():
+        kept = _kept(study_folder(studies, named))
+        if not kept:
+            raise InputError(f"no result of {named!r} has a manifest in {studies}")
+        return kept[-1]
+    wanted = read_manifest(file)
+    for study in (studies / FOLDER / "studies").glob("*"):
+        for one in _kept(study):
+            with suppress(InputError):  # a damaged one
+                if read_manifest(one) == wanted:
+                    return one
+    raise InputError(f"{file}: is no manifest of {studies}, or not any more; the newest of each study are kept")
+
+
+def _kept(study: Path) -> list[Path]:
+    """Manifests in the folder of a study, the newest last."""
+    return sorted(study.glob(f"{MANIFESTS}/[0-9]*/{MANIFEST}"))
+
+
 def reproduce(file: Path, *, progress: Callable[[Progress], None] | None = None) -> Reproduction:
     """Make a result again, with the inputs, settings and steps of the first time.
 
@@ -248,7 +284,9 @@ def _described(folder: Path, file: Path) -> dict[str, str]:
 def _checked(folder: Path, described: Mapping[str, str]) -> Path:
     file = Path(os.path.normpath(folder / described["path"]))
     if not file.exists():
-        raise FileError(f"{file}: is gone; bring it back, the manifest names it")
+        raise FileError(
+            f"{file}: is gone; bring it back, the manifest names it (a copy of a server's: add --studies DIR)"
+        )
     if known_digest(file) != described["sha256"]:
         raise InputError(f"{file}: has changed since the manifest was written; bring the old file back")
     return file

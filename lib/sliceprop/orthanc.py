@@ -68,14 +68,21 @@ class Orthanc:
         return bool(self._ask("/statistics")["CountInstances"] == 0)
 
     def add(self, files: Iterable[Path]) -> int:
-        """Store DICOM files and say how many; those that are there already do no harm, other files are left out."""
+        """Store DICOM files and say how many; those that are there already do no harm, other files are left out.
+
+        Raises:
+            InputError: if Orthanc ends by one.
+        """
         stored = 0
         for file in files:
+            content = file.read_bytes()
             try:
-                self._ask("/instances", file.read_bytes())
+                self._ask("/instances", content)
                 stored += 1
             except urllib.error.HTTPError:
                 logger.info("%s: Orthanc does not take it as DICOM", file)
+            except OSError as error:
+                raise InputError(f"{file}: Orthanc does not answer any more when it gets this file") from error
         return stored
 
     def _ask(self, path: str, content: bytes | None = None) -> Any:

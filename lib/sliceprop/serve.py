@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
+import logging
 import math
 import os
 import signal
@@ -15,12 +16,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Self
 
+from cryptography.x509 import load_pem_x509_certificate
+
 from sliceprop.errors import FileError, InputError
 from sliceprop.tokens import TokenFile
+
+logger = logging.getLogger(__name__)
 
 APP_FOLDER = Path(__file__).resolve().parents[2] / "apps" / "labelprop"
 
@@ -34,6 +40,9 @@ _PR_SET_PDEATHSIG = 1
 """Of Linux: prctl(2), `linux/prctl.h`."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Addresses that stand for all of this machine's, and where programs on it find what listens there."""
 
 GRACE_S, SERVER_GRACE_S = 5.0, 20.0
 """Between asking a program to end and ending it; the server first finishes the requests that it works on."""
@@ -107,6 +116,16 @@ def _check_certificate(cert: Path, key: Path) -> None:
         raise FileError(
             f"{cert}, {key}: not a certificate and its key without a password, both PEM ({reason})"
         ) from error
+    known = load_pem_x509_certificate(cert.read_bytes())
+    if not known.not_valid_before_utc <= datetime.now(UTC) <= known.not_valid_after_utc:
+        dates = f"{known.not_valid_before_utc:%Y-%m-%d} to {known.not_valid_after_utc:%Y-%m-%d}"
+        logger.warning("%s is valid from %s; programs that look at it will not connect", cert, dates)
+
+
+def address_of(scheme: str, host: str, port: int) -> str:
+    """What a user of a server types in that listens on `host`."""
+    name = socket.getfqdn() if host in _LOCAL else host
+    return f"{scheme}://[{name}]:{port}" if ":" in name else f"{scheme}://{name}:{port}"
 
 
 def serve(
@@ -177,7 +196,7 @@ def run_server(
     options = ["--app", str(APP_FOLDER), "--studies", studies, "--host", host, "--port", str(port)]
     options += [part for pair in conf for part in ("--conf", *pair)]
     options += (security or Security()).options()
-    command = [sys.executable, "-m", "sliceprop.server.connections", "start_server", *options]
+    command = [sys.executable, "-m", "sliceprop.server", "start_server", *options]
     server = programs.start(command, _environment() | dict(environment or {}), grace_s=SERVER_GRACE_S)
     if programs.wait(lambda: accepts(host, port) or server.poll() is not None) and server.poll() is None:
         ready()
@@ -299,9 +318,8 @@ def _check_address(host: str, port: int) -> None:
 
 def accepts(host: str, port: int) -> bool:
     """Whether a program listens there, as the server does as soon as the app is ready."""
-    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
-        socket.create_connection((local, port), timeout=1).close()
+        socket.create_connection((_LOCAL.get(host, host), port), timeout=1).close()
     except OSError:
         return False
     return True

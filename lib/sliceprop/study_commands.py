@@ -6,10 +6,17 @@ import argparse
 import getpass
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sliceprop.common_arguments import add_json
 from sliceprop.errors import FileError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sliceprop.io import Image
+    from sliceprop.versions import Versions
 
 Command = Callable[[argparse.Namespace], dict[str, Any]]
 """Does what the arguments say and tells about it, with a `text` for people."""
@@ -35,7 +42,10 @@ def add_study_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> No
     erase.add_argument("--scan", action="store_true", help="the scan as well")
 
     reproduce = add("reproduce", "make a result again from its manifest, and see whether every byte is the same")
-    reproduce.add_argument("manifest", metavar="MANIFEST", type=Path, help="from propagate --manifest, or a server's")
+    reproduce.add_argument(
+        "manifest", metavar="MANIFEST", help="from propagate --manifest; with --studies a server's, or a study's id"
+    )
+    reproduce.add_argument("--studies", type=Path, metavar="DIR", help="the server's, which holds what manifests name")
     reproduce.add_argument("-o", "--output", type=Path, metavar="OUT", help="write the label map as well")
     add_json(reproduce)
 
@@ -59,8 +69,9 @@ def _versions(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _restore(chosen: argparse.Namespace) -> dict[str, Any]:
-    by = {"user": _user(), "client": "sliceprop restore"}
-    version = _kept(chosen).restore(chosen.version, by)
+    by, kept = {"user": _user(), "client": "sliceprop restore"}, _kept(chosen)
+    _check_nothing_waits(chosen, kept)
+    version = kept.restore(chosen.version, by)
     _audit(chosen, "write")
     text = f"version {chosen.version} counts again, as version {version.number}; the server takes it up at its next use"
     return {**version.told(), "text": text}
@@ -71,18 +82,14 @@ def _provenance(chosen: argparse.Namespace) -> dict[str, Any]:
 
     from sliceprop.erasure import study_folder
     from sliceprop.io import check_not_inputs, check_writable, read_image, write_image
-    from sliceprop.versions import result_mask
 
     check_writable(chosen.output)
-    if chosen.version:
-        drawn = _kept(chosen).get(chosen.version).drawn()
-    else:
-        drawn = result_mask(study_folder(chosen.studies, chosen.study))
-    if drawn is None:
-        raise FileError(f"it was not kept which voxels of {chosen.study!r} were drawn; propagate once more")
+    folder = study_folder(chosen.studies, chosen.study)
     image = chosen.image or _scan(chosen.studies, chosen.study)
     check_not_inputs([chosen.output], [image])
-    write_image(chosen.output, drawn.astype(np.uint8), read_image(image))
+    scan = read_image(image)
+    drawn = _drawn(chosen, folder, scan)
+    write_image(chosen.output, drawn.astype(np.uint8), scan)
     _audit(chosen, "export")
     share = float(drawn.mean())
     text = f"{chosen.output}: written, {100 * share:.1f} % of the voxels were drawn by hand"
@@ -98,14 +105,15 @@ def _erase(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _reproduce(chosen: argparse.Namespace) -> dict[str, Any]:
     from sliceprop.io import check_writable, write_image
-    from sliceprop.manifest import check_same, reproduce
+    from sliceprop.manifest import check_same, find_manifest, reproduce
 
+    manifest = find_manifest(chosen.manifest, chosen.studies)
     if chosen.output:
         check_writable(chosen.output)
-    again = reproduce(chosen.manifest)
+    again = reproduce(manifest)
     if chosen.output:
         write_image(chosen.output, again.result.labels, again.scan)
-    check_same(chosen.manifest, again)
+    check_same(manifest, again)
     text = f"{', '.join(again.same)}: the same bytes"
     return {"same": dict(again.same), "files": [str(chosen.output)] if chosen.output else [], "text": text}
 
@@ -118,20 +126,87 @@ def _audit(chosen: argparse.Namespace, event: str) -> None:
     AuditLog(chosen.studies / FOLDER).record(event, **about, study=chosen.study)
 
 
-def _kept(chosen: argparse.Namespace) -> Any:
+def _kept(chosen: argparse.Namespace) -> Versions:
     from sliceprop.erasure import study_folder
     from sliceprop.versions import study_versions
 
     return study_versions(study_folder(chosen.studies, chosen.study))
 
 
-def _scan(studies: Path, study: str) -> Path:
-    from sliceprop.io import SUFFIXES
+def _check_nothing_waits(chosen: argparse.Namespace, kept: Versions) -> None:
+    """Refuse while a label file that somebody put there is no version yet: the server would let it count afterwards.
 
-    found = [file for suffix in SUFFIXES if (file := studies / f"{study}{suffix}").is_file()]
+    Raises:
+        FileError: saying what to do.
+    """
+    from sliceprop.hashing import digest
+    from sliceprop.versions import FINAL, SCRIBBLES, SPARSE
+
+    for tag in (SPARSE, FINAL, SCRIBBLES):
+        known = {one.digest for one in kept.newest_first(tag)}
+        for file in _label_files(chosen.studies, chosen.study, tag):
+            if digest(file) not in known:
+                raise FileError(f"{file} is no version yet; open the study once in a client of the server before")
+
+
+def _drawn(chosen: argparse.Namespace, folder: Path, scan: Image) -> NDArray[np.bool_]:
+    """Which voxels of a version, or of the last result, were drawn.
+
+    Args:
+        chosen: what is asked for.
+        folder: of the study.
+        scan: that they shall lie on.
+
+    Raises:
+        InputError: if there is no such version, or it is of another scan than this one.
+        FileError: if it was not kept what was drawn.
+    """
+    from sliceprop.files import read_table
+    from sliceprop.hashing import array_digest
+    from sliceprop.io import read_image
+    from sliceprop.versions import check_grid, grid_of, result_mask
+
+    if chosen.version is not None:
+        version = _kept(chosen).get(chosen.version)
+        drawn, grid = version.drawn(), version.entry.grid
+        if drawn is not None and grid is None and version.labels_file is not None:  # of an earlier release
+            grid = grid_of(read_image(version.labels_file))
+        check_grid(grid, scan, f"version {chosen.version} was drawn")
+    else:
+        known, drawn = read_table(folder / "scan.json") or {}, result_mask(folder)
+        check_grid(known.get("grid"), scan, "the last result was made")
+        if chosen.image is None and known.get("voxels") not in (None, array_digest(scan.array)):
+            raise FileError("the last result is of another scan of this name; propagate once more")
+    if drawn is None:
+        raise FileError(f"it was not kept which voxels of {chosen.study!r} were drawn; propagate once more")
+    return drawn
+
+
+def _scan(studies: Path, study: str) -> Path:
+    found = _files(studies, study)
     if not found:
         raise FileError(f"there is no scan {study!r} in {studies}; name it with --image")
     return found[0]
+
+
+def _label_files(studies: Path, study: str, tag: str) -> list[Path]:
+    """The label file of a study that MONAI Label knows; all that there are if it knows none yet."""
+    from sliceprop.files import read_json
+    from sliceprop.versions import DATASTORE
+
+    known = (read_json(studies / DATASTORE) or {}).get("objects", {}).get(study, {}).get("labels", {}).get(tag)
+    folder = studies / "labels" / tag
+    if known:
+        return [file for file in [folder / f"{study}{known['ext']}"] if file.is_file()]
+    segmentation = [] if _files(studies, f"{study}.seg") else _files(folder, f"{study}.seg")  # of 3D Slicer
+    return _files(folder, study) + segmentation
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    """Images of this name, of any format."""
+    from sliceprop.io import SUFFIXES
+
+    return [file for suffix in SUFFIXES if (file := folder / f"{name}{suffix}").is_file()]
 
 
 def _line(one: Mapping[str, Any]) -> str:

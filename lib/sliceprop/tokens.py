@@ -108,24 +108,29 @@ class TokenFile:
                 found = entry.holder
         return found
 
+    @property
+    def damaged(self) -> bool:
+        """Whether the file cannot be used any more, so that nobody gets in until it is mended."""
+        return not self._current()
+
     def _current(self) -> list[_Entry]:
         """The entries as they are now; none while the file is damaged, so that nobody gets in."""
         version = self._version()
         if version != self._read_at:
-            self._read_at = version
             try:
                 self._entries = _read(self._file)
-            except FileError:
-                logger.exception("nobody is let in until the file is mended")
+            except FileError as error:
+                logger.error("nobody is let in: %s", error)
                 self._entries = []
+            self._read_at = version
         return self._entries
 
-    def _version(self) -> tuple[int, int, int]:
+    def _version(self) -> tuple[int, ...]:
         try:
             known = self._file.stat()
         except OSError:
-            return (0, 0, 0)
-        return (known.st_ino, known.st_mtime_ns, known.st_size)
+            return ()
+        return (known.st_ino, known.st_mtime_ns, known.st_size, known.st_mode)
 
 
 def _read(file: Path) -> list[_Entry]:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from sliceprop import io
 from sliceprop.arrays import load_arrays
-from sliceprop.errors import InputError, StorageError
+from sliceprop.errors import GeometryError, InputError, StorageError
 from sliceprop.hashing import checksum, digest
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ class Entry:
         annotated_slices: drawn by hand, ascending; None for scribbles and where that was not kept.
         partial: a slice counts only for the labels on it.
         label_info: `name`, `idx` and `color` of each label in the file.
+        indices: label index of each value in the file that is not one itself, as in a file put there by hand.
         grid: `shape` and `affine` (RAS mm) of the scan that slices and drawn voxels count on; None if that was not
             kept.
     """
@@ -96,6 +97,7 @@ class Entry:
     annotated_slices: tuple[int, ...] | None = None
     partial: bool = False
     label_info: tuple[Mapping[str, Any], ...] = ()
+    indices: Mapping[str, int] = field(default_factory=dict)
     grid: Mapping[str, Any] | None = None
 
 
@@ -223,8 +225,7 @@ class Versions:
         old = self.get(number)
         if old.labels_file is None:
             raise InputError(f"version {number} says that there is no label; choose another one")
-        again = old.entry.event == "restored"
-        counts = old.entry.in_force if again else old.entry.event != "final" and old.entry.tag in (SPARSE, FINAL)
+        counts = _counts_again(old.entry)
         entry = replace(old.entry, event="restored", restored=number, by=dict(by or {}), based_on="", in_force=counts)
         return self.append(entry, old.labels_file, old.drawn())
 
@@ -276,6 +277,43 @@ class Versions:
             except InputError as error:
                 found[number] = str(error)
         return found
+
+
+def _counts_again(entry: Entry) -> bool:
+    """Whether a version becomes the annotation when it is restored; one with slices that nobody drew does not.
+
+    Releases before versions kept under `final` what was propagated and accepted, and what was drawn, without telling.
+    """
+    if entry.event == "restored":
+        return entry.in_force
+    return entry.tag == SPARSE or (entry.tag == FINAL and entry.event not in ("final", "migrated"))
+
+
+def grid_of(scan: io.Image) -> dict[str, Any]:
+    """`Entry.grid`."""
+    return {"shape": list(scan.array.shape), "affine": scan.affine.tolist()}
+
+
+def check_grid(grid: Mapping[str, Any] | None, scan: io.Image, what: str) -> None:
+    """Refuse what has its slices and drawn voxels on another grid than that of the scan.
+
+    Args:
+        grid: that they count on; None if that was not kept.
+        scan: of the study.
+        what: what is refused, and how it came about.
+
+    Raises:
+        GeometryError: saying what to do.
+    """
+    if grid is None:
+        return
+    try:
+        io.check_same_grid(scan, io.Image(np.empty(grid["shape"], np.uint8), np.array(grid["affine"])), "labels")
+    except InputError as error:
+        raise GeometryError(
+            f"{what} on a scan with another grid than this study's has now; "
+            "put that scan back, or erase the study and draw anew"
+        ) from error
 
 
 def study_versions(folder: Path) -> Versions:

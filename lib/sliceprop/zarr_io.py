@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,17 @@ MM_PER_UNIT = {
 
 CHUNK_PIXELS = 1024
 """Side of a chunk at most; a chunk is one slice deep."""
+
+NUMBERS = "biuf"
+"""Kinds of voxels, as numpy calls them; an array of objects may hold a program that runs when it is read."""
+
+CODECS = frozenset(
+    {"blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd"}
+    | {"adler32", "crc32", "crc32c", "fletcher32", "jenkins_lookup3"}
+    | {"astype", "bitround", "bytes", "delta", "endian", "fixedscaleoffset", "packbits", "quantize", "shuffle"}
+    | {"sharding_indexed", "transpose"}
+)
+"""Ways of storing numbers, none of which makes anything else of what it reads, as `pickle` does."""
 
 Steps = tuple[list[float], list[float]]
 """Scale and translation along every axis."""
@@ -66,15 +77,22 @@ class ZarrVolume:
         return Image(self.array, affine)
 
     def slice(self, index: int) -> NDArray[Any]:
-        """One slice, `(H, W)`."""
-        return np.asarray(self.array[index])
+        """One slice, `(H, W)`.
+
+        Raises:
+            FileError: if it cannot be read.
+        """
+        try:
+            return np.asarray(self.array[index])
+        except (KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
+            raise FileError(f"slice {index} of an OME-Zarr volume cannot be read ({error})") from error
 
 
 def open_zarr(path: Path) -> ZarrVolume:
     """Open the finest level of an OME-Zarr image or label image.
 
     Raises:
-        FileError: missing, or not OME-Zarr.
+        FileError: missing, not OME-Zarr, or stored as something else than numbers.
         ShapeError: more than three axes longer than 1.
         InputError: the package zarr is not installed.
     """
@@ -87,10 +105,11 @@ def open_zarr(path: Path) -> ZarrVolume:
         (scales, *_) = attributes.get("multiscales") or attributes["ome"]["multiscales"]
         level = scales["datasets"][0]
         array = group[level["path"]]
+        _check_stored(array)
         inner = _steps(level["coordinateTransformations"], array.ndim)
         steps = _after(inner, _steps(scales.get("coordinateTransformations") or (), array.ndim))
         units = [axis.get("unit") for axis in scales["axes"]]
-    except (KeyError, ValueError, TypeError, OSError, zarr.errors.BaseZarrError) as error:
+    except (AttributeError, KeyError, ValueError, TypeError, OSError, zarr.errors.BaseZarrError) as error:
         raise FileError(f"{path}: cannot be read as OME-Zarr ({error})") from error
     if (array.ndim > 3 and any(n > 1 for n in array.shape[:-3])) or array.ndim < 3:
         raise ShapeError(f"{path}: needs axes z, y, x, and found shape {array.shape}; give one 3D volume")
@@ -170,6 +189,27 @@ def _zarr() -> Any:
     except ImportError as error:
         raise InputError("OME-Zarr needs the package zarr: pip install 'sliceprop[zarr]'") from error
     return zarr
+
+
+def _check_stored(array: Any) -> None:
+    """Refuse an array that holds anything but numbers, or is stored by a codec that is not known to give only those.
+
+    Raises:
+        ValueError: naming what it is.
+    """
+    about = array.metadata.to_dict()
+    stored = [about.get("compressor"), *(about.get("filters") or ()), *(about.get("codecs") or ())]
+    unknown = [name for name in map(str, _names(stored)) if name.removeprefix("numcodecs.") not in CODECS]
+    if array.dtype.kind not in NUMBERS or unknown:
+        raise ValueError(f"voxels of type {array.dtype} stored with {', '.join(unknown) or 'known codecs'}")
+
+
+def _names(codecs: Iterable[Mapping[str, Any] | None]) -> Iterator[Any]:
+    """Of codecs, and of those inside shards."""
+    for codec in filter(None, codecs):
+        yield codec.get("id", codec.get("name"))
+        inside = codec.get("configuration") or {}
+        yield from _names([*inside.get("codecs", ()), *inside.get("index_codecs", ())])
 
 
 def _steps(transformations: Iterable[dict[str, Any]], ndim: int) -> Steps:

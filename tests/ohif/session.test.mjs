@@ -66,9 +66,11 @@ class MemoryViewer {
 class MemoryServer {
   constructor() {
     this.labels = new Uint8Array(SIZE);
+    this.drawn = null; // of a partial annotation
     this.marks = new Uint8Array(SIZE);
     this.annotated = [];
     this.names = { disc: 1, core: 2 };
+    this.renamed = {};
     this.number = 0;
     this.down = false;
     this.silent = false;
@@ -81,7 +83,9 @@ class MemoryServer {
       slice_axis: AXIS,
       annotated_slices: this.annotated,
       annotation_version: `v${this.number}`,
-      label_names: this.names,
+      partial: this.drawn !== null,
+      label_names: { ...this.names },
+      renamed_labels: this.renamed,
       colors: {},
       scribbles: this.marks.some(value => value > 0),
       result: null,
@@ -89,7 +93,8 @@ class MemoryServer {
   }
 
   async voxels(image, kind) {
-    return { values: (kind === 'scribbles' ? this.marks : this.labels).slice() };
+    const known = { scribbles: this.marks, annotation: this.drawn || this.labels };
+    return { values: (known[kind] || this.labels).slice() };
   }
 
   async submit(image, values, params) {
@@ -99,15 +104,25 @@ class MemoryServer {
     if (params.annotation_version !== `v${this.number}`) {
       throw new Problem('Somebody else submitted.', 409);
     }
-    this.take(values, params.annotated_slices);
+    this.told = Object.fromEntries(params.label_info.map(({ name, idx }) => [idx, name]));
+    params.partial ? this.takePartial(values) : this.take(values, params.annotated_slices);
     if (this.silent) {
       throw new Problem('The server does not answer.'); // it ends before it has answered
     }
-    return { annotation_version: `v${this.number}`, label_names: this.names };
+    const { annotated: annotated_slices, names: label_names } = this;
+    return { annotation_version: `v${this.number}`, label_names, annotated_slices };
+  }
+
+  /** Labels on some slices, which are shown with what was propagated there. */
+  takePartial(drawn) {
+    const shown = this.labels.map((value, voxel) => drawn[voxel] || value);
+    this.take(shown, [...Array(6).keys()].filter(k => drawn.subarray(6 * k, 6 * k + 6).some(value => value > 0)));
+    this.drawn = drawn.slice();
   }
 
   take(values, annotated) {
     this.labels = values.slice();
+    this.drawn = null;
     this.annotated = annotated;
     this.number += 1;
   }
@@ -170,6 +185,69 @@ test('a stroke in another plane that meets a single slice is a scribble too', ()
   session.layer.paint(0, 0, 1, 2);
   assert.equal(session.stroke(false), 'scribbles');
   assert.deepEqual(session.annotation.own, []);
+});
+
+/** Label 1 was drawn on slices 0 and 3, everything else was propagated. */
+async function openPartial() {
+  server.labels.fill(2);
+  const drawn = new Uint8Array(SIZE);
+  drawn[at(0, 0, 0)] = drawn[at(0, 0, 3)] = 1;
+  server.takePartial(drawn);
+  return open();
+}
+
+const labelsOn = (values, slice) => [...values.subarray(6 * slice, 6 * slice + 6)];
+
+test('of a slice on which some labels were drawn elsewhere, only those go back to the server', async () => {
+  await openPartial();
+  session.layer.paint(1, 0, 1, 1); // slice 4 of the server
+  session.stroke(true);
+  await session.submit();
+  assert.deepEqual(server.annotated, [0, 3, 4]);
+  assert.deepEqual(labelsOn(server.drawn, 0), [1, 0, 0, 0, 0, 0]);
+  assert.deepEqual(labelsOn(server.drawn, 3), [1, 0, 0, 0, 0, 0]);
+  assert.deepEqual(labelsOn(server.drawn, 4), [2, 1, 2, 2, 2, 2]);
+  assert.equal(session.unsaved, false);
+  session.layer.paint(2, 0, 1, 1);
+  session.stroke(true);
+  await session.submit();
+  assert.deepEqual(labelsOn(server.drawn, 3), [1, 0, 0, 0, 0, 0]);
+  assert.deepEqual(labelsOn(server.drawn, 4), [2, 1, 1, 2, 2, 2]);
+});
+
+test('a partly drawn slice that is painted counts as shown, one that is taken back not at all', async () => {
+  await openPartial();
+  session.layer.paint(1, 0, 2, 1); // slice 3 of the server
+  session.stroke(true);
+  session.annotation.setComplete(0, false);
+  await session.submit();
+  assert.deepEqual([server.annotated, server.drawn], [[3], null], 'no slice is partly drawn any more');
+  assert.deepEqual(labelsOn(server.labels, 3), [1, 1, 2, 2, 2, 2]);
+});
+
+test('a slice without any label does not count beside partly drawn ones, and is not said to', async () => {
+  await openPartial();
+  for (const [i, j] of [[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1]]) {
+    session.layer.paint(i, j, 1, 0);
+  }
+  session.stroke(true);
+  await session.submit();
+  assert.deepEqual(server.annotated, [0, 3]);
+  assert.deepEqual(session.annotation.complete, [0, 3]);
+  assert.equal(session.unsaved, false);
+});
+
+test('what somebody else drew in part meanwhile is taken over as drawn', async () => {
+  session.layer.paint(1, 0, 1, 1);
+  session.stroke(true);
+  server.labels.fill(2);
+  const drawn = new Uint8Array(SIZE);
+  drawn[at(0, 0, 3)] = 1;
+  server.takePartial(drawn);
+  assert.deepEqual(await session.submit(), { merged: true });
+  assert.deepEqual(server.annotated, [3, 4]);
+  assert.deepEqual(labelsOn(server.drawn, 3), [1, 0, 0, 0, 0, 0]);
+  assert.deepEqual(labelsOn(session.grid.toServer(session.layer.read()), 3), [1, 2, 2, 2, 2, 2], 'shown as before');
 });
 
 test("a new result leaves the user's slices alone", async () => {
@@ -237,6 +315,61 @@ test('a label that somebody else renamed has its new name after a submission', a
     session.labels.map(({ name }) => name),
     ['nucleus', 'core'],
   );
+});
+
+/** What the label of a voxel of the server was called by who submitted it. */
+const nameAt = (i, j, k) => server.told[server.labels[at(i, j, k)]];
+
+async function paintCore() {
+  session.layer.paint(0, 0, 1, 2); // slice 4 of the server
+  session.stroke(true);
+}
+
+test('a draft keeps the names of its labels, whatever has their numbers now', async () => {
+  await paintCore();
+  session.layer.paint(0, 0, 2, 1);
+  session.stroke(true);
+  session.layer.paint(2, 0, 0, 2);
+  session.layer.paint(2, 0, 1, 2);
+  session.stroke(true);
+  const draft = structuredClone(session.draft());
+  server.names = { nucleus: 1, vessel: 2 };
+  server.renamed = { disc: 'nucleus' };
+  await open();
+  assert.equal(session.restoreDraft(draft), true);
+  await session.submit();
+  assert.deepEqual([nameAt(0, 0, 4), nameAt(0, 0, 3)], ['core', 'nucleus']);
+  assert.equal(server.told[server.marks[at(2, 0, 5)]], 'core');
+});
+
+test('paint that the server does not have keeps its name when labels are taken over', async () => {
+  await paintCore();
+  session.takeLabels({ label_names: { disc: 1, vessel: 2 }, colors: {}, renamed_labels: {} });
+  assert.deepEqual(session.study.label_names, { disc: 1, vessel: 2, core: 3 });
+  assert.equal(session.grid.toServer(session.layer.read())[at(0, 0, 4)], 3);
+  session.takeLabels({ label_names: { disc: 1, vessel: 2, core: 4, bone: 3 }, colors: {}, renamed_labels: {} });
+  assert.equal(session.grid.toServer(session.layer.read())[at(0, 0, 4)], 4);
+  await session.submit();
+  assert.equal(nameAt(0, 0, 4), 'core');
+});
+
+test('so it does after the submission of somebody else', async () => {
+  await paintCore();
+  const theirs = new Uint8Array(SIZE);
+  theirs[at(2, 1, 0)] = 2;
+  server.take(theirs, [0]);
+  server.names = { disc: 1, vessel: 2 };
+  assert.deepEqual(await session.submit(), { merged: true });
+  assert.deepEqual([nameAt(0, 0, 4), nameAt(2, 1, 0)], ['core', 'vessel']);
+});
+
+test('a label that is gone and that nobody painted here is forgotten', async () => {
+  session.takeLabels({ label_names: { disc: 1 }, colors: {}, renamed_labels: {} });
+  assert.deepEqual(session.study.label_names, { disc: 1 });
+  await paintCore();
+  session.takeLabels({ label_names: { disc: 1, center: 2 }, colors: {}, renamed_labels: { core: 'center' } });
+  await session.submit();
+  assert.equal(nameAt(0, 0, 4), 'center');
 });
 
 test('labels stay hidden when other views are shown', async () => {

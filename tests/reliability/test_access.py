@@ -22,6 +22,7 @@ from sliceprop.errors import FileError, InputError
 from sliceprop.server import access, sign_in
 from sliceprop.server.access import Access, Policy, current_user, needed_role
 from sliceprop.server.errors import TooSlowError
+from sliceprop.server.health import problem
 from sliceprop.server.sign_in import local_address, small_form
 from sliceprop.tokens import ROLES, TokenFile, add_token, digest_of
 
@@ -138,6 +139,30 @@ def test_tokens_that_are_taken_away_or_added_count_at_once(behind: Opener, file:
     assert client.get("/info/", headers=bearer(first)).status_code == 401
     file.write_text("damaged")
     assert client.get("/info/", headers=bearer(second)).status_code == 401
+
+
+@pytest.mark.parametrize("harm", ["mistyped", "others may write", "gone"])
+def test_a_file_that_is_damaged_meanwhile_is_told_of_and_blamed_on_no_token(
+    behind: Opener, file: Path, tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = bearer(add_token(file, "alice", "annotate"))
+    policy = Policy(TokenFile(file))
+    client, before = behind(policy), file.read_text()
+    assert client.get("/info/", headers=token).status_code == 200 and not problem(tmp_path, policy)
+    if harm == "mistyped":
+        file.write_text(f"{before}bob annotat\n")
+    elif harm == "others may write":
+        file.chmod(0o622)
+    else:
+        file.unlink()
+    for _ in range(access.MAX_FAILURES + 1):
+        refused = client.get("/info/", headers=token)
+        assert refused.status_code == 401 and "operator" in refused.json()["detail"]
+    assert problem(tmp_path, policy) == "the file of tokens cannot be used"
+    assert [record.exc_info for record in caplog.records if str(file) in record.message] == [None]
+    file.write_text(before)
+    file.chmod(0o600)
+    assert client.get("/info/", headers=token).status_code == 200 and not problem(tmp_path, policy)
 
 
 def test_a_token_gets_a_line_of_its_own(file: Path) -> None:

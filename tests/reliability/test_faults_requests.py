@@ -102,3 +102,26 @@ def test_provenance_and_manifest_of_a_result(client, study):
     mask = np.frombuffer(answer.content, np.uint8).reshape(SHAPE, order="F")
     np.testing.assert_array_equal(mask.all(axis=(0, 1)), np.isin(np.arange(SHAPE[2]), DRAWN))
     assert mask.sum() == len(DRAWN) * SHAPE[0] * SHAPE[1]
+
+
+def test_another_scan_does_not_take_up_what_was_drawn_on_one_that_is_gone(client, studies):
+    def upload(seed):
+        files = {"file": ("gone.nii", nifti(scan(seed)))}
+        return client.put("/datastore/image", params={"image": "gone"}, files=files)
+
+    assert upload(4).status_code == 200 and put(client, "gone", only(truth(4))).status_code == 200
+    (studies / "gone.nii").unlink()
+    refused = upload(5)
+    assert refused.status_code == 409 and "labels of another scan" in refused.json()["detail"]
+    assert client.get("/labelprop/study", params={"image": "gone"}).status_code == 404
+    assert upload(4).status_code == 200
+    np.testing.assert_array_equal(drawn(client, "gone"), only(truth(4)))
+
+
+@pytest.mark.parametrize("entry", ["sha256", "mtime_ns", "version"])
+def test_what_the_server_notes_of_a_label_file_is_not_a_clients(client, entry):
+    query = {"label": "case", "tag": "sparse"}
+    known = client.get("/datastore/label/info", params=query).json()
+    answer = client.put("/datastore/label/info", params=query, data={"info": json.dumps({entry: 1})})
+    assert answer.status_code == 400 and entry in answer.json()["detail"]
+    assert client.get("/datastore/label/info", params=query).json() == known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -30,7 +31,19 @@ from sliceprop.config import TrainConfig
 from sliceprop.engine.network import RegistrationNet
 from sliceprop.engine.registration import Model
 from sliceprop.errors import InputError
-from sliceprop.server.limits import LimitGuard, Limits, Queue, Slot, UploadSlot, _slot, _upload_slot, upload_queue
+from sliceprop.server import limits as module
+from sliceprop.server.errors import BusyError
+from sliceprop.server.limits import (
+    HearOut,
+    LimitGuard,
+    Limits,
+    Queue,
+    Slot,
+    UploadSlot,
+    _slot,
+    _upload_slot,
+    upload_queue,
+)
 
 
 def test_the_operator_chooses_the_limits() -> None:
@@ -121,6 +134,21 @@ def test_one_works_one_waits_and_the_third_is_told_to_come_back() -> None:
         assert client.post("/work").status_code == 200
 
 
+def test_no_more_wait_than_may_though_they_come_at_once() -> None:
+    async def come() -> list[Any]:
+        queue = Queue(Limits(jobs=2, queue=3))
+        entering = [asyncio.ensure_future(queue.enter()) for _ in range(10)]
+        while queue.running < 2:
+            await asyncio.sleep(0)
+        assert queue.waiting == 3
+        for one in entering[2:5]:
+            one.cancel()
+        return await asyncio.gather(*entering, return_exceptions=True)
+
+    ended = asyncio.run(come())
+    assert ended[:2] == [None, None] and [type(one) for one in ended[5:]] == [BusyError] * 5
+
+
 def test_files_wait_for_each_other_and_leave_threads_for_the_rest() -> None:
     """None is turned away, however few may wait to compute."""
     with working(jobs=1, queue=0) as (client, begun, go):
@@ -192,6 +220,45 @@ def test_a_body_that_does_not_arrive_is_given_up() -> None:
     scope = {"type": "http", "method": "PUT", "path": "/", "headers": []}
     asyncio.run(LimitGuard(app, Limits(upload_s=0.05))(scope, never, send))
     assert sent[0]["status"] == 408
+
+
+def heard_out(status: int, parts: Iterator[Message], **limits: Any) -> list[str]:
+    """What happens, in its order, when a request is answered at once while its body still arrives, in these parts."""
+    events = list[str]()
+
+    async def app(scope: Scope, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b"reason"})
+
+    async def receive() -> Message:
+        await asyncio.sleep(0)
+        message = next(parts, None) or await asyncio.Future()
+        events.append("part" if message["more_body"] else "last part")
+        return message
+
+    async def send(message: Message) -> None:
+        events.append("end" if "start" not in message["type"] and not message.get("more_body") else message["type"])
+
+    asyncio.run(HearOut(app, Limits(**limits))({"type": "http", "method": "PUT", "path": "/"}, receive, send))
+    return events
+
+
+def parts_of(size: int, count: int | None = None) -> Iterator[Message]:
+    """Of a body that never ends, or has so many."""
+    for number in itertools.count(1):
+        yield {"type": "http.request", "body": bytes(size), "more_body": number != count}
+
+
+def test_a_request_that_is_refused_is_heard_out_and_only_such_a_one() -> None:
+    begun = ["http.response.start", "http.response.body"]
+    assert heard_out(413, parts_of(10, 3)) == [*begun, "part", "part", "last part", "end"]
+    assert heard_out(200, parts_of(10, 3)) == ["http.response.start", "end"]
+
+
+def test_whoever_sends_without_end_or_nothing_is_not_heard_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert heard_out(413, parts_of(1 << 20), upload_s=0.1)[-2:] == ["part", "end"]
+    monkeypatch.setattr(module, "REST_S", 0.1)
+    assert heard_out(413, itertools.islice(parts_of(10), 2))[-3:] == ["part", "part", "end"]
 
 
 def header_of(*shape: int) -> bytes:

@@ -13,12 +13,14 @@ import pytest
 
 pytest.importorskip("monailabel")
 
+from monailabel.utils.async_tasks import utils
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from serving import nifti, only, scan, truth
 from sliceprop.audit import AuditLog
-from sliceprop.server.audit import Auditor, event_of, study_of
+from sliceprop.server.app import LabelPropApp
+from sliceprop.server.audit import KNOWN, Auditor, event_of, study_of
 from sliceprop.server.errors import ForbiddenError, refusal
 from sliceprop.server.guard import MAX_NAME
 from sliceprop.server.health import Counters
@@ -290,6 +292,46 @@ def test_the_line_of_a_training_names_its_study(
     answer = client.post("/train/labelprop?run_sync=true", json={"image": "learnt", "budget_s": 0.1})
     assert answer.status_code == 200, answer.text
     assert ("train", "/train/{model}", 200) in lines_of(client, studies, "learnt")
+
+
+def test_the_lines_about_a_model_name_the_study_that_it_learnt_on(client: TestClient, studies: Path) -> None:
+    add_study(client, "modelled")
+    path = "/labelprop/checkpoints/modelled"
+    assert client.get(path).status_code == 404 and client.put(path, content=b"none").status_code == 400
+    route = "/labelprop/checkpoints/{checkpoint_id}"
+    assert lines_of(client, studies, "modelled")[-2:] == [("export", route, 404), ("write", route, 400)]
+
+
+def test_the_line_of_a_training_that_is_stopped_names_its_study(
+    client: TestClient, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = {"request": {"image": "stopped"}, "status": "STOPPED"}
+    monkeypatch.setattr("sliceprop.server.routes.train.stop", lambda: task)
+    assert client.delete("/train/").json()["details"] == ["stopped"]
+    assert lines_of(client, studies, "stopped") == [("train", "/train/", 200)]
+
+
+def test_what_a_process_prints_is_for_the_log_only(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of it name the folder of the studies and the file of tokens."""
+    request = {"model": "labelprop", "image": "x"}
+    for method, path in (("train", "/train/"), ("scoring", "/scoring/"), ("batch_infer", "/batch/infer")):
+        task = {"id": method, "status": "ERROR", "request": request, "details": ["/secret/place"]}
+        monkeypatch.setitem(utils.background_tasks, method, [task])
+        monkeypatch.setitem(utils.background_processes, method, {})
+        last, every = (client.get(path, params={"all": one}).json() for one in (False, True))
+        assert [last] == every == [{**task, "details": ["error"]}]
+        assert client.delete(path).status_code == 200
+    monkeypatch.setattr(LabelPropApp, "training", lambda *_: {"error": "the memory is full"})
+    assert client.get("/train/").json()["details"] == ["the memory is full"]
+
+
+def test_paths_that_are_none_leave_no_name_in_the_audit(client: TestClient, studies: Path) -> None:
+    for path in ("/Muster_Eva/x", "/Muster_Eva", "/datastore/Muster_Eva/x"):
+        assert client.get(path).status_code == 404
+    text = (studies / ".labelprop" / "audit.jsonl").read_text()
+    assert "Muster" not in text
+    assert [json.loads(line)["route"] for line in text.splitlines()[-3:]] == ["other", "other", "/datastore"]
+    assert {path.split("/")[1] for path in client.app.openapi()["paths"]} - {""} <= KNOWN
 
 
 @pytest.mark.parametrize(

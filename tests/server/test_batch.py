@@ -108,6 +108,22 @@ def test_the_mask_is_that_of_the_result_beside_it(app: LabelPropApp, tmp_path: P
     assert stored(app, "bare", "original").any() and masked(app, "bare") == []
 
 
+def test_a_result_that_was_corrected_by_hand_is_a_version_before_the_next_one(app: LabelPropApp) -> None:
+    request = {**QUICK, "images": ["first"]}
+    app.batch_infer(request)
+    file = app.datastore().label_file("first", "original")
+    app.batch_infer(request)
+    versions = app.workspace.record("first").versions
+    assert versions.newest("original") is None
+    nib.save(nib.Nifti1Image(column([3]), AFFINE), file)
+    corrected = file.read_bytes()
+    for _ in range(2):
+        app.batch_infer(request)
+    (kept,) = versions.newest_first("original")
+    assert kept.entry.event == "found" and kept.labels_file.read_bytes() == corrected != file.read_bytes()
+    assert list(drawn(app, "first").any(axis=(0, 1)).nonzero()[0]) == DRAWN
+
+
 def test_no_client_has_got_what_a_batch_made(app: LabelPropApp) -> None:
     app.batch_infer(QUICK)
     app.batch_infer({"model": "threshold_islands", "lower": 50, "label_name": "disc"})

@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("monailabel")
 
 import uvicorn
-from uvicorn.config import HTTP_PROTOCOLS
 
 from sliceprop.server import connections
-from sliceprop.server.connections import Connection, main
+from sliceprop.server.connections import Connection
+from sliceprop.server.limits import HearOut, Limits
 
 PATIENCE_S = 30.0
 END = b"\r\n0\r\n\r\n"
@@ -102,6 +102,27 @@ def test_a_request_that_takes_its_time_is_answered(monkeypatch: pytest.MonkeyPat
         assert received(working, END)
 
 
+@pytest.mark.parametrize("header", [b"", b"Connection: close\r\n"])
+def test_a_client_that_still_sends_gets_to_know_why_it_is_refused(
+    header: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_S", 0.1)
+    refused = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 413, "headers": []})
+        await send({"type": "http.response.body", "body": b"reason"})
+        refused.set()
+
+    with served(HearOut(app, Limits())) as connect:
+        length = b"Content-Length: %d\r\n\r\n" % (PARTS * len(PART))
+        connection, other = connect(b"PUT / HTTP/1.1\r\nHost: here\r\n" + header + length), connect(b"")
+        assert refused.wait(PATIENCE_S) and received(other, END) == 0  # which takes as long as a head may
+        for _ in range(PARTS):
+            connection.sendall(PART)
+        assert received(connection, b"reason" + END)
+
+
 def test_an_answer_that_is_not_taken_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "TAKING_S", 0.1)
     over = threading.Event()
@@ -121,13 +142,3 @@ def test_an_answer_that_is_taken_arrives_as_a_whole() -> None:
 
     with served(app) as connect:
         assert received(connect(request("/")), END) > PARTS * len(PART)
-
-
-def test_the_server_starts_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["monailabel", "--version"])
-    monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
-    with pytest.raises(SystemExit):
-        main()
-    config = uvicorn.Config(served)
-    config.load()
-    assert config.http_protocol_class is Connection

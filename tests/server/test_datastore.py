@@ -273,6 +273,7 @@ def test_the_list_of_pairs_names_no_file_outside(stores, tmp_path):
     assert store.datalist() == [{"image": store.get_image_uri("a"), "label": str(label)}]
     label.rename(tmp_path / "secret.nii.gz")
     label.symlink_to(tmp_path / "secret.nii.gz")
-    for refused in (store.datalist, lambda: store.get_dataset_archive(None)):
-        with pytest.raises(InputError, match="link"):
+    for refused in (store.datalist, lambda: store.get_dataset_archive(None), lambda: store.get_label_uri("a", "final")):
+        with pytest.raises(InputError, match=r"the label .*'a' is a link") as told:
             refused()
+        assert "secret" not in str(told.value)

@@ -64,6 +64,7 @@ def test_a_renamed_label_keeps_number_and_colour_also_after_a_restart(workspace,
         assert change(workspace, edited) == ["nucleus", "core"]
     assert colors(open_workspace())["nucleus"] == "#112233"
     assert open_workspace().names.indices == {"nucleus": 1, "core": 2}
+    assert open_workspace().names.renamed == {"disc": "nucleus"}
 
 
 def test_names_can_be_exchanged(workspace):
@@ -166,3 +167,16 @@ def test_the_operators_names_stay_but_can_be_coloured(open_workspace):
 def test_bad_requests_are_refused(body):
     with pytest.raises(InputError):
         parse_edits(body)
+
+
+def test_a_file_that_nobody_can_read_holds_no_label(workspace, tmp_path):
+    change(workspace, {"name": "disc"}, {"name": "core"})
+    paint(workspace, tmp_path, 1, tag="mine")
+    workspace.store.label_file("case", "mine").write_bytes(b"not a label")
+    assert change(workspace, removed=["core"]) == ["disc"]
+    paint(workspace, tmp_path, 1, tag="mine")
+    assert [one.entry.event for one in workspace.record("case").versions.newest_first()][1] == "found"
+    change(workspace, {"name": "core"})
+    assert change(workspace, removed=["core"]) == ["disc"]
+    with pytest.raises(ConflictError):
+        change(workspace, removed=["disc"])

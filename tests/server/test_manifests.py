@@ -1,6 +1,8 @@
 """Results of a server made again from their manifests, by the command line, bit by bit."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from columns import SHAPE, column
 from sliceprop import io
 from sliceprop.cli import main
 from sliceprop.config import TrainConfig
-from sliceprop.manifest import write_manifest
+from sliceprop.manifest import find_manifest, read_manifest, write_manifest
 from sliceprop.server import manifests
 from sliceprop.server.infer import PropagateTask
 from sliceprop.server.requests import LabelOptions
@@ -63,6 +65,25 @@ def test_a_result_is_made_again_though_everything_changed_since(workspace, submi
 def test_other_methods_and_partial_slices_are_made_again_too(workspace, submit, infer, options):
     submit(column([2, 7]), partial=True)
     assert reproduce(workspace, infer(**options)["manifest"]) == 0
+
+
+def test_a_manifest_is_found_by_its_study_and_by_a_copy(workspace, submit, infer, tmp_path, capsys):
+    submit(column([2, 7]))
+    first, _ = (infer(method=method)["manifest"] for method in ("shape", "nearest"))
+    copy = tmp_path / "elsewhere" / "copy.json"
+    copy.parent.mkdir()
+    content = json.loads(manifest(workspace, first).read_text())
+    copy.write_text(json.dumps(dict(reversed(content.items()))))
+    assert main(["reproduce", str(copy)]) == 2 and "--studies" in capsys.readouterr().err
+    studies = str(workspace.folder.parent)
+    for named, method in ((str(copy), "shape"), ("case", "nearest")):
+        found = find_manifest(named, Path(studies))
+        assert read_manifest(found)["config"]["method"] == method
+        assert main(["reproduce", named, "--studies", studies]) == 0
+    shutil.rmtree(manifest(workspace, first).parent)
+    capsys.readouterr()
+    assert main(["reproduce", str(copy), "--studies", studies]) == 2 and "not any more" in capsys.readouterr().err
+    assert main(["reproduce", "unknown", "--studies", studies]) == 2 and "unknown" in capsys.readouterr().err
 
 
 def test_an_input_that_changed_is_told_of(workspace, submit, infer, capsys):

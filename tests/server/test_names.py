@@ -160,6 +160,13 @@ def test_configured_names_that_nothing_has_can_be_replaced(tmp_path):
     assert LabelNames(tmp_path / "names.json", ["kidney", "liver"]).indices == {"liver": 1, "kidney": 2}
 
 
+def test_a_value_that_is_no_index_is_its_label_under_its_present_name(table):
+    assert submit(table, {3, 300}, None) == {3: 3, 300: 4}
+    table.replace(["label_1", "label_2", "label_3", "liver"], {"label_300": "liver", "label_5": "liver"})
+    assert submit(table, {300}, None) == {300: 4}
+    assert submit(table, {5}, None) == {5: 5}, "values that may be indices stay so"
+
+
 def test_a_configured_former_name_is_the_renamed_label(table, tmp_path):
     submit(table, {1, 2}, [{"name": "draft"}, {"name": "core"}])
     table.replace(["disc", "core"], {"draft": "disc"})

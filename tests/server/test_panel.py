@@ -53,7 +53,7 @@ def test_a_study_nobody_touched(workspace):
     np.testing.assert_allclose(np.array(told["affine_lps"]) @ [1, 2, 3, 1], [-9, 18, 18, 1])
     assert (told["annotated_slices"], told["annotation_version"], told["label_names"]) == ([], "", {})
     assert not (told["model"] or told["scribbles"] or told["undo"] or told["dicom_seg"] or told["partial"])
-    assert told["training"] is None and told["result"] is None
+    assert told["training"] is None and told["result"] is None and told["renamed_labels"] == {}
     for kind in ("labels", "annotation", "scribbles"):
         array, headers = voxels(workspace, workspace.case("case"), kind)
         assert not array.any() and array.dtype == np.uint8 and headers["X-Shape"] == "20,18,8"

@@ -134,7 +134,8 @@ def test_a_result_on_another_grid_is_none_that_labels_come_back_from():
     assert likeliest(RESULT, [newest, turned]) == [newest, turned]
 
 
-def test_partial_keeps_only_the_labels_that_were_drawn():
+@pytest.mark.parametrize("told", [True, False])  # clients such as 3D Slicer's stock module say nothing
+def test_partial_keeps_only_the_labels_that_were_drawn(told):
     drawn = volume(s1=1)
     result = volume(s1=1, s2=1)
     result[5, 5, 1:3] = 2
@@ -142,8 +143,8 @@ def test_partial_keeps_only_the_labels_that_were_drawn():
     known = Annotation(drawn, AXIS, (1,), partial=True)
     back = result.copy()
     back[4, 4, 2] = 2
-    annotation = hand_made(back, slice_axis=AXIS, sent=sent, known=known, partial=True)
-    assert annotation.annotated_slices == (1, 2)
+    annotation = hand_made(back, slice_axis=AXIS, sent=sent, known=known, partial=told)
+    assert annotation.annotated_slices == (1, 2) and annotation.partial
     assert set(np.unique(annotation.labels[..., 1])) == {0, 1}
     assert set(np.unique(annotation.labels[..., 2])) == {0, 2}
 

@@ -3,10 +3,14 @@ import json
 import numpy as np
 import pytest
 
+from sliceprop import io
 from sliceprop.arrays import save_arrays
+from sliceprop.hashing import array_digest
+from sliceprop.server.errors import ConflictError
 from sliceprop.server.provenance import Annotation, Sent, outlined
 from sliceprop.server.records import DRAFTS, StudyRecord
 from sliceprop.study import Propagation
+from sliceprop.versions import Entry
 
 
 @pytest.fixture
@@ -59,6 +63,21 @@ def test_the_last_four_results_sent_are_kept_and_a_damaged_one_hides_no_other(re
     assert record.holds(9) and remembered(record) == [9, 4, 3, 2]
     record.forget_results()
     assert not record.outlines()
+
+
+def test_the_name_of_a_scan_that_is_gone_is_taken_up_by_the_same_scan_unless_nothing_was_drawn(
+    record, labels, tmp_path
+):
+    scan, other = (io.Image(np.full((4, 5, 6), grey, np.int16), np.eye(4)) for grey in (1, 2))
+    record.notice_scan({"voxels": array_digest(scan.array)})
+    record.save_sent(Sent(labels, labels * 0, 2, ()))
+    record.take_up("case", other)
+    assert not record.outlines()
+    (tmp_path / "labels.nii.gz").write_bytes(b"voxels")
+    record.versions.append(Entry("sparse", "submitted"), tmp_path / "labels.nii.gz", labels > 0)
+    record.take_up("case", scan)
+    with pytest.raises(ConflictError, match="labels of another scan called 'case'"):
+        record.take_up("case", other)
 
 
 def test_results_of_an_earlier_release_are_outlined_from_their_voxels(record, labels):

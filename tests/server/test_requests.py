@@ -1,6 +1,7 @@
 import pytest
 
 from sliceprop.errors import InputError
+from sliceprop.server.errors import LONGEST, refusal
 from sliceprop.server.requests import (
     PREDICTOR_BUDGET_S,
     first_choices,
@@ -44,7 +45,7 @@ def test_unknown_choices_are_refused(options):
         propagate_config(options)
 
 
-@pytest.mark.parametrize("budget", ["soon", -1, 0, float("inf"), float("nan"), {}])
+@pytest.mark.parametrize("budget", ["soon", -1, 0, float("inf"), float("nan"), {}, 10**400])
 def test_a_budget_must_be_finite_positive_seconds(budget):
     with pytest.raises(InputError):
         train_config({"budget_s": budget}, 30)
@@ -127,3 +128,7 @@ def test_halves_of_characters_are_refused():
     with pytest.raises(InputError, match="not valid JSON"):
         parse_params('{"annotation_version": "\\ud800"}')
     assert parse_params('{"annotation_version": "\\ud83e\\ude7b"}') == {"annotation_version": "\U0001fa7b"}
+
+
+def test_a_refusal_repeats_only_the_beginning_of_what_was_sent():
+    assert len(refusal(InputError("x" * 1_000_000)).body) < 3 * LONGEST

@@ -1,6 +1,8 @@
 """Label files in MONAI Label's folder beside the versions, with other processes, crashes and copies in between."""
 
+import logging
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -33,8 +35,8 @@ def put(labels, *folders, name="case.nii.gz"):
     return file
 
 
-def shown_file(workspace):
-    return workspace.store.label_file("case", "sparse")
+def shown_file(workspace, tag="sparse"):
+    return workspace.store.label_file("case", tag)
 
 
 def events(workspace):
@@ -188,3 +190,29 @@ def test_a_label_file_that_is_not_listed_yet_is_not_replaced(workspace, submit):
     workspace.store.refresh()
     put(column([5, 6]), file.parent)
     assert opened(workspace).annotation.annotated_slices == (5, 6)
+
+
+def test_a_copy_of_an_older_version_that_keeps_its_time_does_not_count_and_that_is_logged(workspace, submit, caplog):
+    """As a backup has it that was made while something was submitted."""
+    submit(column([2]))
+    submit(column([4]))
+    shutil.copy2(workspace.record("case").versions.get(1).labels_file, shown_file(workspace))
+    with caplog.at_level(logging.WARNING, "sliceprop.server.workspace"):
+        assert opened(workspace).annotation.annotated_slices == (4,)
+    assert "held an older version; version 2 counts" in caplog.text
+
+
+@pytest.mark.parametrize("tag", ["mine", "final"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_label_file_is_a_version_before_another_takes_its_place(workspace, submit, tag, listed):
+    """`listed`: whether MONAI Label knows already that there is one."""
+    if listed:
+        submit(column([2]), tag)
+    file = put(column([5, 6]), workspace.folder.parent, "labels", tag)
+    by_hand = file.read_bytes()
+    submit(column([4]), tag)
+    assert events(workspace)[-2:] == ["found", "submitted"]
+    put(column([7]), file.parent)
+    workspace.restore(workspace.case("case"), len(events(workspace)) - 1)
+    assert events(workspace)[-2:] == ["found", "restored"] and file.read_bytes() == by_hand
+    assert shown_file(workspace, tag) == file

@@ -17,6 +17,7 @@ from sliceprop.config import BACKGROUND_SCRIBBLE, PropagateConfig
 from sliceprop.errors import GeometryError, InputError, NoAnnotationError
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import ConflictError, NotFoundError
+from sliceprop.server.label_edits import edit_labels, parse_edits
 from sliceprop.server.outcome import current_labels, finalise
 from sliceprop.server.requests import LabelOptions, label_options
 from sliceprop.server.workspace import Workspace
@@ -109,6 +110,23 @@ def test_without_the_table_of_names_versions_tell_what_values_mean(workspace, su
     told = restarted.submit("case", "sparse", tmp_path / "upload.nii.gz", options)
     assert told["label_names"] == {"unnamed_1": 1, "core": 2, "spleen": 3}
     assert Workspace(workspace.store).names.indices == told["label_names"]
+
+
+@pytest.mark.parametrize("table", ["renamed", "longer"])
+def test_values_that_are_no_indices_mean_the_label_that_they_became(workspace, submit, table):
+    """A value put there by hand that is too large for an index, of which there is a label later."""
+    submit(column([2]))
+    folder = workspace.folder.parent / "labels" / "sparse"
+    nib.save(nib.Nifti1Image(column([3, 8], 300), AFFINE), folder / "case.nii.gz")
+    assert set(np.unique(opened(workspace).annotation.labels)) == {0, 3}
+    if table == "renamed":
+        edit_labels(workspace, parse_edits({"labels": [{"name": "liver", "renamed_from": "label_300"}]}))
+    else:
+        workspace.names.register([f"other_{index}" for index in range(4, 302)])
+    names = workspace.names.names
+    workspace.restore(workspace.case("case"), 2)
+    np.testing.assert_array_equal(opened(workspace).annotation.labels, column([3, 8], 3))
+    assert workspace.names.names == names
 
 
 def test_replaced_labels_stay_as_versions(workspace, submit):

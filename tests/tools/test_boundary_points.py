@@ -51,6 +51,12 @@ def test_dots_in_a_label_map_are_points():
         ({1: six_points(1) + np.array([0, 0, 9])}, balls.STRAIGHT, InputError, "outside the image"),
         ({1: six_points(1) * np.array([1, 1, 0])}, balls.STRAIGHT, InputError, "in one plane"),
         ({1: six_points(1)[:, :2]}, balls.STRAIGHT, InputError, "three voxel indices"),
+        ({1: "abc"}, balls.STRAIGHT, InputError, "three voxel indices"),
+        ({1: [[1, 2], [3]]}, balls.STRAIGHT, InputError, "three voxel indices"),
+        ({1: [[{}, 1, 1]] * 6}, balls.STRAIGHT, InputError, "three voxel indices"),
+        ({1: [[10**400, 1, 1]] * 6}, balls.STRAIGHT, InputError, "three voxel indices"),
+        ({1: [[1e300, 1, 1]] * 6}, balls.STRAIGHT, InputError, r"point \(1e\+300, 1, 1\) lies outside the image"),
+        (dict.fromkeys(range(1, 255), six_points(1)), balls.STRAIGHT, InputError, "254 structures"),
         ({1: six_points(1)}, balls.SHEARED, GeometryError, "right angle"),
     ],
 )

@@ -69,11 +69,18 @@ def test_a_range_keeps_fronts_out():
         (balls.seeds() * 0, balls.STRAIGHT, {}, NoAnnotationError, "no seeds"),
         (balls.seeds(), balls.SHEARED, {}, GeometryError, "right angle"),
         (balls.seeds(), balls.STRAIGHT, {"within": Range(900)}, InputError, "no voxel lies at or above 900"),
+        (np.arange(np.prod(balls.SHAPE)).reshape(balls.SHAPE) % 300, balls.STRAIGHT, {}, InputError, "at most"),
     ],
 )
 def test_bad_input_is_refused_with_a_sentence(seeds, affine, config, error, words):
     with pytest.raises(error, match=words):
         fast_marching(balls.scan(), seeds, affine=affine, config=MarchConfig(**config))
+
+
+def test_a_volume_beyond_the_scan_is_all_of_it():
+    found = fast_marching(balls.scan(), balls.seeds(), affine=balls.STRAIGHT, config=MarchConfig(1e308))
+    whole = fast_marching(balls.scan(), balls.seeds(), affine=balls.STRAIGHT, config=MarchConfig(1e3))
+    np.testing.assert_array_equal(found, whole)
 
 
 @pytest.mark.parametrize("wrong", [{"max_volume_ml": 0}, {"max_volume_ml": {1: -2}}, {"tolerance": 0}])

@@ -65,6 +65,14 @@ def test_nothing_grows_into_other_intensities_or_beyond_the_box():
     assert not box[..., :6].any() and not box[..., 9:].any() and box[..., 6:9].any()
 
 
+def test_a_margin_beyond_the_scan_is_all_of_it():
+    grown = [
+        grow_from_seeds(balls.scan(), balls.seeds(), affine=balls.STRAIGHT, config=GrowConfig(margin=margin))
+        for margin in (1e308, 100)
+    ]
+    np.testing.assert_array_equal(*grown)
+
+
 def test_locality_favours_the_nearer_seed_on_a_flat_scan():
     flat, seeds = np.zeros((30, 9, 9), np.float32), np.zeros((30, 9, 9), np.int32)
     flat[0, 0, 0] = 1

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,18 @@ def test_a_voxel_in_two_ranges_goes_to_the_lower_label():
     assert (found[chest() == 40] == 1).all() and (found[chest() == LUNG] == 2).all()
 
 
+def test_many_ranges_take_no_more_memory_than_a_few(monkeypatch):
+    scan = np.random.default_rng(0).integers(0, 100, (64, 64, 32)).astype(np.int16)
+    peaks = []
+    for n_ranges in (2, module.MOST_RANGES):
+        tracemalloc.start()
+        found = threshold_islands(scan, {i + 1: Range(3 * i, 3 * i + 2) for i in range(n_ranges)}, keep="all")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        np.testing.assert_array_equal(found, np.where(scan < 3 * n_ranges, scan // 3 + 1, 0))
+    assert peaks[1] < 1.2 * peaks[0]
+
+
 def test_islands_that_touch_by_an_edge_only_are_two():
     scan = np.zeros((4, 4, 2), np.int16)
     scan[:2, :2], scan[2:, 2:3] = 10, 10
@@ -91,6 +105,7 @@ SEED[0, 0, 5] = 1
         ({2: BODY}, {"keep": "selected", "seeds": SEED}, NoAnnotationError, "label 2: no voxel is marked"),
         ({1: BODY}, {"keep": "selected", "seeds": SEED}, InputError, "no mark lies within"),
         ({1: BODY}, {"keep": "some"}, InputError, "must be one of"),
+        (dict.fromkeys(range(1, 33), BODY), {}, InputError, "32 ranges"),
     ],
 )
 def test_bad_input_is_refused_with_a_sentence(ranges, options, error, words):

@@ -34,6 +34,11 @@
       return union(this._complete, this._server).filter(slice => this.isUnsaved(slice));
     }
 
+    /** Annotated slices that are as the server has them, ascending. */
+    get untouched() {
+      return this.complete.filter(slice => !this.isUnsaved(slice));
+    }
+
     /** Slices whose paint only the browser has, ascending. */
     get draft() {
       return union(this.unsaved, this._unfinished);
@@ -93,9 +98,15 @@
       return submission;
     }
 
-    /** The server has taken a submission. */
-    submitted({ annotated }) {
-      this._server = new Set(annotated);
+    /**
+     * The server has taken a submission.
+     *
+     * @param {object} submission of `begin`
+     * @param {number[]} counted slices that are annotated by it; others are not, unless painted again since
+     */
+    submitted({ annotated }, counted = annotated) {
+      this._server = new Set(counted);
+      annotated.filter(slice => !this._server.has(slice) && !this._painted.has(slice)).forEach(s => this.forget(s));
     }
 
     /** It has not: everything is unsaved as before. */

@@ -7,6 +7,9 @@
   const DRAFT_MS = 400;
   const SUCCESS_MS = 8000;
   const RADIUS = { smallest: 0.5, largest: 40, step: 1 };
+  const PARTIAL =
+    'On some slices only single labels were drawn, in another program. So of every slice just its labels count; ' +
+    'where there is none, say so with background scribbles.';
   const MAX_LABELS = 253; // 254 is background in scribbles, 255 is the viewer's
 
   const pause = milliseconds => new Promise(resolve => window.setTimeout(resolve, milliseconds));
@@ -476,6 +479,9 @@
         await this._submitAll(session);
         const count = session.annotation.complete.length;
         this._notify('success', `Submitted: ${count} annotated ${count === 1 ? 'slice' : 'slices'}.`);
+        if (session.study.partial) {
+          this._notify('info', PARTIAL);
+        }
       });
     }
 

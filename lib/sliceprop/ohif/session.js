@@ -25,6 +25,37 @@
   const sorted = names => JSON.stringify(Object.entries(names).sort());
   const sameNames = (told, known) => !told || sorted(told) === sorted(known);
 
+  /**
+   * What numbers of labels have become: a label is known by its name, also by a former one.
+   *
+   * @param {object} known names and numbers as they were
+   * @param {object} study names and numbers as they are, and new names by `renamed_labels`
+   * @param {Set<number>} needed numbers whose labels must not be lost; one that is gone gets a number of its own
+   * @returns {{numbers: Map<number, number>, kept: object}} those that are others now, and the labels that were gone
+   */
+  function renumbered(known, { label_names: names, renamed_labels: renamed }, needed) {
+    const [numbers, kept] = [new Map(), {}];
+    const taken = new Set(Object.values(names));
+    for (const [name, number] of Object.entries(known)) {
+      let now = names[name] ?? names[renamed?.[name]];
+      if (now === undefined && renamed && needed.has(number)) {
+        now = taken.has(number) ? 1 : number;
+        while (taken.has(now)) {
+          now += 1;
+        }
+        taken.add(now);
+        kept[name] = now;
+      }
+      if (now !== undefined && now !== number) {
+        numbers.set(number, now);
+      }
+    }
+    return { numbers, kept };
+  }
+
+  const withNumbers = (values, numbers) =>
+    numbers.size ? values.map(value => (numbers.has(value) ? numbers.get(value) : value)) : values;
+
   /** The voxels other than 0, of which scribbles have few. */
   function sparse(volume) {
     const at = [];
@@ -77,8 +108,29 @@
     }
 
     takeStudy(study) {
+      this._keepNames(study);
       this.study = study;
       this.suggestion = study.result?.suggestion || null;
+    }
+
+    /** Numbers of labels may have others' names from now on: what was painted here keeps its own. */
+    _keepNames(study) {
+      if (!this.study) {
+        return;
+      }
+      const { numbers, kept } = renumbered(this.study.label_names, study, this._unsentNumbers());
+      Object.assign(study.label_names, kept);
+      if (numbers.size) {
+        this._setValues(withNumbers(this.values, numbers));
+        this._setMarks(withNumbers(this.marks, numbers));
+        this.strokes.clear();
+      }
+    }
+
+    /** Numbers of the labels that only the browser has voxels of. */
+    _unsentNumbers() {
+      const slices = this.annotation.draft.map(slice => this.grid.slice(this.values, this.axis, slice));
+      return new Set([...slices, this.scribblesChanged ? this.marks : []].flatMap(values => [...new Set(values)]));
     }
 
     /** Labels in the order of their numbers: `[{segment, name, color}]`. */
@@ -109,8 +161,10 @@
     }
 
     /** Take over names and colours of the labels, which may have been changed elsewhere. */
-    takeLabels({ label_names, colors }) {
-      Object.assign(this.study, { label_names, colors });
+    takeLabels({ label_names, colors, renamed_labels }) {
+      const study = { ...this.study, label_names: { ...label_names }, colors, renamed_labels };
+      this._keepNames(study);
+      Object.assign(this.study, study);
       this.describe();
     }
 
@@ -255,20 +309,24 @@
     }
 
     async _sendSlices() {
+      const partly = this.study.partial ? this.annotation.untouched : [];
+      const label_info = this._labelInfo();
       const submission = this.annotation.begin();
       try {
         const values = new Uint8Array(this.grid.size);
         for (const slice of submission.annotated) {
           this.grid.putSlice(values, this.axis, slice, this.grid.slice(this.values, this.axis, slice));
         }
+        await this._putDrawn(values, partly);
         const answer = await this.client.submit(this.image, this.grid.toServer(values), {
-          label_info: this._labelInfo(),
-          annotated_slices: submission.annotated,
+          label_info,
+          ...(partly.length ? { partial: true } : { annotated_slices: submission.annotated }),
           slice_axis: this.axis,
           annotation_version: this.version,
         });
         this.version = answer.annotation_version;
-        this.annotation.submitted(submission);
+        this.study.partial = partly.length > 0;
+        this.annotation.submitted(submission, partly.length ? answer.annotated_slices : submission.annotated);
         this.strokes.clear();
         if (!sameNames(answer.label_names, this.study.label_names)) {
           await this.reloadLabels().catch(() => {}); // they come with the next answer
@@ -279,12 +337,24 @@
       }
     }
 
+    /** What was drawn on slices on which more is shown: another program drew some labels on them only. */
+    async _putDrawn(values, slices) {
+      if (slices.length) {
+        const { values: drawn } = await this.client.voxels(this.image, 'annotation');
+        const theirs = this.grid.toViewer(drawn);
+        slices.forEach(slice =>
+          this.grid.putSlice(values, this.axis, slice, this.grid.slice(theirs, this.axis, slice)),
+        );
+      }
+    }
+
     /** Take over somebody else's submission, or one's own whose answer was lost; whether it brought anything new. */
     async _takeOver() {
       const study = await this.client.study(this.image);
-      const { values } = await this.client.voxels(this.image, 'annotation');
+      const { values } = await this.client.voxels(this.image, 'labels');
       await this.viewer.idle();
       const theirs = this.grid.toViewer(values);
+      this.takeStudy(study);
       const merged = this.values.slice();
       const before = this.annotation.complete;
       for (const slice of this.annotation.merge(study.annotated_slices)) {
@@ -292,7 +362,6 @@
       }
       const changed = this.grid.changedSlices(this.values, merged, this.axis);
       this.version = study.annotation_version;
-      this.takeStudy(study);
       this.describe();
       this._setValues(merged);
       return changed.length > 0 || String(before) !== String(this.annotation.complete);
@@ -351,26 +420,32 @@
         values: this.grid.slice(this.values, this.axis, slice),
       }));
       const scribbles = this.scribblesChanged ? sparse(this.marks) : null;
-      return slices.length || scribbles ? { shape: this.grid.shape, axis: this.axis, slices, scribbles } : null;
+      const { label_names: names } = this.study;
+      return slices.length || scribbles ? { shape: this.grid.shape, axis: this.axis, names, slices, scribbles } : null;
     }
 
     /** Put back what `draft` gave; false if it does not fit this study. */
-    restoreDraft({ shape, axis, slices, scribbles }) {
+    restoreDraft({ shape, axis, names = {}, slices, scribbles }) {
       if (String(shape) !== String(this.grid.shape) || axis !== this.axis) {
         return false;
       }
+      const drawn = [...slices.map(({ values }) => values), scribbles?.values || []];
+      const { numbers, kept } = renumbered(names, this.study, new Set(drawn.flatMap(values => [...new Set(values)])));
+      Object.assign(this.study.label_names, kept);
       for (const { slice, unfinished, values } of slices) {
-        this.grid.putSlice(this.values, this.axis, slice, values);
+        this.grid.putSlice(this.values, this.axis, slice, withNumbers(values, numbers));
         this.annotation.paint(slice);
         this.annotation.setComplete(slice, !unfinished);
       }
       this.layer.write(this.values);
       if (scribbles) {
         const marks = new Uint8Array(this.grid.size);
-        scribbles.at.forEach((voxel, n) => (marks[voxel] = scribbles.values[n]));
+        const values = withNumbers(scribbles.values, numbers);
+        scribbles.at.forEach((voxel, n) => (marks[voxel] = values[n]));
         this._setMarks(marks);
         this.scribblesChanged = true;
       }
+      this.describe();
       return true;
     }
 

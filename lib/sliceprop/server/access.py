@@ -58,6 +58,9 @@ LOCAL = Holder("local", "administer")
 PUBLIC = frozenset({SIGN_IN, "/healthz", "/favicon.ico"})
 """Routes that need no token."""
 
+DAMAGED = "the file of tokens cannot be used"
+"""Told to operators and holders."""
+
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _HEADERS = {
@@ -282,7 +285,7 @@ class Access:
         if scheme.lower() == "bearer" and token.strip():
             return self._checked(request, token.strip(), now)
         digest = self._signed_in.digest(cookie, now) if cookie else None
-        holder = self._policy.tokens.holder(digest) if self._policy.tokens and digest else None
+        holder = self._known(digest) if digest else None
         if holder is None:
             raise UnauthorizedError("this server asks for a token: send it as `Authorization: Bearer TOKEN`")
         return holder
@@ -291,13 +294,24 @@ class Access:
         address = request.client.host if request.client else ""
         digest = digest_of(token)
         self._failures.check(address, digest, now)
-        holder = self._policy.tokens.holder(digest) if self._policy.tokens else None
+        holder = self._known(digest)
         if holder is None:
             self._failures.add(address, digest, now)
             logger.warning("a wrong token came from %s", address)
             raise UnauthorizedError("this token is not known here; ask the server's operator for one")
         self._failures.let_in(address, digest)
         return holder
+
+    def _known(self, digest: str) -> Holder | None:
+        """Whose token has this digest; None if nobody's.
+
+        Raises:
+            UnauthorizedError: while the file of tokens cannot be used.
+        """
+        tokens = self._policy.tokens
+        if tokens is not None and tokens.damaged:
+            raise UnauthorizedError(f"{DAMAGED}; tell the server's operator")
+        return tokens.holder(digest) if tokens is not None else None
 
     async def _log_in(self, request: Request) -> Response:
         """What MONAI Label's clients expect for a user and a password; whatever user they name, the token tells it.

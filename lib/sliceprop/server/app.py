@@ -23,6 +23,7 @@ from sliceprop.audit import AuditLog
 from sliceprop.config import SuggestConfig, TrainConfig
 from sliceprop.engine.contour import interpolate_contours
 from sliceprop.errors import InputError
+from sliceprop.hashing import digest
 from sliceprop.server.access import Policy
 from sliceprop.server.archive import open_archive
 from sliceprop.server.audit import sender
@@ -42,7 +43,7 @@ from sliceprop.server.sessions import ScanSessions
 from sliceprop.server.strategy import NextSlice, NextStudy
 from sliceprop.server.tools import tool_tasks
 from sliceprop.server.trainer import PropagateTrainer
-from sliceprop.server.training_queue import TrainingQueue
+from sliceprop.server.training_queue import TrainingQueue, workers_of
 from sliceprop.server.workspace import Workspace
 from sliceprop.versions import FINAL, SCRIBBLES, SPARSE
 from sliceprop.warm_start import AUTO, Kind, WarmStart
@@ -50,6 +51,15 @@ from sliceprop.warm_start import AUTO, Kind, WarmStart
 logger = logging.getLogger(__name__)
 
 NAME = "labelprop"
+
+CONF = (
+    *("labels", "budget_s", "target", "bundle", "folder"),
+    *("token_file", "insecure", "hosts"),  # of `Policy`
+    *("upload_mib", "upload_s", "jobs", "queue", "wait_s", "request_s"),  # of `Limits`
+    *("pretrained", "modality", "anatomy"),  # of `WarmStart`
+    *("scheduler", "workers"),  # of `TrainingQueue`
+)
+"""Keys of the configuration; the app's README describes them."""
 
 
 def result_tag(options: Mapping[str, Any]) -> str:
@@ -74,8 +84,7 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
     Args:
         app_dir: folder of the app; nothing of a study is written there.
         studies: folder or DICOMweb address of the images.
-        conf: `labels`, `budget_s`, `target`, `folder`, `bundle`, `pretrained`, `modality`, `anatomy`, and what `Policy`
-            and `Limits` take; see the app's README.
+        conf: some of `CONF`.
 
     Raises:
         InputError: or a subclass, for a configuration that cannot be used.
@@ -95,11 +104,23 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
                 "MONAI_LABEL_API_STR changes the paths of requests, by which it is decided who may send them; unset it "
                 "and let a reverse proxy add a prefix"
             )
+        unknown = sorted(conf.keys() - set(CONF))
+        if unknown:  # a mistyped `token_file` would let everybody in
+            raise InputError(f"there is no --conf {', '.join(unknown)}; there are {', '.join(CONF)}")
         about = {"name": "LabelProp", "description": "Annotate a few slices, get the volume", "version": __version__}
         super().__init__(app_dir, studies, conf, **about)
         self._auto_update_scoring = False  # would start a process after every request
+        self._check_configuration()
         self.queue: TrainingQueue | None = None
         Redaction(lambda: list(self.datastore()._datastore.objects), self.audit.study_hash).install()
+
+    def _check_configuration(self) -> None:
+        """What is made from it when it is needed first; what cannot be used shall end the start.
+
+        Raises:
+            InputError: or a subclass.
+        """
+        _ = self.policy, self.limits, self.target, self.workspace, workers_of(self.conf)
 
     @cached_property
     def workspace(self) -> Workspace:
@@ -217,12 +238,17 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         return {"label": label, "tag": tag, "file": reply.file, "params": reply.params}
 
     def _store(self, store: Studies, image_id: str, tag: str, reply: Reply) -> str:
-        """Store a result and its mask; what interrupts this leaves no mask rather than that of another result."""
+        """Store a result and its mask; what interrupts this leaves no mask rather than that of another result.
+
+        A label file that is no result, but was put there by hand, becomes a version first.
+        """
         case = self.workspace.case(image_id)
         mask = write_result(reply.drawn.astype(np.uint8), self.workspace.scan(case), {})
         try:
             with self.workspace.lock(case):
-                label = store.save_label(image_id, reply.file, tag, {"params": reply.params})
+                self.workspace.keep_found(case, tag)
+                info = {"params": reply.params, "sha256": digest(Path(reply.file))}
+                label = store.save_label(image_id, reply.file, tag, info)
                 store.save_label(image_id, str(mask), f"{tag}{MASK}", {})
         finally:
             mask.unlink()

@@ -26,7 +26,7 @@ from requests.adapters import HTTPAdapter
 from sliceprop import io
 from sliceprop.dicom_seg import FIRST_SERIES_NUMBER, write_dicom_seg
 from sliceprop.dicom_series import check_series, describe_series, read_series
-from sliceprop.errors import InputError, SlicePropError
+from sliceprop.errors import FileError, InputError, SlicePropError
 from sliceprop.server.datastore import Studies
 from sliceprop.server.errors import ArchiveError, NotFoundError
 from sliceprop.server.logs import used_names
@@ -66,8 +66,13 @@ def open_archive(url: str, folder: str | None) -> ArchivedStudies:
     client.set_http_retry_params(retry=False)
     chosen = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER" in settings.model_fields_set
     search = settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER if chosen else SEARCH_FILTER
+    return ArchivedStudies(client, search, kept_folder(url, folder))
+
+
+def kept_folder(url: str, folder: str | None) -> str:
+    """Where scans and labels of an archive are kept; arguments as those of `open_archive`."""
     cache = settings.MONAI_LABEL_DICOMWEB_CACHE_PATH.strip() or str(Path.home() / ".cache" / "monailabel" / "dicom")
-    return ArchivedStudies(client, search, folder or str(Path(cache) / md5_digest(url)))
+    return folder or str(Path(cache) / md5_digest(url))
 
 
 def _session(url: str) -> requests.Session:
@@ -156,7 +161,21 @@ class ArchivedStudies(Studies):
         with self._locks.setdefault(image_id, RLock()):
             if not scan.is_file() or image_id not in self._datastore.objects:
                 self._fetch(image_id, scan)
+            elif "SeriesInstanceUID" not in self._datastore.objects[image_id].image.info and _UID.fullmatch(image_id):
+                self._describe(image_id)
         return str(scan)
+
+    def _describe(self, image_id: str) -> None:
+        """Note what a series says of itself, after the list of images was made anew from the files in the folder."""
+        info: dict[str, Any] = {"SeriesInstanceUID": image_id}
+        try:
+            info |= describe_series(read_series(self._folder / image_id))
+        except SlicePropError:
+            logger.exception("of %s only the scan is there, and not the files that it was made from", image_id)
+        try:
+            self.update_image_info(image_id, info)
+        except FileError:
+            logger.exception("what %s is cannot be noted", image_id)
 
     def renew(self, image_id: str) -> None:
         """Fetch a series anew that has grown since, such as one that was opened while it was still being stored.

@@ -33,6 +33,15 @@ _EVENTS = {SIGN_IN: "sign-in", LOG_IN: "sign-in", SIGN_OUT: "sign-out"}
 AGAIN_S, MAX_REMEMBERED = 60.0, 4096
 """A viewer reads a series frame by frame, and strangers may knock for ever: one line a minute says that they do."""
 
+KNOWN = frozenset(
+    {
+        *("activelearning", "auth", "batch", "datastore", "docs", "healthz", "infer", "info"),
+        *("labelprop", "logs", "metrics", "model", "ohif", "openapi.json", "proxy", "reload"),
+        *("scoring", "session", "sign-in", "sign-out", "static", "train"),
+    }
+)
+"""First parts of paths that are declared."""
+
 _LONGEST = 80
 """Characters of what a client is free to choose."""
 
@@ -75,7 +84,7 @@ def study_of(path: str, query: str) -> str:
 
 
 class Auditor:
-    """ASGI middleware, the outermost one: writes the audit and counts requests.
+    """ASGI middleware before those that may refuse: writes the audit and counts requests.
 
     Args:
         app: what lies behind.
@@ -149,6 +158,9 @@ def _addressed(client: Any) -> tuple[str, int] | None:
 
 
 def _route(path: str, scope: Scope) -> str:
-    """The path as it was declared, so that no id in it gets into the log."""
+    """The path as it was declared, so that no id in it gets into the log; of others a known first part."""
     declared = getattr(scope.get("route"), "path", None)
-    return str(declared) if declared else "/".join(path.split("/")[:2])
+    if declared:
+        return str(declared)
+    first = path.partition("/")[2].partition("/")[0]
+    return f"/{first}" if first in KNOWN else "other"

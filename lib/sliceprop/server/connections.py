@@ -1,16 +1,12 @@
 """Connections that do not use the server up: who opens one must ask for something, and take the answer.
 
-`python -m sliceprop.server.connections` is `monailabel` with them; uvicorn itself waits for both without an end.
+uvicorn itself waits for both without an end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import resource
-from contextlib import suppress
 
-from monailabel.main import Main
-from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 20.0
@@ -76,16 +72,3 @@ class Connection(H11Protocol):
 def _stop(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()
-
-
-def main() -> None:
-    """Run `monailabel` with the arguments of this process, and as many open files as it may have: 1024 are few."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    HTTP_PROTOCOLS["auto"] = "sliceprop.server.connections:Connection"
-    Main().run()
-
-
-if __name__ == "__main__":
-    main()

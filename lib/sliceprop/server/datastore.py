@@ -36,7 +36,7 @@ from sliceprop.server.errors import ConflictError
 from sliceprop.server.guard import inside
 from sliceprop.server.label_files import CROPPED_SUFFIX
 from sliceprop.server.logs import used_names
-from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE
+from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE, FINAL
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +79,9 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         self._list_state: tuple[int, int, int] | None = None
         self.before_removal: Callable[[str, str], None] = lambda image_id, tag: None
         """Called with image id and tag before a client removes a label."""
-        self._set_damaged_list_aside(Path(folder))
-        self._remove_unfinished(Path(folder))
         try:
+            self._set_damaged_list_aside(Path(folder))
+            self._remove_unfinished(Path(folder))
             super().__init__(
                 folder,
                 extensions=[f"*{suffix}" for suffix in SUFFIXES],
@@ -136,7 +136,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         Raises:
             InputError: if it is a link to a place outside of the folder.
         """
-        return self._inside(super().get_image_uri(image_id))
+        return self._inside(super().get_image_uri(image_id), f"the image of {image_id!r}")
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """The file of a label; empty if there is none.
@@ -144,7 +144,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         Raises:
             InputError: if it is a link to a place outside of the folder.
         """
-        return self._inside(super().get_label_uri(label_id, label_tag))
+        return self._inside(super().get_label_uri(label_id, label_tag), f"the label {label_tag!r} of {label_id!r}")
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """Files of every image with a final label, and of that label, as `image` and `label`.
@@ -152,7 +152,8 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         Raises:
             InputError: if one is a link to a place outside of the folder.
         """
-        return [{key: self._inside(file) for key, file in pair.items()} for pair in super().datalist(full_path)]
+        pairs = zip(self._datastore.filter_by_tag(FINAL), super().datalist(full_path), strict=True)
+        return [{key: self._inside(file, f"the {key} of {one!r}") for key, file in pair.items()} for one, pair in pairs]
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Store an image; one that is there already, voxel by voxel, stays as it is.
@@ -180,8 +181,8 @@ class Studies(LocalDatastore):  # type: ignore[misc]
             )
         return image_id
 
-    def _inside(self, uri: str) -> str:
-        return str(inside(Path(self._datastore_path), Path(uri))) if uri else ""
+    def _inside(self, uri: str, called: str = "") -> str:
+        return str(inside(Path(self._datastore_path), Path(uri), called)) if uri else ""
 
     def label_file(self, image_id: str, tag: str) -> Path | None:
         """The label file of an image under a tag; None if there is none."""
@@ -275,7 +276,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
                     file.unlink()
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
-        """Read what is known of every image, if it was written anew; it is always whole, and can be read without a lock.
+        """Read what is known of every image, if it was written anew: always as a whole, so that no lock is needed.
 
         Raises:
             OSError: at the start, if it is there and cannot be read; later what was read before stays.

@@ -59,6 +59,9 @@ class ArchiveError(SlicePropError):
     """The DICOMweb server that holds the scans does not answer, or refuses."""
 
 
+LONGEST = 2000
+"""Characters of a reason: some repeat what the client sent, which may be long."""
+
 _STATUS = {
     UnauthorizedError: 401,
     ForbiddenError: 403,
@@ -80,7 +83,7 @@ def refusal(error: Exception, reason: str = "") -> JSONResponse:
         headers = {"WWW-Authenticate": "Bearer"}
     if isinstance(error, BusyError):
         headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
-    return JSONResponse({"detail": _encodable(reason or str(error))}, status_code=status, headers=headers)
+    return JSONResponse({"detail": _encodable((reason or str(error))[:LONGEST])}, status_code=status, headers=headers)
 
 
 def _encodable(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -103,27 +103,31 @@ def _look(name: str) -> str:
 def plain_filename(name: str | None) -> str:
     """The last component of an uploaded file's name.
 
-    MONAI Label's own client, and with it 3D Slicer, sends the absolute path on the user's machine as the name: only its
-    last component is used. Anything else with separators or `..` is refused.
+    MONAI Label's own client, and with it 3D Slicer, sends the path on the user's machine as the name, of any system and
+    relative to wherever it runs: only its last component is used.
 
     Raises:
-        InputError: for a relative name with separators, or with `..`.
+        InputError: for a name that holds `..`, or whose last component is no plain name.
     """
-    text = name or ""
-    for path in (PurePosixPath(text), PureWindowsPath(text)):
-        if path.is_absolute() and ".." not in path.parts:
-            return plain_name(path.name, "file name")
-    return plain_name(text, "file name")
+    path = PureWindowsPath(name or "")  # / and \ separate
+    return plain_name((name or "") if ".." in path.parts else path.name, "file name")
 
 
-def inside(folder: Path, file: Path) -> Path:
+def inside(folder: Path, file: Path, called: str = "") -> Path:
     """`file` itself if it lies in `folder` once all links are followed.
+
+    Args:
+        folder: that it must not leave.
+        file: perhaps a link, or already what one leads to.
+        called: in the error, where the name of the file may be that of a place elsewhere.
 
     Raises:
         InputError: if it lies elsewhere.
     """
     if not file.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{file.name!r} is a link to a place outside of the studies folder; put the file itself there")
+        raise InputError(
+            f"{called or repr(file.name)} is a link to a place outside of the studies folder; put the file itself there"
+        )
     return file
 
 

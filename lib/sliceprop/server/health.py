@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from sliceprop.audit import LOG
+from sliceprop.server.access import DAMAGED, Policy
 from sliceprop.versions import FOLDER
 
 LEAST_FREE_BYTES = 64 << 20
@@ -74,8 +75,10 @@ def _bound(bound: float) -> str:
     return "+Inf" if bound == float("inf") else f"{bound:g}"
 
 
-def problem(folder: Path) -> str:
-    """What keeps the server from storing what is submitted; empty if nothing does."""
+def problem(folder: Path, policy: Policy) -> str:
+    """What keeps the server from letting people in, and from storing what they submit; empty if nothing does."""
+    if policy.tokens is not None and policy.tokens.damaged:
+        return DAMAGED
     if not os.access(folder, os.W_OK):
         return "the folder of the studies cannot be written"
     audit = folder / FOLDER / LOG

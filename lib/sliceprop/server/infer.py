@@ -20,7 +20,7 @@ from sliceprop.server.manifests import Manifests
 from sliceprop.server.provenance import Sent
 from sliceprop.server.records import StudyRecord
 from sliceprop.server.requests import Options, first_choices, flag, label_options, number, propagate_config
-from sliceprop.server.results import named, named_suggestion, write_result
+from sliceprop.server.results import named, named_suggestion, result_format, write_result
 from sliceprop.server.workspace import Case, Opened, Workspace
 from sliceprop.study import Propagation, propagate, suggest
 
@@ -124,6 +124,7 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         """
         options = first_choices(request)
         case, upload = self._case(options), options.get("label")
+        result_format(options)
         advice, config = SuggestConfig(target=number(options, "target", self._target)), propagate_config(options)
         with self._workspace.lock(case):
             taken = self._take(case, options, Path(upload) if upload else None)

@@ -113,4 +113,8 @@ def _has(version: Version, index: int) -> bool:
 
 
 def _painted(file: Path, index: int) -> bool:
-    return bool((io.read_image(file).array == index).any())
+    """Whether a file holds a label index; one that cannot be read shows none, and cannot be restored either."""
+    try:
+        return bool((io.read_image(file).array == index).any())
+    except InputError:
+        return False

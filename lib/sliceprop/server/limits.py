@@ -10,7 +10,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -23,6 +23,9 @@ from sliceprop.server.errors import BusyError, TooSlowError, refusal
 from sliceprop.server.requests import number, whole_number
 
 MIB = 1 << 20
+
+REST_S, REST = 60.0, 1 << 16
+"""Of the body of a request that is refused already, a client must send so many bytes in this time to be waited for."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ class Queue:
         Raises:
             BusyError: if too many wait already, or none becomes free in time.
         """
-        if self._slots.locked() and self.waiting >= self._limits.queue:
-            raise BusyError(f"{self.waiting} requests wait already; try again", retry_after_s=5)
+        if self.running + self.waiting >= self._limits.jobs + self._limits.queue:
+            raise BusyError(f"{self._limits.queue} requests wait already; try again", retry_after_s=5)
         self.waiting += 1
         try:
             await asyncio.wait_for(self._slots.acquire(), self._limits.wait_s)
@@ -188,6 +191,64 @@ class LimitGuard:
         if body.error is not None:
             raise body.error
         work.result()
+
+
+class HearOut:
+    """ASGI middleware, the outermost one: the answer to a refused request ends when the rest of its body has arrived.
+
+    Most clients read nothing while they send, and find a broken connection in place of the reason if it is closed.
+
+    Args:
+        app: what lies behind.
+        limits: how long a body may take to arrive.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.app, self._limits = app, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and drop what nobody wants to have of it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        refused = complete = answered = False
+
+        async def hear() -> Message:
+            nonlocal complete
+            if answered:
+                return {"type": "http.disconnect"}
+            message = await receive()
+            complete = not message.get("more_body", False)
+            return message
+
+        async def answer(message: Message) -> None:
+            nonlocal refused, answered
+            refused = refused or message.get("status", 200) >= 400
+            ends = message["type"] == "http.response.body" and not message.get("more_body", False)
+            answered = ends and refused and not complete
+            await send({**message, "more_body": True} if answered else message)
+
+        await self.app(scope, hear, answer)
+        if answered:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.upload_s):
+                    await _rest(receive)
+            await send({"type": "http.response.body"})
+
+
+async def _rest(receive: Receive) -> None:
+    """Drop what still arrives of a body.
+
+    Raises:
+        TimeoutError: if its client sends too little of it.
+    """
+    more = True
+    while more:
+        async with asyncio.timeout(REST_S):
+            size = 0
+            while more and size < REST:
+                message = await receive()
+                more, size = message.get("more_body", False), size + len(message.get("body", b""))
 
 
 class _Body:

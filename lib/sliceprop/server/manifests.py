@@ -16,7 +16,7 @@ from sliceprop import io
 from sliceprop.errors import InputError, SlicePropError
 from sliceprop.hashing import digest, known_digest
 from sliceprop.labels import LabelArray
-from sliceprop.manifest import Making, Recipe, make_manifest, read_manifest, write_manifest
+from sliceprop.manifest import MANIFEST, MANIFESTS, Making, Recipe, make_manifest, read_manifest, write_manifest
 from sliceprop.study import Propagation
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 MAX_MANIFESTS = 20
 """Kept per study, with the models that they name; sparse labels compress to kilobytes, a model takes megabytes."""
 
-_FILE, _UNFINISHED, _FRESH_S = "manifest.json", ".writing-*", 3600.0
+_UNFINISHED, _FRESH_S = ".writing-*", 3600.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Manifests:
         Returns:
             its number; None if it could not be written, which is logged: the result is good without it.
         """
-        folder = self.folder / "manifests"
+        folder = self.folder / MANIFESTS
         try:
             folder.mkdir(parents=True, exist_ok=True)
             number = max(self.numbers(), default=0) + 1
@@ -90,7 +90,7 @@ class Manifests:
                     files[name] = whole / f"{name}.nii.gz"
                     io.write_image(files[name], array, scan)
                 content = make_manifest(whole, replace(recipe, files=files), noted, result)
-                write_manifest(whole / _FILE, _seen_from(content, whole, folder / whole.name))
+                write_manifest(whole / MANIFEST, _seen_from(content, whole, folder / whole.name))
                 whole.rename(folder / whole.name)
         except (OSError, SlicePropError):
             logger.exception("the manifest of a result in %s cannot be written", self.folder)
@@ -103,7 +103,7 @@ class Manifests:
 
     def numbers(self) -> list[int]:
         """Of the manifests that are kept, ascending."""
-        return sorted(int(one.name) for one in (self.folder / "manifests").glob("*") if one.name.isdecimal())
+        return sorted(int(one.name) for one in (self.folder / MANIFESTS).glob("*") if one.name.isdecimal())
 
     def read(self, number: int) -> dict[str, Any]:
         """A manifest.
@@ -111,13 +111,13 @@ class Manifests:
         Raises:
             InputError: or a subclass, if there is none or it is damaged.
         """
-        return read_manifest(self.folder / "manifests" / f"{number:06d}" / _FILE)
+        return read_manifest(self.folder / MANIFESTS / f"{number:06d}" / MANIFEST)
 
     def _remove_old(self) -> None:
         """Remove all but the newest manifests, models that none of them names, and what killed writers left."""
         for number in self.numbers()[:-MAX_MANIFESTS]:
-            shutil.rmtree(self.folder / "manifests" / f"{number:06d}")
-        for unfinished in [*(self.folder / "models").glob(_UNFINISHED), *(self.folder / "manifests").glob(_UNFINISHED)]:
+            shutil.rmtree(self.folder / MANIFESTS / f"{number:06d}")
+        for unfinished in [*(self.folder / "models").glob(_UNFINISHED), *(self.folder / MANIFESTS).glob(_UNFINISHED)]:
             if unfinished.stat().st_mtime < time.time() - _FRESH_S:
                 shutil.rmtree(unfinished, ignore_errors=True)
         try:

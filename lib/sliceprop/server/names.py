@@ -178,6 +178,11 @@ class LabelNames:
         return self._configured is not None
 
     @property
+    def renamed(self) -> dict[str, str]:
+        """`{former name: present name}` of the labels that were renamed."""
+        return self._renamed
+
+    @property
     def names(self) -> list[str]:
         """Names in the order of their indices; the first one has index 1."""
         known = self._known
@@ -214,6 +219,25 @@ class LabelNames:
         Raises:
             InputError: for a value without a name, or a name that is not among the configured ones.
         """
+        named, new = self.named(present, label_info)
+        known = self.names
+        names = extended(known, new)
+        if len(names) > max(MAX_LABELS, len(known)):
+            raise InputError(f"{len(names)} labels would be too many, at most {MAX_LABELS} are allowed")
+        indices = {name: index for index, name in enumerate(names, start=1)}
+        mapped = {value: indices[name] for value, name in named.items()}
+        if self.fixed:
+            return mapped, self.configured_up_to(mapped.values())
+        return mapped, names[len(self._stored or ()) :]
+
+    def named(
+        self, present: Iterable[int], label_info: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[dict[int, str], list[str]]:
+        """What the values of a client's file are called, as `mapping` has it, and the new names that came with it.
+
+        Raises:
+            InputError: for a value without a name, or a name that is not among the configured ones.
+        """
         values = sorted(set(present))
         if label_info is None:
             named = dict(zip(values, self._numbered(values), strict=True))
@@ -229,14 +253,7 @@ class LabelNames:
             if unknown:
                 raise InputError(f"unknown labels {unknown}; this server's labels are {known}")
             new = []
-        names = extended(known, new)
-        if len(names) > max(MAX_LABELS, len(known)):
-            raise InputError(f"{len(names)} labels would be too many, at most {MAX_LABELS} are allowed")
-        indices = {name: index for index, name in enumerate(names, start=1)}
-        mapped = {value: indices[name] for value, name in named.items()}
-        if self.fixed:
-            return mapped, self.configured_up_to(mapped.values())
-        return mapped, names[len(self._stored or ()) :]
+        return named, new
 
     def configured_up_to(self, indices: Iterable[int]) -> list[str]:
         """Names to `register` when labels with these indices come into use; none if all of them were before."""
@@ -314,7 +331,10 @@ class LabelNames:
         ]
 
     def _numbered(self, values: Sequence[int]) -> list[str]:
+        """Names of values that are indices; one too large for that has a label of its own, perhaps renamed by now."""
         known = {index: name for index, name in self.by_index.items() if name != _NO_LABEL}
+        large = [{"name": f"label_{v}", "idx": v} for v in values if v not in known and v >= BACKGROUND_SCRIBBLE]
+        known |= {entry["idx"]: str(entry["name"]) for entry in self._by_present_names(large)}
         return [known.get(value, f"label_{value}") for value in values]
 
     def _fillers(self, values: Iterable[int]) -> list[str]:

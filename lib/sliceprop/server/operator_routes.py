@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from logging import FileHandler, getLogger
 from pathlib import Path
 from typing import Annotated
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, BackgroundTasks, Query, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
-from monailabel.config import settings
 from monailabel.endpoints import datastore, logs
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.utils.async_tasks.utils import processes
@@ -45,7 +45,8 @@ def list_requests(request: Request, user: Reader) -> Response:
 @router.get("/healthz")
 async def healthz() -> Response:
     """200 and `ok` if studies can be read and stored, else 503 and why not; needs no token and names no study."""
-    wrong = await to_thread.run_sync(problem, running_app().workspace.folder.parent, limiter=_HEALTH)
+    app = running_app()
+    wrong = await to_thread.run_sync(problem, app.workspace.folder.parent, app.policy, limiter=_HEALTH)
     return PlainTextResponse(wrong or "ok", status_code=503 if wrong else 200)
 
 
@@ -67,10 +68,10 @@ def metrics(request: Request, user: Reader) -> Response:
 @router.get("/logs/")
 def read_logs(user: Admin, lines: Annotated[int, Query(ge=1, le=MAX_LOG_LINES)] = 300) -> Response:
     """The last lines of the server's log; MONAI Label's page would load scripts from the internet."""
-    file = Path(settings.MONAI_LABEL_APP_DIR) / "logs" / "app.log"
-    if not file.is_file():
-        raise NotFoundError("there is no log file yet")
-    with file.open(encoding="utf-8", errors="replace") as log:
+    files = [Path(handler.baseFilename) for handler in getLogger().handlers if isinstance(handler, FileHandler)]
+    if not files or not files[0].is_file():
+        raise NotFoundError("there is no log file")
+    with files[0].open(encoding="utf-8", errors="replace") as log:
         return PlainTextResponse("".join(deque(log, lines)))
 
 

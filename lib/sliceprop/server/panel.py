@@ -48,6 +48,7 @@ def study_state(workspace: Workspace, case: Case, training: dict[str, Any]) -> d
             "label_names": names,
             "colors": workspace.colors.of(names),
             "fixed_labels": workspace.names.fixed,
+            "renamed_labels": workspace.names.renamed,
             "dicom_seg": isinstance(workspace.store, ArchivedStudies),
             "model": case.image_id in workspace.checkpoints,
             "training": training if training.get("image") == case.image_id else None,

@@ -84,7 +84,8 @@ def put_labels(body: dict[str, Any], user: Annotator) -> dict[str, Any]:
     workspace = running_app().workspace
     edit_labels(workspace, parse_edits(body))
     names = workspace.names.indices
-    return {"label_names": names, "colors": workspace.colors.of(names)}
+    told = {"colors": workspace.colors.of(names), "renamed_labels": workspace.names.renamed}
+    return {"label_names": names, **told}
 
 
 @router.put("/labelprop/scribbles")

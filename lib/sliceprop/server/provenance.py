@@ -91,9 +91,12 @@ def hand_made(
         known: the annotation in force.
         listed: slices that the client calls annotated, or None.
         reviewed: slices that the client approves as they are.
-        partial: a slice counts only for the labels on it; what we had added to it is taken away.
+        partial: a slice counts only for the labels on it; what we had added to it is taken away. So it is with our
+            result of an annotation that is partial, unless the client says which slices are complete.
     """
-    if sent is None or not is_our_result(labels, slice_axis, sent):
+    ours = is_our_result(labels, slice_axis, sent)
+    partial = partial or (ours and known is not None and known.partial and listed is None and not reviewed)
+    if sent is None or not ours:
         slices = marked_slices(labels != 0, slice_axis) if listed is None else set(listed)
         if known is not None and listed is None and not partial:
             unseen = _unseen(sent, known, slice_axis) - slices

@@ -21,6 +21,8 @@ from sliceprop import io
 from sliceprop.arrays import load_arrays, save_arrays
 from sliceprop.errors import FileError
 from sliceprop.files import read_table, write_table
+from sliceprop.hashing import array_digest
+from sliceprop.server.errors import ConflictError
 from sliceprop.server.provenance import Annotation, Outline, Sent, outlined
 from sliceprop.study import Propagation
 from sliceprop.versions import RESULT, Versions, packed_mask, result_mask, study_versions
@@ -186,6 +188,21 @@ class StudyRecord:
                 logger.warning("the scan of a study is another one now; its results are forgotten")
                 self.forget_results()
             write_table(file, dict(scan))
+
+    def take_up(self, image_id: str, scan: io.Image) -> None:
+        """Make ready for a scan whose name one had that is gone: nothing that was drawn on another may count.
+
+        Raises:
+            ConflictError: if labels of another scan are still kept under this name.
+        """
+        known = read_table(self.folder / "scan.json") or {}
+        same = known.get("voxels") == array_digest(scan.array)
+        if not same and any(version.labels_file for version in self.versions.newest_first()):
+            raise ConflictError(
+                f"labels of another scan called {image_id!r} are still kept; choose another name, "
+                "or let the operator erase that study first (sliceprop erase STUDY)"
+            )
+        self.forget_results()
 
     def forget_results(self) -> None:
         """Forget all propagations, and what clients were given: they were of another scan of this name."""

@@ -135,7 +135,7 @@ def number(options: Options, key: str, default: float) -> float:
     value = options.get(key)
     try:
         result = float(default if value is None else value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not math.isfinite(result):
         raise InputError(f"{key} must be a finite number, not {value!r}")

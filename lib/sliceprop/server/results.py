@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,32 +44,51 @@ def _name(index: int, names: Mapping[int, str]) -> str:
     return names.get(index, f"label_{index}")
 
 
+@dataclass(frozen=True)
+class ResultFormat:
+    """How a client wants its result; asked for before anything is computed, so that nothing is in vain.
+
+    Attributes:
+        suffix: of the file.
+        dtype: one of `DTYPES`, None for the smallest.
+        compress: whether the file is compressed.
+    """
+
+    suffix: str
+    dtype: str | None
+    compress: bool
+
+
+def result_format(options: Options) -> ResultFormat:
+    """`result_extension` (default `.nii.gz`), `result_dtype` (default the smallest) and `result_compress`.
+
+    Raises:
+        InputError: for an unknown format or type.
+    """
+    suffix = "." + str(options.get("result_extension") or ".nii.gz").removeprefix(".")
+    if suffix not in io.OUTPUT_SUFFIXES:
+        raise InputError(f"result_extension must be one of {', '.join(io.OUTPUT_SUFFIXES)}, not {suffix!r}")
+    name = options.get("result_dtype")
+    if name is not None and name not in DTYPES:
+        raise InputError(f"result_dtype must be one of {', '.join(DTYPES)}, not {name!r}")
+    return ResultFormat(suffix, name, flag(options, "result_compress", True))
+
+
 def write_result(array: NDArray[Any], scan: io.Image, options: Options) -> Path:
     """Write a result into a new temporary file.
 
     Args:
         array: `(i, j, k)`.
         scan: gives the grid.
-        options: `result_extension` (default `.nii.gz`), `result_dtype` (default the smallest), `result_compress`.
+        options: see `result_format`.
 
     Raises:
         InputError: for an unknown format or type, or a type too small for the labels.
     """
-    suffix = "." + str(options.get("result_extension") or ".nii.gz").removeprefix(".")
-    if suffix not in io.OUTPUT_SUFFIXES:
-        raise InputError(f"result_extension must be one of {', '.join(io.OUTPUT_SUFFIXES)}, not {suffix!r}")
-    dtype, compress = _dtype(array, options.get("result_dtype")), flag(options, "result_compress", True)
-    with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as file:
-        path = Path(file.name)
-    io.write_image(path, array, scan, dtype=dtype, compress=compress)
-    return path
-
-
-def _dtype(array: NDArray[Any], name: Any) -> str | None:
-    if name is None:
-        return None
-    if name not in DTYPES:
-        raise InputError(f"result_dtype must be one of {', '.join(DTYPES)}, not {name!r}")
-    if np.dtype(name).kind in "iu" and array.max(initial=0) > np.iinfo(name).max:
+    wanted = result_format(options)
+    if (name := wanted.dtype) and np.dtype(name).kind in "iu" and array.max(initial=0) > np.iinfo(name).max:
         raise InputError(f"label {array.max()} does not fit into {name}; ask for result_dtype uint16")
-    return str(name)
+    with tempfile.NamedTemporaryFile(suffix=wanted.suffix, delete=False) as file:
+        path = Path(file.name)
+    io.write_image(path, array, scan, dtype=wanted.dtype, compress=wanted.compress)
+    return path

@@ -37,7 +37,7 @@ from sliceprop.server.errors import BusyError, NotFoundError, install_error_hand
 from sliceprop.server.guard import NameGuard, check_unlike, new_name
 from sliceprop.server.health import Counters
 from sliceprop.server.learning import OPEN
-from sliceprop.server.limits import LimitGuard, Queue, Slot, UploadSlot, turn, upload_queue
+from sliceprop.server.limits import HearOut, LimitGuard, Queue, Slot, UploadSlot, turn, upload_queue
 from sliceprop.server.records import KINDS
 from sliceprop.server.requests import LabelOptions, first_choices, label_options, parse_params, whole_number
 from sliceprop.server.results import write_result
@@ -74,6 +74,7 @@ _RESERVED = frozenset({"model", "image", "image_id", "session", "label", "descri
 _SERVERS_INFO = frozenset(
     {"path", "name", "ts", "user", "quality", "suggestion", "strategy", "label_info", "slice_axis", "annotated_slices"}
     | {"partial", "background_scribble", "reviewed_slices", "annotation_version", "dicom_seg", "dicom_seg_series"}
+    | {"sha256", "mtime_ns", "version"}
     | {BATCH, "sentence", "Modality", "InstanceNumbers", "SeriesInstanceUID", "StudyInstanceUID", "params"}
 )
 """Entries of an image's or label's info that routes rely on."""
@@ -92,6 +93,7 @@ def install(app: LabelPropApp) -> None:
     api.dependency_overrides[get_current_user] = current_user
     api.state.queue, api.state.uploads, api.state.counters = Queue(app.limits), upload_queue(app.limits), Counters()
     api.user_middleware[:] = [
+        Middleware(HearOut, limits=app.limits),
         Middleware(Auditor, log=lambda: app.audit, counters=api.state.counters),
         *_cross_origin(app.policy.origins),
         Middleware(Access, policy=app.policy),
@@ -183,9 +185,11 @@ def save_image(
         check_unlike(image, workspace.store.list_images())
     with saved(file) as upload:
         assert upload is not None
-        check_image(io.read_image(upload).array)
+        scan = io.read_image(upload)
+        check_image(scan.array)
+        workspace.store.refresh()  # notices a scan that was taken away
         if not workspace.store.has_image(image):
-            workspace.record(image).forget_results()
+            workspace.record(image).take_up(image, scan)
         return {"image": workspace.store.add_image(image, str(upload), info)}
 
 
@@ -320,7 +324,8 @@ def get_trainings(user: Reader, all: bool = False, check_if_running: bool = Fals
     """The last training, or all of them; with a queue the user's last one, or everybody's."""
     queue = running_app().queue
     if queue is None:
-        return train.status(all, check_if_running)
+        found = train.status(all, check_if_running)
+        return _told(found, "" if all else running_app().training().get("error", ""))
     found = queue.tasks(None if all else user.username)
     if not found or (check_if_running and found[-1]["status"] not in OPEN):
         raise NotFoundError("no training is running" if check_if_running else "there was no training yet")
@@ -329,13 +334,33 @@ def get_trainings(user: Reader, all: bool = False, check_if_running: bool = Fals
 
 @router.delete("/train/")
 def stop_training(user: Admin, image: str = "") -> Any:
-    """Stop the training; the best model so far is kept. 3D Slicer fails where there is no last line of `details`.
+    """Stop the training; the best model so far is kept.
 
     With a queue that of `image`, without it the user's latest running one.
     """
     queue = running_app().queue
-    answer = train.stop() if queue is None else queue.stop(user.username, image)
-    return {**answer, "details": answer.get("details") or ["stopped"]} if answer else answer
+    stopped = train.stop() if queue is None else queue.stop(user.username, image)
+    if stopped:
+        note(stopped["request"]["image"])
+    return stopped if queue else _told(stopped)
+
+
+def _told(task: Any, error: str = "") -> Any:
+    """A task of MONAI Label, or all of them, without what its process printed, which names folders of the server.
+
+    3D Slicer fails where there is no last line of `details`.
+
+    Args:
+        task: one, several, or None.
+        error: why it failed, if it did and that is known.
+    """
+    if isinstance(task, list):
+        return [_told(one) for one in task]
+    return (
+        {**task, "details": [error if error and task["status"] == "ERROR" else task["status"].lower()]}
+        if task
+        else task
+    )
 
 
 @router.post("/scoring/{method}")
@@ -382,6 +407,30 @@ def start_batch(
         raise BusyError("a batch is running already; wait for its end", retry_after_s=60) from error
 
 
+@router.get("/scoring/")
+def get_scorings(user: Reader, all: bool = False, check_if_running: bool = False) -> Any:
+    """The last scoring, or all of them."""
+    return _told(scoring.status(all, check_if_running))
+
+
+@router.delete("/scoring/")
+def stop_scoring(user: Annotator) -> Any:
+    """Stop the scoring."""
+    return _told(scoring.stop())
+
+
+@router.get("/batch/infer")
+def get_batches(user: Reader, all: bool = False, check_if_running: bool = False) -> Any:
+    """The last batch, or all of them."""
+    return _told(batch_infer.status(all, check_if_running))
+
+
+@router.delete("/batch/infer")
+def stop_batch(user: Admin) -> Any:
+    """Stop the batch; what is computed already stays."""
+    return _told(batch_infer.stop())
+
+
 @router.get("/labelprop/result")
 def get_result(background_tasks: BackgroundTasks, image: str, user: Reader, kind: str = "labels") -> Response:
     """One volume of the last propagation of a study, as NIfTI."""
@@ -407,6 +456,7 @@ def list_checkpoints(user: Reader) -> list[dict[str, Any]]:
 @router.get("/labelprop/checkpoints/{checkpoint_id}")
 def get_checkpoint(checkpoint_id: str, user: Reader) -> Response:
     """A checkpoint as safetensors."""
+    note(checkpoint_id)
     file = running_app().workspace.checkpoints.existing(checkpoint_id)
     return FileResponse(file, filename=file.name, media_type="application/octet-stream")
 
@@ -414,6 +464,7 @@ def get_checkpoint(checkpoint_id: str, user: Reader) -> Response:
 @router.put("/labelprop/checkpoints/{checkpoint_id}")
 async def put_checkpoint(checkpoint_id: str, request: Request, user: Annotator) -> dict[str, Any]:
     """Store a checkpoint: safetensors as the body, or as `file` of a form."""
+    note(checkpoint_id)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"upload{SUFFIX}"
         with file.open("wb") as target:

@@ -106,6 +106,19 @@ def next_in_turn(waiting: Iterable[Ticket], running: Sequence[Ticket], served: M
     return min(waiting, key=rank, default=None)
 
 
+def workers_of(conf: Mapping[str, Any]) -> WorkersConfig | None:
+    """From `--conf scheduler` (an address, or `local`) and `workers`; None without the first.
+
+    Raises:
+        InputError: for numbers that make no sense.
+    """
+    address = str(conf.get("scheduler") or "")
+    if not address:
+        return None
+    n = whole_number(conf, "workers", 0) if conf.get("workers") is not None else None
+    return WorkersConfig(n, scheduler=None if address == LOCAL else address)
+
+
 class TrainingQueue:
     """Hands trainings to Dask; connects when the first one comes, and again when the scheduler was gone.
 
@@ -131,16 +144,13 @@ class TrainingQueue:
 
     @classmethod
     def configured(cls, conf: Mapping[str, Any], trainer: PropagateTrainer, studies: Path) -> TrainingQueue | None:
-        """From `--conf scheduler` (an address, or `local`) and `workers`; None without the first.
+        """That of `workers_of`; None without a scheduler.
 
         Raises:
-            InputError: for numbers that make no sense, or where Dask is not installed.
+            InputError: as of `workers_of`, or where Dask is not installed.
         """
-        address = str(conf.get("scheduler") or "")
-        if not address:
-            return None
-        n = whole_number(conf, "workers", 0) if conf.get("workers") is not None else None
-        return cls(trainer, studies, WorkersConfig(n, scheduler=None if address == LOCAL else address))
+        team = workers_of(conf)
+        return None if team is None else cls(trainer, studies, team)
 
     def add(self, request: Mapping[str, Any], user: str) -> Ticket:
         """Take on a training.

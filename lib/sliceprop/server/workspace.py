@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock, RLock
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from sliceprop import io
 from sliceprop.config import BACKGROUND_SCRIBBLE, MAX_LABEL
 from sliceprop.engine.registration import Model
-from sliceprop.errors import CheckpointError, FileError, GeometryError, InputError, NoAnnotationError, StorageError
+from sliceprop.errors import CheckpointError, FileError, InputError, NoAnnotationError, StorageError
 from sliceprop.files import copy_file, read_json, write_json
 from sliceprop.hashing import array_digest, file_state, known_digest
 from sliceprop.labels import LabelArray, present_values
@@ -47,9 +48,20 @@ from sliceprop.server.provenance import (
 )
 from sliceprop.server.records import StudyRecord
 from sliceprop.server.requests import LabelOptions, Options, label_options
-from sliceprop.server.shown import look, note_found, publish
+from sliceprop.server.shown import Shown, look, note_found, publish
 from sliceprop.study import Study, open_study
-from sliceprop.versions import FINAL, FOLDER, NAMES, SCRIBBLES, SPARSE, Entry, Event, Version
+from sliceprop.versions import (
+    FINAL,
+    FOLDER,
+    NAMES,
+    SCRIBBLES,
+    SPARSE,
+    Entry,
+    Event,
+    Version,
+    check_grid,
+    grid_of,
+)
 from sliceprop.volume import resolve_slice_axis
 from sliceprop.warm_start import AUTO, WarmStart
 
@@ -239,7 +251,7 @@ class Workspace:
         state = file_state(case.image) if case.image.exists() else ()
         scan = _read_scan(case.image, state)
         if case.record is not None and case.record.folder.is_dir():
-            case.record.notice_scan({"voxels": _scan_digest(case.image, state), "grid": _grid(scan)})
+            case.record.notice_scan({"voxels": _scan_digest(case.image, state), "grid": grid_of(scan)})
         return scan
 
     def submit(
@@ -340,6 +352,8 @@ class Workspace:
         if drawn is None:
             drawn = labels > 0 if annotation is None else drawn_by_hand(annotation)
         with self._changing(case.record):
+            if event != "conflict":
+                self._keep_foreign(case.image_id, tag)
             version = self._append(case, entry, labels, drawn)
             if event != "conflict":
                 publish(self.store, case.image_id, version)
@@ -366,7 +380,7 @@ class Workspace:
         return is_our_result(labels, annotation.slice_axis, self.answered(case, labels))
 
     def _entry(self, case: Case, labels: LabelArray, annotation: Annotation | None, tag: str, event: Event) -> Entry:
-        entry = Entry(tag, event, label_info=tuple(self._label_info(labels)), grid=_grid(self.scan(case)))
+        entry = Entry(tag, event, label_info=tuple(self._label_info(labels)), grid=grid_of(self.scan(case)))
         if annotation is None:
             return entry
         slices, axis = annotation.annotated_slices, annotation.slice_axis
@@ -517,6 +531,9 @@ class Workspace:
         if shown.damaged is not None and not self._set_aside(case, tag, shown.damaged, "it is damaged"):
             return shown.newest
         if shown.newest is not None and not shown.settled:
+            if shown.behind and self.store.label_file(case.image_id, tag):
+                told = "the label %s of %s held an older version; version %d counts, until another one is restored"
+                logger.warning(told, tag, case.image_id, shown.newest.number)
             publish(self.store, case.image_id, shown.newest)
         return shown.newest
 
@@ -536,9 +553,10 @@ class Workspace:
         entry = version.entry
         assert version.labels_file is not None
         scan = self.scan(case)
-        _check_grid(version, scan)
+        check_grid(entry.grid, scan, f"version {version.number} was drawn")
         with self.names.lock:
             values = read_labels(version.labels_file, scan, cropped=True)
+            values = replace_values(values, {int(value): i for value, i in entry.indices.items()}, keep=True)
             labels, new = self._renumbered(values, LabelOptions())
             self.names.register(new)
         drawn = version.drawn()
@@ -563,10 +581,11 @@ class Workspace:
             for tag in (SPARSE, FINAL, SCRIBBLES):
                 self.current(case, tag)  # what was put there by hand is not lost by this
             old, scan = case.record.versions.get(number), self.scan(case)
-            _check_grid(old, scan)
+            check_grid(old.entry.grid, scan, f"version {number} was drawn")
             if old.labels_file is not None:
                 read_labels(old.labels_file, scan, cropped=True)
             with self._changing(case.record):
+                self._keep_foreign(case.image_id, old.entry.tag)
                 version = case.record.versions.restore(number, by)
                 publish(self.store, case.image_id, version)
             return version
@@ -679,19 +698,22 @@ class Workspace:
         assert case.record is not None
         values, annotation = read_labels(file, self.scan(case), cropped=True), None
         if tag == SCRIBBLES:
-            return case.record.versions.append(Entry(tag, "found"), file, values > 0)
+            return case.record.versions.append(Entry(tag, "found", grid=grid_of(self.scan(case))), file, values > 0)
         info, kept = dict(self.store.get_label_info(case.image_id, tag)), case.record.annotation()
         if info.get("sha256") not in (None, known_digest(file)):
             info = {}  # of the file that was there before
         options = replace(label_options(info), label_info=None, annotation_version=None)
         with self.names.lock:
+            indices, _ = self.names.mapping(present_values(values), None)
             labels, new = self._renumbered(values, options)
             if kept is not None and kept.source == f"{tag}:{file.stat().st_mtime_ns}":
                 annotation = kept  # submitted to a release that kept no versions
             else:
                 annotation = self._annotate(case, labels, options)
             self.names.register(new)
-        entry = replace(self._entry(case, labels, annotation, tag, "found"), in_force=annotation is kept)
+        others = {str(value): index for value, index in indices.items() if value != index}
+        entry = self._entry(case, labels, annotation, tag, "found")
+        entry = replace(entry, indices=others, in_force=annotation is kept)
         if not entry.in_force:
             entry = replace(entry, in_force=self._counts(case, tag, labels, annotation))
         version = case.record.versions.append(entry, file, drawn_by_hand(annotation))
@@ -699,16 +721,40 @@ class Workspace:
             self._cache(case, annotation, version)
         return version
 
+    def keep_found(self, case: Case, tag: str) -> None:
+        """Keep a label file that a result is about to replace as a version, if somebody else put it there.
+
+        Raises:
+            StorageError: if the folder is read-only or full.
+        """
+        assert case.record is not None
+        with self._changing(case.record):
+            file = self._listed_file(case.image_id, tag)
+            if file and self.store.get_label_info(case.image_id, tag).get("sha256") != known_digest(file):
+                self._keep_foreign(case.image_id, tag)
+
     def _keep_before_removal(self, image_id: str, tag: str) -> None:
         """Keep a label that MONAI Label is about to remove, and that it was removed; called by the datastore."""
         record = self.record(image_id)
-        versions = record.versions
         with self._changing(record):
-            shown = look(self.store, image_id, versions, tag)
-            if shown.foreign is not None:
-                versions.append(Entry(tag, "found"), shown.foreign)
-            if shown.name:
-                versions.append(Entry(tag, "removed", by=sender()))
+            if self._keep_foreign(image_id, tag).name:
+                record.versions.append(Entry(tag, "removed", by=sender()))
+
+    def _keep_foreign(self, image_id: str, tag: str) -> Shown:
+        """Keep a label file that is no version yet before it goes, or another one takes its place."""
+        self._listed_file(image_id, tag)
+        versions = self.record(image_id).versions
+        shown = look(self.store, image_id, versions, tag)
+        if shown.foreign is not None:
+            versions.append(Entry(tag, "found"), shown.foreign)
+        return shown
+
+    def _listed_file(self, image_id: str, tag: str) -> Path | None:
+        """The label file of a tag, also one that was put there just now and that the store does not know yet."""
+        there = Path(self.store._datastore_path, "labels", tag).glob(f"{escape(image_id)}.*")
+        if self.store.label_file(image_id, tag) is None and any(there):
+            self.store.notice_files()
+        return self.store.label_file(image_id, tag)
 
     def scribbles(self, case: Case) -> LabelArray | None:
         """The marks of a study as they are stored, `(i, j, k)`, `BACKGROUND_SCRIBBLE` for background; None without any.
@@ -799,29 +845,6 @@ def _check_not_empty(labels: LabelArray, tag: str, options: LabelOptions) -> Non
     listed = options.annotated_slices is not None or options.reviewed_slices
     if tag in (SPARSE, FINAL) and not listed and not labels.any():
         raise NoAnnotationError("nothing is painted; paint a slice, or list the slices that are complete")
-
-
-def _grid(scan: io.Image) -> dict[str, Any]:
-    """`Entry.grid`."""
-    return {"shape": list(scan.array.shape), "affine": scan.affine.tolist()}
-
-
-def _check_grid(version: Version, scan: io.Image) -> None:
-    """Refuse a version whose slices and drawn voxels count on another grid than that of the scan.
-
-    Raises:
-        GeometryError: saying what to do.
-    """
-    grid = version.entry.grid
-    if grid is None:
-        return
-    try:
-        io.check_same_grid(scan, io.Image(np.empty(grid["shape"], np.uint8), np.array(grid["affine"])), "labels")
-    except InputError as error:
-        raise GeometryError(
-            f"version {version.number} was drawn on a scan with another grid than this study's has now; "
-            "put that scan back, or erase the study and draw anew"
-        ) from error
 
 
 @lru_cache(maxsize=256)
