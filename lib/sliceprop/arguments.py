@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     token = add("token", "make a token for somebody who may use the server; only its hash is stored")
     token.add_argument("file", metavar="FILE", type=Path, help="made if absent; for serve --token-file")
     token.add_argument("--name", required=True, metavar="NAME", help="of its holder, for the audit")
-    token.add_argument("--role", choices=ROLES, default=ROLES[0], help=f"default: {ROLES[0]}")
+    token.add_argument("--role", choices=ROLES, default="annotate", help="default: annotate")
 
     demo = add("demo", "show everything on synthetic data: learn, propagate, evaluate, draw a picture")
     demo.add_argument(

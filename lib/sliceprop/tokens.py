@@ -21,8 +21,9 @@ from sliceprop.errors import FileError, InputError
 
 logger = logging.getLogger(__name__)
 
-ROLES = ("annotate", "train", "administer")
-"""Each may do what those before it may: read and draw; start and stop trainings; delete, read logs."""
+ROLES = ("watch", "annotate", "train", "administer")
+"""Each may do what those before it may: read figures of the server; read studies, draw; start and stop trainings;
+delete, read logs."""
 
 _NAME = re.compile(r"[\w.@-]{1,64}")
 _LINE = re.compile(r"(?P<name>\S+)\s+(?P<role>\S+)\s+sha256:(?P<digest>[0-9a-f]{64})")

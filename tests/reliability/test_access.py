@@ -205,6 +205,7 @@ def test_holders_have_a_word_as_name_and_a_known_role(file: Path, name: str, rol
 @pytest.mark.parametrize(
     ("method", "path", "role"),
     [
+        ("GET", "/metrics", "watch"),
         ("GET", "/info/", "annotate"),
         ("PUT", "/datastore/label", "annotate"),
         ("POST", "/infer/labelprop", "annotate"),

@@ -109,6 +109,7 @@ class Segmentation:
         self.segments.clear()
 
     def AddEmptySegment(self, one, name, color):
+        one = one or f"Made_{len(self.segments)}"
         self.segments[one] = Segment(name, color)
         return one
 

@@ -21,7 +21,7 @@ def test_segments_come_on_the_grid_of_the_volume_in_their_order(slicer, volume):
 
     array, names = scene.read_segments(standin.add_segments(slicer, LABELS, ["left", "right"]), volume)
     np.testing.assert_array_equal(array, LABELS)
-    assert names == ["left", "right"]
+    assert names == {1: "left", 2: "right"}
     assert [node.kind for node in slicer.mrmlScene.nodes] == ["vtkMRMLScalarVolumeNode", "vtkMRMLSegmentationNode"]
 
 
@@ -31,7 +31,45 @@ def test_empty_segmentations_are_empty_arrays(slicer, volume):
 
     for labels, names in ((LABELS * 0, ["left"]), (LABELS * 0, [])):
         array, found = scene.read_segments(standin.add_segments(slicer, labels, names), volume)
-        assert array.shape == LABELS.shape and not array.any() and found == names
+        assert array.shape == LABELS.shape and not array.any() and list(found.values()) == names
+
+
+def test_labels_come_into_the_users_segments_and_change_nothing_beside(slicer, volume):
+    import standin
+    from SlicePropLib import scene
+
+    mine = standin.add_segments(slicer, LABELS, ["left", "left", "foreground_scribbles"])
+    first, second, scribbles = (one for one in mine.segmentation.segments.values())
+    first.mask = second.mask | first.mask  # two segments of one name, which overlap
+    scribbles.mask = np.ones_like(first.mask)
+    before = first.mask.copy(), second.mask.copy()
+    labels, where = np.roll(LABELS, 2, axis=1), np.zeros(LABELS.shape, bool)
+    where[..., 7] = True
+    scene.put_labels(mine, volume, labels, where, {1: "right", 2: "left"}, {"right": "#ff8000", "left": "#00ff00"})
+    right = list(mine.segmentation.segments.values())[3]
+    assert right.name == "right" and right.color == pytest.approx([1, 128 / 255, 0]) and scribbles.mask.all()
+    others = [index for index in range(LABELS.shape[2]) if index != 7]
+    for segment, mask in zip((first, second), before, strict=True):
+        np.testing.assert_array_equal(segment.mask[others], mask[others])
+    for segment, value in ((first, 2), (second, 9), (right, 1)):
+        np.testing.assert_array_equal(segment.mask[7].T, labels[..., 7] == value)
+    assert not right.mask[others].any()
+
+
+def test_a_segment_that_cannot_be_read_by_itself_is_not_written(slicer, volume, monkeypatch):
+    import standin
+    from SlicePropLib import scene
+
+    mine, logic = standin.add_segments(slicer, LABELS, ["left", "right"]), slicer.modules.segmentations.logic()
+    export = logic.ExportSegmentsToLabelmapNode
+    monkeypatch.setattr(
+        logic,
+        "ExportSegmentsToLabelmapNode",
+        lambda node, ids, *more: ids.GetNumberOfValues() > 1 and export(node, ids, *more),
+    )
+    with pytest.raises(LookupError, match="cannot be read by itself"):
+        scene.put_labels(mine, volume, LABELS * 0, LABELS >= 0, {}, {})
+    np.testing.assert_array_equal(scene.read_segments(mine, volume)[0], LABELS)
 
 
 def test_results_go_into_a_segmentation_of_their_own_with_names_and_colours(slicer, volume):

@@ -28,14 +28,14 @@ def test_from_a_loaded_scan_to_the_next_slice(slicer, server):
     client = Client(server.url)
     volume = standin.add_volume(slicer, scan(), AFFINE, "my scan")
     mine = standin.add_segments(slicer, only(truth()), ["disc", "core"])
-    session = Session.of(client, volume)
-    assert session.image == "my_scan" and "my_scan" in client.studies()
-    assert Session.of(client, volume).image == "my_scan", "a scan that the server has is not given to it again"
+    session = Session.of(client, volume, mine)
+    assert session.image == "my_scan" and "my_scan" in client.studies() and not session.told
+    assert Session.of(client, volume, mine).image == "my_scan", "a scan that the server has is not given to it again"
 
     assert "slice" in describe(session.suggest()), "a study without annotation has a suggestion too"
     session.go_to(13)
     assert session.mark_shown() == 13
-    assert session.submit(mine) == [*DRAWN, 13]
+    assert session.submit() == [*DRAWN, 13]
 
     report = session.propagate()
     assert report["annotated_slices"] == [*DRAWN, 13]
@@ -73,7 +73,8 @@ def test_a_scan_from_slicers_dicom_database_is_found_by_its_series(slicer, serve
     volume = standin.add_volume(slicer, scan(), AFFINE, "3: T2 sagittal")
     volume.SetAttribute("DICOM.instanceUIDs", "1.2.1 1.2.2")
     slicer.dicomDatabase.series["1.2.1", "0020,000E"] = "1.2.826.77"
-    assert Session.of(Client(server.url), volume).image == "1.2.826.77"
+    mine = standin.add_segments(slicer, truth() * 0, [])
+    assert Session.of(Client(server.url), volume, mine).image == "1.2.826.77"
 
 
 def test_the_buttons_of_the_panel(slicer, server, monkeypatch):

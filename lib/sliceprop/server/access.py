@@ -76,8 +76,10 @@ pages get nothing from other hosts and send nothing there. OHIF's decoders are p
 
 
 def needed_role(method: str, path: str) -> str:
-    """The least role that may send a request; what is not known to be harmless needs the highest."""
+    """The least role that may send a request; what deletes needs the highest, if it is not known to be harmless."""
     reads = method in _READS
+    if path == "/metrics" and reads:
+        return "watch"
     if path.startswith(("/logs", "/model", "/reload")):
         return "administer"
     if path.startswith(("/train", "/batch", "/labelprop/checkpoints")) and not reads:

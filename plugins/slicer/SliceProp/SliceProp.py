@@ -93,13 +93,16 @@ class SlicePropWidget(ScriptedLoadableModuleWidget):
         self.shortcut.setParent(None)
 
     def connect(self) -> None:
-        """Find the study of the selected scan, or give it to the server."""
+        """Find the study of the selected scan, or give it to the server; show what is annotated."""
         qt.QSettings().setValue("SliceProp/address", self.address.text)
         if self.volume.currentNode() is None:
             raise LookupError("load a scan and select it first")
-        self.session = Session.of(Client(self.address.text, self.token.text), self.volume.currentNode())
-        self._list_slices()
-        self.status.text = f"connected to {self.session.image}"
+        if self.segmentation.currentNode() is None:
+            raise LookupError("make a segmentation for what you draw, and select it")
+        client = Client(self.address.text, self.token.text)
+        self.session = Session.of(client, self.volume.currentNode(), self.segmentation.currentNode())
+        self._list_slices(self.session)
+        self.status.text = "; ".join(filter(None, (f"connected to {self.session.image}", self.session.told)))
 
     def mark(self) -> None:
         """Call the slice in view complete, also if nothing is drawn on it."""
@@ -107,8 +110,9 @@ class SlicePropWidget(ScriptedLoadableModuleWidget):
 
     def submit(self) -> None:
         """Send the drawn and the marked slices."""
-        slices = self._session().submit(self.segmentation.currentNode())
-        self._list_slices()
+        session = self._session()
+        slices = session.submit()
+        self._list_slices(session)
         self.status.text = f"annotated: {', '.join(map(str, slices))}"
 
     def train(self) -> None:
@@ -133,19 +137,23 @@ class SlicePropWidget(ScriptedLoadableModuleWidget):
         self.status.text = describe(self._session().suggest())
 
     def _session(self) -> Session:
-        if self.session is None or self.session.volume is not self.volume.currentNode():
+        """Of scan and segmentation that are selected; what comes into a segmentation is looked at first."""
+        chosen = self.volume.currentNode(), self.segmentation.currentNode()
+        if self.session is None or chosen != (self.session.volume, self.session.segmentation):
             self.connect()
-        assert self.session is not None
+            assert self.session is not None
+            if self.session.told:
+                raise LookupError(f"{self.status.text}. Look at it, then do this again")
         return self.session
 
     def _shown(self, session: Session) -> None:
         session.show()
-        self._list_slices()
+        self._list_slices(session)
         self.status.text = "propagated; the result is a segmentation of its own, yours is as you drew it"
 
-    def _list_slices(self) -> None:
+    def _list_slices(self, session: Session) -> None:
         self.slices.clear()
-        for index, quality in self._session().quality():
+        for index, quality in session.quality():
             self.slices.addItem(f"{index}  {quality}")
 
     def _go_to_item(self, item: Any) -> None:
@@ -180,7 +188,9 @@ class SlicePropWidget(ScriptedLoadableModuleWidget):
             self._try(self._show_progress)
 
     def _show_progress(self) -> None:
-        session = self._session()
+        session = self.session
+        if session is None:
+            return
         state = session.client.progress(session.image)
         self.bar.maximum, self.bar.value = max(int(state.get("total_epochs") or 1), 1), int(state.get("epoch") or 0)
         if state.get("status") not in RUNNING:

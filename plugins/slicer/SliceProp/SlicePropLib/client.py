@@ -46,25 +46,18 @@ class Client:
         """Grid, annotated slices, labels and colours, last result of a study."""
         return self._json("GET", "/labelprop/study", image=image)
 
-    def submit(
-        self, image: str, labels: np.ndarray, names: list[str], annotated_slices: list[int], version: str | None = None
-    ) -> dict[str, Any]:
-        """Store the annotated slices, and nothing else.
+    def submit(self, image: str, labels: np.ndarray, names: dict[int, str], **params: Any) -> dict[str, Any]:
+        """Store what was drawn.
 
         Args:
             image: id of the study.
-            labels: `(i, j, k)` on the study's grid; value 1 is `names[0]`.
-            names: of the labels.
-            annotated_slices: slices that are complete, also those without any label.
-            version: of the annotation that this one follows; the server refuses if there is a newer one.
+            labels: `(i, j, k)` on the study's grid.
+            names: by value; those that the labels hold are told, since others may be gone on the server.
+            params: of the request, such as `slice_axis`, `reviewed_slices`, `partial`, `annotation_version`.
         """
-        params: dict[str, Any] = {
-            "label_info": [{"name": name, "idx": value} for value, name in enumerate(names, start=1)],
-            "annotated_slices": sorted(annotated_slices),
-        }
-        if version is not None:
-            params["annotation_version"] = version
-        raw = labels.astype("<u2" if len(names) > 255 else np.uint8).tobytes(order="F")
+        drawn = [int(value) for value in np.unique(labels[labels > 0])]
+        params["label_info"] = [{"name": names[value], "idx": value} for value in drawn]
+        raw = labels.astype("<u2" if max(drawn, default=0) > 255 else np.uint8).tobytes(order="F")
         return self._form("PUT", "/datastore/label", {"label": ("label.bin", raw)}, params, image=image, tag="sparse")
 
     def train(self, image: str, budget_s: float) -> None:
@@ -84,11 +77,19 @@ class Client:
         return self._form("POST", "/infer/labelprop", {}, options, image=image, output="json")
 
     def voxels(self, image: str, kind: str = "labels") -> np.ndarray:
-        """`(i, j, k)`: `labels`, `annotation`, or `uncertainty` from 0 to 255."""
+        """`(i, j, k)`: `labels`, or `uncertainty` from 0 to 255."""
+        return self._voxels(image, kind)[0]
+
+    def annotation(self, image: str) -> tuple[np.ndarray, str]:
+        """`(i, j, k)`, what was drawn, and its `annotation_version`."""
+        return self._voxels(image, "annotation")
+
+    def _voxels(self, image: str, kind: str) -> tuple[np.ndarray, str]:
         with self._open("GET", "/labelprop/voxels", image=image, kind=kind) as answer:
             shape = [int(size) for size in answer.headers["X-Shape"].split(",")]
             kept = np.dtype(answer.headers["X-Dtype"]).newbyteorder("<")
-            return np.frombuffer(answer.read(), kept).reshape(shape, order="F")
+            array = np.frombuffer(answer.read(), kept).reshape(shape, order="F")
+            return array, str(answer.headers["X-Annotation-Version"] or "")
 
     def suggest(self, image: str) -> dict[str, Any]:
         """The slice to annotate next: `slice`, `position_ras`, `reason`, `expected_gain`, `stop`."""

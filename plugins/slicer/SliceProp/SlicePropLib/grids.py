@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,3 +81,23 @@ def drawn_slices(labels: np.ndarray, slice_axis: int) -> list[int]:
     """Slices that hold a label, ascending."""
     others = tuple(axis for axis in range(3) if axis != slice_axis)
     return [int(index) for index in np.flatnonzero((labels > 0).any(axis=others))]
+
+
+def on_slices(shape: tuple[int, ...], slice_axis: int, slices: set[int]) -> np.ndarray:
+    """Where these slices are, `(i, j, k)`."""
+    chosen = np.zeros(shape, bool)
+    np.moveaxis(chosen, slice_axis, 0)[sorted(slices)] = True
+    return chosen
+
+
+def slice_contents(labels: np.ndarray, names: dict[int, str], slice_axis: int) -> list[str]:
+    """What tells of each slice whether it is another one now; by names, since numbers change. Empty ones are `""`."""
+    return [_content(one, names) for one in np.moveaxis(labels, slice_axis, 0)]
+
+
+def _content(one: np.ndarray, names: dict[int, str]) -> str:
+    values: dict[str, list[int]] = {}
+    for value in np.unique(one[one > 0]).tolist():
+        values.setdefault(names[value], []).append(value)
+    masks = [name.encode() + b"\0" + np.packbits(np.isin(one, values[name])).tobytes() for name in sorted(values)]
+    return hashlib.sha256(b"".join(masks)).hexdigest() if masks else ""

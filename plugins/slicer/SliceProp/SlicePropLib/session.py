@@ -12,45 +12,72 @@ import numpy as np
 import slicer
 from SlicePropLib import scene
 from SlicePropLib.client import Client, ServerError
-from SlicePropLib.grids import LPS_TO_RAS, Alignment, align, drawn_slices, view_of
+from SlicePropLib.grids import (
+    LPS_TO_RAS,
+    Alignment,
+    GridError,
+    align,
+    drawn_slices,
+    on_slices,
+    slice_contents,
+    view_of,
+)
+
+ATTEMPTS = 5
+"""To get state and voxels of one annotation, while others change it."""
 
 
 @dataclass
 class Session:
-    """One study at work.
+    """One study at work. What the user's segmentation is based on is kept with it, also in a saved scene.
 
     Attributes:
         client: the server.
         volume: node of the scan.
         image: id of the study.
-        marked: slices that the user called complete though nothing is drawn on them.
+        segmentation: node of the user's; what is annotated comes into it.
+        told: what came into it when the session began, and what the user has to know of it; empty for nothing.
+        cleared: annotated slices that are empty here, of which the user was told.
     """
 
     client: Client
     volume: Any
     image: str
-    marked: set[int] = field(default_factory=set)
-    version: str | None = None
+    segmentation: Any
+    told: str = ""
+    cleared: set[int] = field(default_factory=set)
 
     @classmethod
-    def of(cls, client: Client, volume: Any) -> Session:
+    def of(cls, client: Client, volume: Any, segmentation: Any) -> Session:
         """The study of the loaded volume, by its name or its DICOM series; else it is given to the server."""
+        if scene.is_ours(segmentation):
+            raise LookupError(
+                f"{segmentation.GetName()} is the server's; choose your own segmentation, or clone this one"
+            )
         own, there = _plain(volume.GetName()), client.studies()
         image = next((one for one in (volume.GetName(), scene.series_uid(volume), own) if one in there), None)
+        known = scene.known(segmentation)
+        if known.get("server") == client.url and known["image"] != (image or own):
+            raise LookupError(
+                f"your segmentation is that of the study {known['image']}; make another one for {image or own}, "
+                "or give the scan its former name"
+            )
         if image is None:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / f"{own}.nrrd"
                 if not slicer.util.saveNode(volume, str(file)):
                     raise ServerError(f"{own} cannot be saved, so the server cannot have it")
                 client.upload(own, file)
-        session = cls(client, volume, image or own)
-        session.alignment()
-        session.version = session.state()["annotation_version"]
+        session = cls(client, volume, image or own, segmentation)
+        session.told = session.take_over()
         return session
 
     def state(self) -> dict[str, Any]:
-        """The server's view of the study."""
-        return self.client.study(self.image)
+        """The server's view of the study; before anything is annotated, with the direction that was marked along."""
+        state, known = self.client.study(self.image), self._known()
+        if not state["annotated_slices"] and known["axis"] is not None:
+            state["slice_axis"] = known["axis"]
+        return state
 
     def alignment(self) -> Alignment:
         """How the loaded volume lies on the study's grid.
@@ -60,14 +87,135 @@ class Session:
         """
         return align(scene.ijk_to_ras(self.volume), scene.shape(self.volume), self.state())
 
-    def submit(self, segmentation: Any) -> list[int]:
-        """Send the slices that are drawn or marked; the slices that count as annotated come back."""
-        array, names = scene.read_segments(segmentation, self.volume)
-        labels, axis = self.alignment().to_study(array), self.state()["slice_axis"]
-        slices = sorted({*drawn_slices(labels, axis), *self.marked})
-        told = self.client.submit(self.image, labels, names, slices, self.version)
-        self.version = told["annotation_version"]
-        return list(told["annotated_slices"])
+    def take_over(self) -> str:
+        """Bring what is annotated into the user's segmentation, but over nothing that was drawn here since.
+
+        A slice comes if it is empty here, or is as it was when it was last brought or submitted. Of those that were
+        drawn on both sides the user's stay; the others are shown beside it.
+
+        Returns:
+            sentences for the user; empty if all was here.
+
+        Raises:
+            GridError: if the voxels do not coincide, or slices are counted along another axis than before.
+        """
+        state, theirs = self._annotation()
+        axis, annotated, known = state["slice_axis"], set(state["annotated_slices"]), self._known()
+        before = {int(index): content for index, content in known["slices"].items()}
+        if annotated and (before or known["marked"]) and known["axis"] != axis:
+            raise GridError(
+                "this study was annotated along another direction meanwhile; make a new segmentation to go on from "
+                "that, yours stays as it is"
+            )
+        mine, names = self._drawn()
+        their_names = {value: name for name, value in state["label_names"].items()}
+        here, there = slice_contents(mine, names, axis), slice_contents(theirs, their_names, axis)
+        differing = {index for index in annotated if here[index] != there[index]}
+        new = {index for index in differing if not here[index]}
+        corrected = {index for index in differing - new if here[index] == before.get(index)}
+        both = differing - new - corrected
+        if new or corrected:
+            self._put(theirs, new | corrected, state, their_names)
+        if both:
+            self._show_elsewhere(theirs, both, state)
+        empty = {index for index in annotated - both if not there[index]}
+        self._remember(state, {index: there[index] for index in annotated}, empty | (set(known["marked"]) - annotated))
+        gone = {index for index in before.keys() - annotated if here[index] == before[index] != ""}
+        stays = mine * ~on_slices(mine.shape, axis, corrected)
+        missing = {names[value] for value in np.unique(stays[stays > 0]).tolist()} - state["label_names"].keys()
+        told = {
+            f"from the server: {_slices(new)}": new,
+            f"changed there, and here with it: {_slices(corrected)}": corrected,
+            f"empty and complete there: {_slices(empty)}": empty - set(known["marked"]),
+            f"drawn here and elsewhere: {_slices(both)}; yours count with the next submit, the others are shown as "
+            f"{scene.ELSEWHERE}": both,
+            f"not counted on the server any more: {_slices(gone)}; they count again with the next submit, unless you "
+            "clear them": gone,
+            "of every slice just its labels count, as somebody drew single labels; to change that, mark every drawn "
+            "slice as complete": state["partial"],
+            f"labels that the server does not have: {', '.join(sorted(missing))}": missing if annotated else (),
+        }
+        return "; ".join(sentence for sentence, holds in told.items() if holds)
+
+    def submit(self) -> list[int]:
+        """Send what is drawn or marked; the slices that count as annotated come back.
+
+        What the server answered earlier and is unchanged here, as in a copy of its result, it does not take for drawn.
+
+        Raises:
+            LookupError: if nothing is drawn, or the study was annotated elsewhere; that has come into the segmentation.
+        """
+        state, known = self.state(), self._known()
+        if state["annotation_version"] != known["version"]:
+            if told := self.take_over():
+                raise LookupError(f"nothing is sent yet: {told}. Look at it, then do this again")
+            state, known = self.state(), self._known()
+        labels, names = self._drawn()
+        axis, marked = state["slice_axis"], set(known["marked"])
+        drawn = set(drawn_slices(labels, axis))
+        if not drawn | marked:
+            raise LookupError(
+                "nothing is drawn or marked; draw a slice, or press Connect to have back what is annotated"
+            )
+        cleared = {int(index) for index, content in known["slices"].items() if content} - drawn - marked
+        if not cleared <= self.cleared:
+            self.cleared = cleared
+            raise LookupError(
+                f"annotated, but empty here now: {_slices(cleared)}. Connect brings them back; marked ones are "
+                "complete as they are; do this again if they shall not count any more"
+            )
+        partial = state["partial"] and not drawn <= marked
+        counted = bool(state["annotated_slices"] or marked)  # else the server sees along which axis slices are drawn
+        answer = self.client.submit(
+            self.image,
+            labels,
+            names,
+            slice_axis=str(axis) if counted else "auto",
+            reviewed_slices=[] if partial else sorted(marked),
+            partial=partial,
+            annotation_version=known["version"],
+        )
+        self.cleared = set()
+        contents = slice_contents(labels, names, answer["slice_axis"])
+        here = drawn_slices(labels, answer["slice_axis"])
+        sent = {index: contents[index] for index in answer["annotated_slices"] if index in marked.union(here)}
+        self._remember(answer, sent, marked)
+        return list(answer["annotated_slices"])
+
+    def _annotation(self) -> tuple[dict[str, Any], np.ndarray]:
+        """State of the study and voxels of the same annotation."""
+        for _ in range(ATTEMPTS):
+            state, (labels, version) = self.state(), self.client.annotation(self.image)
+            if version == state["annotation_version"]:
+                return state, labels
+        raise ServerError("this study is being annotated elsewhere at this moment; try again")
+
+    def _drawn(self) -> tuple[np.ndarray, dict[int, str]]:
+        """The user's segments on the study's grid, and their names by value."""
+        array, names = scene.read_segments(self.segmentation, self.volume)
+        return self.alignment().to_study(array), names
+
+    def _put(self, labels: np.ndarray, slices: set[int], state: dict[str, Any], names: dict[int, str]) -> None:
+        alignment, where = self.alignment(), on_slices(labels.shape, state["slice_axis"], slices)
+        labels, where = alignment.to_node(labels), alignment.to_node(where)
+        scene.put_labels(self.segmentation, self.volume, labels, where, names, state["colors"])
+
+    def _show_elsewhere(self, labels: np.ndarray, slices: set[int], state: dict[str, Any]) -> None:
+        kept = np.where(on_slices(labels.shape, state["slice_axis"], slices), labels, 0)
+        names, colors = state["label_names"], state["colors"]
+        scene.show_labels(self.volume, self.alignment().to_node(kept), names, colors, scene.ELSEWHERE)
+
+    def _known(self) -> dict[str, Any]:
+        """What the segmentation is based on: `version`, `axis`, contents of its `slices`, and the `marked` ones."""
+        known, nothing = scene.known(self.segmentation), {"version": None, "axis": None, "slices": {}, "marked": []}
+        if known.get("image") != self.image:
+            return nothing
+        return known if known["server"] == self.client.url else {**known, "version": None, "slices": {}}
+
+    def _remember(self, told: dict[str, Any], slices: dict[int, str], marked: set[int]) -> None:
+        based = {"version": told["annotation_version"], "axis": told["slice_axis"], "slices": slices}
+        study = {"server": self.client.url, "image": self.image, "marked": sorted(marked)}
+        scene.remember(self.segmentation, {**based, **study})
 
     def propagate(self) -> dict[str, Any]:
         """Fill the volume on the server; takes a while, and may be called from a thread of its own."""
@@ -75,8 +223,8 @@ class Session:
 
     def show(self) -> None:
         """Put the last result and its uncertainty into the scene."""
-        state, alignment = self.state(), self.alignment()
-        labels = alignment.to_node(self.client.voxels(self.image))
+        voxels, alignment = self.client.voxels(self.image), self.alignment()
+        labels, state = alignment.to_node(voxels), self.state()  # asked for last, it names all labels
         scene.show_labels(self.volume, labels, state["label_names"], state["colors"])
         if state["result"]:
             scene.show_uncertainty(self.volume, alignment.to_node(self.client.voxels(self.image, "uncertainty")))
@@ -102,9 +250,10 @@ class Session:
         affine = LPS_TO_RAS @ np.array(state["affine_lps"])
         voxel = np.linalg.inv(affine) @ np.array([*scene.position(view_of(state)), 1.0])
         index = int(np.round(voxel[state["slice_axis"]]))
-        if not 0 <= index < state["n_slices"]:
+        if not 0 <= index < state["shape"][state["slice_axis"]]:
             raise LookupError("the view lies beside the scan; go to one of its slices")
-        self.marked.add(index)
+        known = {**scene.known(self.segmentation), "axis": state["slice_axis"]}
+        scene.remember(self.segmentation, {**known, "marked": sorted({*known["marked"], index})})
         return index
 
     def quality(self) -> list[tuple[int, str]]:
@@ -126,6 +275,10 @@ def describe(suggestion: dict[str, Any]) -> str:
     worth = "" if gain is None else f" (expected gain {gain:.3f} Dice)"
     done = "Enough is annotated; the best remaining one is slice" if suggestion["stop"] else "Next: slice"
     return f"{done} {suggestion['slice']}{worth}. {suggestion['reason']}"
+
+
+def _slices(indices: set[int]) -> str:
+    return f"{'slice' if len(indices) == 1 else 'slices'} {', '.join(map(str, sorted(indices)))}"
 
 
 def _plain(name: str) -> str:
