@@ -150,9 +150,11 @@ class Client:
         query = {"image": image, "tag": "sparse"}
         return self._send("/datastore/label", query, labels, names, options)
 
-    def submit_scribbles(self, image: str, marks: NDArray[Any], names: Mapping[int, str]) -> None:
-        """Store marks in any plane, 255 for background; those that were there before go."""
-        self._send("/labelprop/scribbles", {"image": image}, marks, names, {})
+    def submit_scribbles(
+        self, image: str, marks: NDArray[Any], names: Mapping[int, str], options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Store marks in any plane, 255 for background; those that were there before go. See `submit`."""
+        return self._send("/labelprop/scribbles", {"image": image}, marks, names, options)
 
     def train(self, image: str, options: Mapping[str, Any]) -> None:
         """Start to learn on a study; `progress` tells how far it is."""

@@ -292,6 +292,46 @@ def test_labels_are_named_and_shown_alike(panel: Any, painted: Any, idle: Idle, 
     assert names_of(painted) == {1: "annulus", 2: "core", 3: "label 3"}
 
 
+def test_labels_that_lie_elsewhere_are_refused(panel: Any, image: Any, viewer: Any) -> None:
+    """Those of the same scan, stored mirrored; and those that napari shows beside the image."""
+    mirrored = AFFINE @ np.diag([-1, 1, 1, 1])
+    options = {"of the file": {"scale": image.scale, "metadata": {PLACE: mirrored}}, "in napari": {"scale": (1, 1, 1)}}
+    for name, place in options.items():
+        panel.labels.choose(viewer.add_labels(only(truth()).T.copy(), name=name, **place))
+        panel.propagate()
+        assert f"{name}: its affine places voxels up to" in panel.message.text()
+
+
+def test_options_for_counting_go_with_the_labels(panel: Any, painted: Any, viewer: Any, image: Any, idle: Idle) -> None:
+    panel.options.partial.setChecked(True)
+    panel.options.axis.setCurrentText("1")
+    assert panel.session.settings.partial and panel.session.axis == 1
+    other = viewer.add_labels(TRUTH.copy(), name="other", scale=image.scale)
+    panel.labels.choose(other)
+    panel.options.partial.setChecked(False)
+    panel.options.axis.setCurrentText("auto")
+    panel.labels.choose(painted)
+    assert panel.options.partial.isChecked() and panel.session.settings.partial and panel.session.axis == 1
+    panel.labels.choose(other)
+    assert not panel.session.settings.partial and panel.session.settings.slice_axis == "auto"
+
+    # How a layer counts does not become how others count.
+    panel.labels.choose(painted)
+    panel.labels.choose(viewer.add_labels(TRUTH.copy(), name="third", scale=image.scale))
+    assert not panel.session.settings.partial and panel.session.settings.slice_axis == "auto"
+
+
+def test_an_empty_slice_belongs_to_its_axis(panel: Any, painted: Any, idle: Idle) -> None:
+    panel.propagate()
+    idle()
+    panel.session.replace_labels(np.where(np.arange(SHAPE[2])[:, None, None] == 12, 0, panel.session.shown.labels))
+    panel.session.go_to(12)
+    panel.accept()
+    assert panel.session.job().annotated_slices == (*DRAWN, 12)
+    panel.options.axis.setCurrentText("1")
+    assert panel.session.job().annotated_slices is None
+
+
 def wrong_layers() -> dict[str, tuple[Any, Any, str]]:
     volume, labels = scan().T, only(truth()).T
     return {

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import requests
 
-from serving import DRAWN, Server, free_port, nifti, only, scan, truth
+from serving import AFFINE, DRAWN, SHAPE, Server, free_port, nifti, only, scan, truth
+from sliceprop import io
 from sliceprop.client import Client, ServerError, UnreachableError, WrongServerError
 from sliceprop.napari_plugin.label_names import names_of
 from sliceprop.napari_plugin.server_box import SERVER
@@ -178,6 +179,235 @@ def test_what_others_painted_meanwhile_is_not_replaced(
     panel.server.submit_button.click()
     idle()
     assert "nothing is annotated" in panel.message.text()
+
+
+@pytest.fixture(scope="module")
+def worklist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server whose studies others annotate too; each test has one of its own."""
+    work = tmp_path_factory.mktemp("worklist")
+    studies = work / "studies"
+    studies.mkdir()
+    with Server(studies, work) as client:
+        yield client
+
+
+@pytest.fixture
+def study(worklist: Any, request: pytest.FixtureRequest) -> str:
+    """A study with the name of the test."""
+    return str(worklist.add_image(request.node.name.replace("_", "-")[:60]))
+
+
+Open = Callable[[str], Any]
+
+
+@pytest.fixture
+def opened(panel: Any, worklist: Any, idle: Callable[[], None]) -> Open:
+    """Opens a study; answers the labels layer."""
+
+    def act(study: str) -> Any:
+        if panel.server.address.text() != worklist.url:
+            panel.server.address.setText(worklist.url)
+            panel.server.where.setCurrentText(SERVER)
+            idle()
+        panel.server.connect_button.click()
+        idle()
+        panel.server.studies.setCurrentText(study)
+        panel.server.open_button.click()
+        idle()
+        return panel.labels.layer
+
+    return act
+
+
+@pytest.fixture
+def sent(panel: Any, idle: Callable[[], None]) -> Callable[[], str]:
+    """Sends what is painted; answers what the panel says."""
+
+    def act() -> str:
+        panel.server.submit_button.click()
+        idle()
+        return str(panel.message.text())
+
+    return act
+
+
+def stroke(layer: Any, s: int = 5, value: int = 1) -> None:
+    layer.data_setitem((np.array([s, s]), np.array([4, 5]), np.array([4, 5])), value)
+
+
+def marks() -> np.ndarray:
+    """A line of label 1, and one of background."""
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[3:6, 4], drawn[3:6, 9] = 1, 255
+    return drawn
+
+
+STORED = "are stored"
+
+
+@pytest.mark.e2e
+def test_slices_that_are_empty_stay_annotated(
+    panel: Any, worklist: Any, study: str, opened: Open, sent: Callable[[], str], idle: Callable[[], None], viewer: Any
+) -> None:
+    worklist.submit(study, only(truth()), annotated_slices=[0, *DRAWN, 13])
+    labels = opened(study)
+    assert panel.session.annotated == {0, *DRAWN, 13}
+    stroke(labels)
+    stroke(labels, 13)
+    idle()
+    labels.undo()  # an empty slice is empty again, not unknown
+    idle()
+    # Another layer in between does not forget them.
+    panel.labels.choose(viewer.add_labels(labels.data.copy(), name="mine", scale=labels.scale))
+    assert panel.session.annotated == {5, *DRAWN}
+    panel.labels.choose(labels)
+    assert STORED in sent()
+    assert worklist.study(study)["annotated_slices"] == [0, 2, 5, 7, 11, 13]
+
+
+@pytest.mark.e2e
+def test_partial_annotation_stays_partial(
+    panel: Any, worklist: Any, study: str, opened: Open, sent: Callable[[], str]
+) -> None:
+    part = only(truth())
+    part[part == 2] = 0
+    worklist.submit(study, part, partial=True)
+    complete = worklist.add_image("complete")
+    worklist.submit(complete, only(truth()), annotated_slices=[0, *DRAWN])
+    labels, other = opened(study), opened(complete)
+    assert not panel.options.partial.isChecked()
+    panel.labels.choose(labels)
+    panel.image.choose(panel.viewer.layers[study])
+    assert panel.options.partial.isChecked() and panel.session.settings.partial
+    stroke(labels)
+    assert STORED in sent()
+    state = worklist.study(study)
+    assert state["partial"] and worklist.voxels(study, "drawn").sum() == (part > 0).sum() + 2
+
+    panel.image.choose(panel.viewer.layers[complete])
+    panel.labels.choose(other)
+    assert STORED in sent()
+    state = worklist.study(complete)
+    assert not state["partial"] and state["annotated_slices"] == [0, *DRAWN]
+
+    # The option counts at once, also for labels that are only sent.
+    panel.options.partial.setChecked(True)
+    assert STORED in sent()
+    assert worklist.study(complete)["partial"]
+
+
+@pytest.mark.e2e
+def test_slices_along_another_axis_stay_so(
+    panel: Any, worklist: Any, study: str, opened: Open, sent: Callable[[], str]
+) -> None:
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[10] = truth()[10]
+    worklist.submit(study, drawn, slice_axis=0, annotated_slices=[3, 10])
+    labels = opened(study)
+    assert panel.session.axis == 2 and panel.session.annotated == {3, 10}
+    labels.data_setitem((np.array([4, 5]), np.array([4, 5]), np.array([20, 20])), 1)
+    assert STORED in sent()
+    state = worklist.study(study)
+    assert state["slice_axis"] == 0 and state["annotated_slices"] == [3, 10, 20]
+
+
+@pytest.mark.e2e
+def test_scribbles_of_others_stay(
+    panel: Any, worklist: Any, study: str, opened: Open, sent: Callable[[], str], idle: Callable[[], None]
+) -> None:
+    worklist.submit(study, only(truth()))
+    worklist.submit(study, marks(), tag="scribbles")
+    bare = worklist.add_image("bare")
+    labels = opened(study)
+    shown = panel.scribbles.layer
+    np.testing.assert_array_equal(shown.data, marks().T)
+    stroke(labels)
+    assert STORED in sent()
+    np.testing.assert_array_equal(worklist.voxels(study, "scribbles"), marks())
+
+    # A study without scribbles is not given those of another one.
+    stroke(opened(bare))
+    assert panel.scribbles.layer is None
+    panel.scribbles.choose(shown)
+    assert f"belongs to the study {study}" in sent()
+    panel.scribbles.choose(None)
+    assert STORED in sent() and not worklist.study(bare)["scribbles"]
+
+    # None in view leaves them; drawing elsewhere meanwhile is not replaced; erasing what was opened removes them.
+    panel.image.choose(panel.viewer.layers[study])
+    panel.labels.choose(labels)
+    assert STORED in sent() and worklist.study(study)["scribbles"]
+    panel.scribbles.choose(shown)
+    worklist.submit(study, marks() // 255, tag="scribbles")
+    stroke(shown, 6)
+    assert "annotated elsewhere" in sent() and "Open brings it" in panel.message.text()
+    np.testing.assert_array_equal(worklist.voxels(study, "scribbles"), marks() // 255)
+    opened(study)
+    panel.scribbles.layer.data[...] = 0
+    panel.scribbles.layer.refresh()
+    assert STORED in sent() and not worklist.study(study)["scribbles"]
+
+
+@pytest.mark.e2e
+def test_what_was_not_opened_replaces_nothing(
+    panel: Any, worklist: Any, study: str, opened: Open, sent: Callable[[], str], viewer: Any, idle: Callable[[], None]
+) -> None:
+    worklist.submit(study, only(truth()))
+    worklist.submit(study, marks(), tag="scribbles")
+    labels, shown = opened(study), panel.scribbles.layer
+    place = {"scale": labels.scale}
+    mine = viewer.add_labels(np.zeros_like(labels.data), name="mine", **place)
+    panel.labels.choose(mine)
+    stroke(mine)
+    assert "annotated elsewhere" in sent()
+    panel.labels.choose(labels)
+    lines = viewer.add_labels(np.zeros_like(labels.data), name="lines", **place)
+    panel.scribbles.choose(lines)
+    stroke(lines)
+    assert "annotated elsewhere" in sent()
+    panel.scribbles.choose(shown)
+    assert STORED in sent()
+    np.testing.assert_array_equal(worklist.voxels(study, "scribbles"), marks())
+
+    # Connecting anew, or opening the study anew, does not make older layers newer.
+    worklist.submit(study, only(truth(), (6,)))
+    opened(study)
+    panel.labels.choose(labels)
+    panel.scribbles.choose(None)
+    panel.image.choose(viewer.layers[study])
+    assert "annotated elsewhere" in sent()
+    assert worklist.study(study)["annotated_slices"] == [6]
+
+
+@pytest.mark.e2e
+def test_labels_that_a_server_would_mix_up_are_refused(
+    panel: Any, worklist: Any, study: str, opened: Open, sent: Callable[[], str], viewer: Any
+) -> None:
+    labels = opened(study)
+    labels.data[5] = np.where(TRUTH[5] == 2, 3, TRUTH[5])
+    labels.metadata = {**labels.metadata, "label_names": {1: "label 3"}}
+    assert "several labels are called label 3" in sent()
+    labels.metadata = {**labels.metadata, "label_names": {1: "background", 3: "core"}}
+    assert "cannot be called background" in sent()
+    assert not worklist.study(study)["annotated_slices"]
+
+    image = viewer.layers[study]
+    image.metadata = {**image.metadata, "server": "http://elsewhere:8000"}
+    panel.labels.choose(viewer.add_labels(only(truth()).T.copy(), name="mine", scale=labels.scale))
+    assert "connect to that server" in sent()
+
+
+@pytest.mark.e2e
+def test_a_scan_that_was_replaced_on_the_server(
+    panel: Any, worklist: Any, study: str, opened: Open, sent: Callable[[], str]
+) -> None:
+    labels = opened(study)
+    file = next(worklist.folder.glob(f"studies/{study}.nii*"))
+    mirrored = AFFINE @ np.diag([1, 1, -1, 1])
+    io.write_image(file, scan(), io.Image(scan(), mirrored))
+    stroke(labels)
+    assert "another one than in view" in sent()
+    assert not worklist.study(study)["annotated_slices"]
 
 
 def test_a_server_that_is_down_is_said_in_words(panel: Any, idle: Callable[[], None]) -> None:

@@ -66,6 +66,9 @@ class Job:
         names: of the label values.
         settings: options.
         study: id on the server; empty for an image that is not there.
+        server: address of that server.
+        drawing: tells the labels layer, and copies of it, from others.
+        marking: the same of the scribbles layer.
         file: from which napari read the image, or a folder; empty if it did not.
     """
 
@@ -77,6 +80,9 @@ class Job:
     names: Mapping[int, str] = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     study: str = ""
+    server: str = ""
+    drawing: str = ""
+    marking: str = ""
     file: str = ""
 
     def loaded(self) -> Job:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sliceprop.io import Image
+from sliceprop.io import Image, check_same_grid
 from sliceprop.volume import check_affine, voxel_spacing
 
 AFFINE = "affine_ras"
@@ -30,11 +30,28 @@ def layer_affine(layer: Any) -> Affine:
     """
     if AFFINE in layer.metadata:
         return check_affine(layer.metadata[AFFINE], layer.name) @ _reversed(3)
+    return _shown_affine(layer)
+
+
+def _shown_affine(layer: Any) -> Affine:
+    """The same as napari shows the layer."""
     corners = [layer.data_to_world(point) for point in np.vstack([np.zeros(3), np.eye(3)])]
     world = np.eye(4)
     world[:3, 3] = corners[0]
     world[:3, :3] = (np.array(corners[1:]) - corners[0]).T
     return check_affine(_reversed(3) @ world, layer.name)
+
+
+def check_same_place(layer: Any, image: Any) -> None:
+    """Refuse a layer whose voxels do not lie on those of an image: by their files, or else as napari shows them.
+
+    Raises:
+        ShapeError: other shape.
+        GeometryError: elsewhere in space, as a mirrored copy is.
+    """
+    of_files = AFFINE in layer.metadata and AFFINE in image.metadata
+    place = layer_affine if of_files else _shown_affine
+    check_same_grid(Image(image.data, place(image)), Image(layer.data, place(layer)), layer.name)
 
 
 def reversed_axes(affine: Affine) -> Affine:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sliceprop.config import MAX_LABEL
 from sliceprop.errors import InputError, ShapeError
 from sliceprop.napari_plugin.backend import Result
-from sliceprop.napari_plugin.geometry import same_placement
+from sliceprop.napari_plugin.geometry import check_same_place, same_placement
 from sliceprop.napari_plugin.label_names import copy_styles, names_of, shared_styles
 
 TITLES = {
@@ -22,6 +22,15 @@ TITLES = {
     "uncertainty": "uncertainty",
 }
 """What the layers of a propagation are called after the image's name, from top to bottom."""
+
+
+STUDY, SERVER = "study", "server"
+"""Keys of a layer's metadata: the id of its study, and the address of the server that has it."""
+
+
+def study_of(layer: Any) -> tuple[str, str]:
+    """Server and id of the study that a layer belongs to; both empty for none."""
+    return str(layer.metadata.get(SERVER, "")), str(layer.metadata.get(STUDY, ""))
 
 
 def check_image_layer(layer: Any) -> None:
@@ -59,6 +68,10 @@ def check_labels_layer(layer: Any, image: Image, what: str = "labels") -> None:
             f"{layer.name}: shape {layer.data.shape} differs from the image's {image.data.shape}; "
             "make a new layer with New, or resample it onto the image"
         )
+    check_same_place(layer, image)
+    server, study = study_of(layer)
+    if study and STUDY in image.metadata and study_of(image) != (server, study):
+        raise InputError(f"{layer.name}: belongs to the study {study} of {server}; choose layers of one study")
 
 
 def new_labels_layer(viewer: Any, image: Image, title: str) -> Labels:

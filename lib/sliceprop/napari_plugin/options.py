@@ -64,6 +64,11 @@ class OptionsForm(QWidget):
         self.start_on_server.setCurrentText(chosen if chosen in names else NONE)
         self.form.setRowVisible(self.start_on_server, bool(names))
 
+    def count_as(self, slice_axis: str | int, partial: bool) -> None:
+        """Show along which axis slices count, and whether completely."""
+        self.axis.setCurrentText(str(slice_axis))
+        self.partial.setChecked(partial)
+
     def settings(self) -> Settings:
         """What the fields hold.
 

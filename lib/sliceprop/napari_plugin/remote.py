@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sliceprop.client import Client, ServerError, WrongServerError
+from sliceprop import io
+from sliceprop.client import Client, RefusedError, ServerError, WrongServerError
 from sliceprop.config import LEARNED_METHODS, PREDICTORS
 from sliceprop.errors import InputError, NoAnnotationError
 from sliceprop.labels import present_values
 from sliceprop.napari_plugin.backend import Cancelled, Job, Progress, Report, Result
+from sliceprop.napari_plugin.geometry import reversed_axes
 from sliceprop.napari_plugin.settings import Settings
 from sliceprop.volume import resolve_slice_axis
 
@@ -23,20 +26,30 @@ LAST_AXIS = 2
 """Axis 0 of a layer is axis 2 of the file, and so on."""
 
 
+NOT_STRUCTURES = ("background", "foreground_scribbles", "background_scribbles")
+"""Names that a server takes for something else than a label, so that voxels of such a label would be lost."""
+
+
+CONFLICT = 409
+
+Known = dict[tuple[str, str, str], str]
+"""By address of the server, study and drawing: the version that the drawing began with, or was last stored as."""
+
+
 class RemoteBackend:
     """A server, in place of this computer.
 
     Args:
         client: speaks to it.
+        known: versions that the server may replace by a drawing, also those of backends before this one.
     """
 
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self._versions: dict[str, str] = {}
+    def __init__(self, client: Client, known: Known) -> None:
+        self.client, self._known = client, known
 
-    def know(self, study: str, annotation_version: str) -> None:
-        """What is painted here began with this version of a study's annotation; the server refuses to lose others'."""
-        self._versions[study] = annotation_version
+    def know(self, study: str, drawing: str, version: str) -> None:
+        """A drawing is this version of a study's annotation, or scribbles, and what was changed on it since."""
+        self._known[self.client.address, study, drawing] = version
 
     def train(self, job: Job, progress: Report, cancelled: Cancelled) -> None:
         """See `Backend`; cancelling ends the training on the server, which keeps the best model so far."""
@@ -73,7 +86,7 @@ class RemoteBackend:
 
     def suggest(self, job: Job) -> Mapping[str, Any]:
         """See `Backend`."""
-        study = self.submit(job) if _values(job) else self._study(job)
+        study = self.submit(job) if _values(job) or job.annotated_slices else self._study(job)
         answer = self.client.suggest(study, {"target": job.settings.target, "slice_axis": _file_axis(job)})
         return _suggestion(answer)
 
@@ -84,6 +97,8 @@ class RemoteBackend:
     def _study(self, job: Job) -> str:
         if not job.study:
             raise InputError("this image is not on the server; open a study from its list, or press Send image")
+        if job.server != self.client.address:
+            raise InputError(f"this image is on {job.server}; connect to that server, or open a study of this one")
         return job.study
 
     def submit(self, job: Job) -> str:
@@ -97,20 +112,57 @@ class RemoteBackend:
             InputError: the image is not on the server.
             ServerError: no answer, or a refusal, as when somebody else annotated the study meanwhile.
         """
-        if not _values(job) and not job.annotated_slices:
+        study = self._study(job)
+        drawn = bool(job.labels.any() or job.annotated_slices)
+        marked = job.scribbles is not None and bool(job.scribbles.any())
+        if not drawn and (self._version(study, job.drawing) or not marked):
             raise NoAnnotationError("nothing is annotated yet; paint at least one slice")
-        study, names = self._study(job), {value: job.names[value] for value in _values(job)}
-        options: dict[str, Any] = {"slice_axis": _file_axis(job), "partial": job.settings.partial}
-        if not job.settings.partial:
-            options["annotated_slices"] = _annotated_slices(job)
-        if study in self._versions:
-            options["annotation_version"] = self._versions[study]
-        answer = self.client.submit(study, job.labels.T, names, options)
-        self._versions[study] = answer["annotation_version"]
-        marks = np.zeros_like(job.labels) if job.scribbles is None else job.scribbles
-        if marks.any() or self.client.study(study)["scribbles"]:
-            self.client.submit_scribbles(study, marks.T, names)
+        names = _names(job)
+        self._check_scan(study, job)
+        if drawn:
+            options: dict[str, Any] = {"slice_axis": _file_axis(job), "partial": job.settings.partial}
+            if not job.settings.partial:
+                options["annotated_slices"] = _annotated_slices(job)
+            answer = self._store(self.client.submit, study, job.drawing, job.labels, names, options)
+            self.know(study, job.drawing, answer["annotation_version"])
+        if job.scribbles is not None and (marked or self._version(study, job.marking)):
+            answer = self._store(self.client.submit_scribbles, study, job.marking, job.scribbles, names, {})
+            self.know(study, job.marking, answer["scribbles_version"])
         return study
+
+    def _version(self, study: str, drawing: str) -> str:
+        """What a drawing may replace; nothing, if it did not come from the server."""
+        return self._known.get((self.client.address, study, drawing), "")
+
+    def _store(
+        self,
+        send: Callable[..., dict[str, Any]],
+        study: str,
+        drawing: str,
+        labels: NDArray[Any],
+        names: Mapping[int, str],
+        options: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Send a drawing with the version that it may replace."""
+        try:
+            return send(study, labels.T, names, {**options, "annotation_version": self._version(study, drawing)})
+        except RefusedError as error:
+            if error.status != CONFLICT:
+                raise
+            raise RefusedError(CONFLICT, f"{error}. Open brings it; your layers stay beside it") from error
+
+    def _check_scan(self, study: str, job: Job) -> None:
+        """Refuse labels for a scan that lies elsewhere: the server may have another one by that name.
+
+        Raises:
+            InputError: telling what to do.
+        """
+        state = self.client.study(study)
+        there = io.Image(np.broadcast_to(0, state["shape"]), io.LPS_TO_RAS @ np.array(state["affine_lps"]))
+        try:
+            io.check_same_grid(there, io.Image(job.labels.T, reversed_axes(job.affine)), study)
+        except InputError as error:
+            raise InputError(f"the scan {study} of the server is another one than in view; open it again") from error
 
     def _watch(self, study: str, progress: Report, cancelled: Cancelled) -> None:
         """Follow a training to its end.
@@ -145,6 +197,22 @@ def _values(job: Job) -> set[int]:
     return drawn if job.scribbles is None else drawn | (present_values(job.scribbles) - {255})
 
 
+def _names(job: Job) -> dict[int, str]:
+    """Names of the label values that are sent.
+
+    Raises:
+        InputError: for those by which a server cannot tell labels apart.
+    """
+    doubled = [name for name, count in Counter(job.names.values()).items() if count > 1]
+    if doubled:
+        raise InputError(f"several labels are called {doubled[0]}; give each a name of its own")
+    names = {value: job.names[value] for value in sorted(_values(job))}
+    for name in names.values():
+        if name in NOT_STRUCTURES:
+            raise InputError(f"a label on a server cannot be called {name}; give it another name")
+    return names
+
+
 def _axis(job: Job) -> int:
     """Axis of the layer that counts slices, resolved here, so that both sides mean the same."""
     marked = job.labels > 0
@@ -176,7 +244,7 @@ def _values_of_indices(job: Job, indices: Mapping[str, int]) -> NDArray[np.int32
 def _values_in(labels: NDArray[Any], values: NDArray[np.int32]) -> NDArray[np.uint16]:
     found = values[labels.astype(np.int64)].T
     if (found < 0).any():
-        raise WrongServerError("the server answered with a label that was not sent; connect again")
+        raise WrongServerError("the server answered with a label that is not known here; open the study again")
     return np.ascontiguousarray(found, np.uint16)
 
 

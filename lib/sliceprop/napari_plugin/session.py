@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,8 @@ from sliceprop.config import BACKGROUND_SCRIBBLE, LEARNED_METHODS
 from sliceprop.errors import InputError, NoAnnotationError, SlicePropError
 from sliceprop.napari_plugin.backend import Backend, Job, Progress, Result
 from sliceprop.napari_plugin.geometry import layer_affine
-from sliceprop.napari_plugin.label_names import copy_styles, full_names
-from sliceprop.napari_plugin.layers import ResultLayers, as_labels, check_image_layer, check_labels_layer
+from sliceprop.napari_plugin.label_names import copy_styles, full_names, names_of
+from sliceprop.napari_plugin.layers import ResultLayers, as_labels, check_image_layer, check_labels_layer, study_of
 from sliceprop.napari_plugin.local import preview
 from sliceprop.napari_plugin.results import patched
 from sliceprop.napari_plugin.settings import Settings
@@ -34,8 +35,9 @@ UNDO_STEPS = 5
 FEW_SLICES = 3
 """Up to so many painted slices, which axis counts them is looked at anew after each stroke."""
 
-STUDY = "study"
-"""Key of an image layer's metadata: its id on the server."""
+COUNTING, ACCEPTED, DRAWING = "counting", "accepted", "drawing"
+"""Keys of a labels layer's metadata: slice axis and partial as in `Settings`; `{axis: slices}` that count as annotated
+also if nothing is on them; what tells this layer, and copies of it, from others."""
 
 
 class Runner(Protocol):
@@ -123,7 +125,6 @@ class Session:
         self.results = ResultLayers(viewer, runner.later, self.changed.emit)
         self.shown: Result | None = None
         self.suggestion: dict[str, Any] | None = None
-        self.accepted: set[int] = set()
         self._runner = runner
         self._seen: NDArray[Any] | None = None
         self._drawn: dict[int, set[int]] = {}
@@ -140,7 +141,6 @@ class Session:
             self.results.forget()
             self.shown, self.suggestion, self._axis, self._seen = None, None, None, None
             self._drawn, self._touched, self.learned = {}, set(), False
-            self.accepted.clear()
             self._undo.clear()
         self.image, self.annotation, self.scribbles = image, annotation, scribbles
         self._look_afresh()
@@ -155,9 +155,11 @@ class Session:
         check_image_layer(self.image)
 
     def use(self, settings: Settings) -> None:
-        """Take other options; another slice axis takes effect with the next result."""
+        """Take other options, and note on the labels layer how it counts; an axis takes effect with the next result."""
         other_axis = settings.slice_axis != self.settings.slice_axis
         self.settings = settings
+        if self.annotation is not None:
+            self.annotation.metadata[COUNTING] = settings.slice_axis, settings.partial
         if other_axis and self.shown is None:
             self._look_afresh()
             self.changed.emit()
@@ -195,6 +197,18 @@ class Session:
         return self._axis
 
     @property
+    def accepted(self) -> set[int]:
+        """Slices that count as annotated also if nothing is on them; the labels layer keeps them."""
+        if self.image is None or self.annotation is None:
+            return set()
+        return set(self.annotation.metadata.get(ACCEPTED, {}).get(self.axis, ()))
+
+    @accepted.setter
+    def accepted(self, slices: set[int]) -> None:
+        known = self.annotation.metadata.get(ACCEPTED, {})
+        self.annotation.metadata[ACCEPTED] = {**known, self.axis: tuple(sorted(slices))}
+
+    @property
     def annotated(self) -> set[int]:
         """Slices that are painted, or were accepted."""
         return self._drawn.keys() | self.accepted
@@ -213,15 +227,22 @@ class Session:
         self.check()
         marks = None if self.scribbles is None else np.array(self.scribbles.data)
         marked = set() if marks is None else _positive(marks) - {BACKGROUND_SCRIBBLE}
+        named = self.values | marked | names_of(self.annotation).keys()
+        settings, listed, (server, study) = self.settings, None, study_of(self.image)
+        if self.accepted and settings.slice_axis in ("auto", self.axis):
+            settings, listed = replace(settings, slice_axis=self.axis), tuple(sorted(self.annotated))
         return Job(
             self.image.data,
             layer_affine(self.image),
             np.array(self.annotation.data),
             marks,
-            tuple(sorted(self.annotated)) if self.accepted else None,
-            full_names(self.annotation, self.values | marked),
-            self.settings,
-            str(self.image.metadata.get(STUDY, "")),
+            listed,
+            full_names(self.annotation, named),
+            settings,
+            study,
+            server,
+            _drawing(self.annotation),
+            "" if self.scribbles is None else _drawing(self.scribbles),
             str(self.image.source.path or ""),
         )
 
@@ -283,7 +304,7 @@ class Session:
 
     def _learn(self) -> None:
         job = self.job()
-        if not job.names and not self.accepted:
+        if not job.labels.any() and (job.scribbles is None or not job.scribbles.any()) and not job.annotated_slices:
             raise NoAnnotationError("nothing is annotated yet; paint at least one slice")
         if job.settings.propagate.method not in LEARNED_METHODS:
             self._propagate()
@@ -336,7 +357,8 @@ class Session:
 
     def _still(self, job: Job) -> bool:
         """Whether a job's layers are those in view."""
-        return self.image is not None and job.image is self.image.data and self._ready()
+        same_image = self.image is not None and job.image is self.image.data
+        return same_image and self._ready() and job.drawing == _drawing(self.annotation)
 
     def _preview(self) -> None:
         """Preview what strokes since the last time can have changed, or else all."""
@@ -451,7 +473,6 @@ class Session:
             self._slice(self._seen, s)[...] = self._slice(data, s)
         self._look_at(changed)
         self._touched |= changed | corrected
-        self.accepted -= self._drawn.keys()
         if self.shown is None:
             if len(self._drawn) <= FEW_SLICES:
                 self._look_afresh()
@@ -505,7 +526,7 @@ class Session:
                     target[target == value] = 0
                     target[labels == value] = value
         if not target.any() and before is None:
-            self.accepted.add(s)
+            self.accepted |= {s}
         self.annotation.refresh()
 
     def restyle(self) -> None:
@@ -644,6 +665,10 @@ class Session:
     def _saved(self, file: Path) -> None:
         self.state.emit("")
         self.said.emit(f"Saved {file.name}.")
+
+
+def _drawing(layer: Any) -> str:
+    return str(layer.metadata.setdefault(DRAWING, uuid4().hex))
 
 
 def _positive(labels: NDArray[Any]) -> set[int]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ from sliceprop.napari_plugin.layers import TITLES, new_labels_layer
 from sliceprop.napari_plugin.local import LocalBackend, computer
 from sliceprop.napari_plugin.options import CHECKPOINTS, OptionsForm
 from sliceprop.napari_plugin.server_box import ServerBox
-from sliceprop.napari_plugin.session import Session
+from sliceprop.napari_plugin.session import COUNTING, Session
+from sliceprop.napari_plugin.settings import Settings
 from sliceprop.napari_plugin.strip import SliceStrip
 from sliceprop.napari_plugin.tools_box import ToolsBox
 from sliceprop.napari_plugin.worker import QtRunner
@@ -61,6 +63,7 @@ class Panel(QWidget):
         computer().start()
         self.session = Session(napari_viewer, self.runner, LocalBackend(models_folder()))
         self._watched: list[Any] = []
+        self._counting: tuple[str | int, bool] = (Settings.slice_axis, Settings.partial)
         self.timer = QTimer(self)
         self.timer.setSingleShot(True)
         self.timer.setInterval(SETTLE_MS)
@@ -76,7 +79,7 @@ class Panel(QWidget):
         self.setMinimumWidth(330)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(6, 6, 6, 6)
-        self.server = ServerBox(self.session, self._opened)
+        self.server = ServerBox(self.session, self._opened, self._with_settings)
         layout.addWidget(self.server)
         layout.addWidget(self._layer_fields())
         layout.addWidget(self._actions())
@@ -172,6 +175,8 @@ class Panel(QWidget):
         self.server.checkpoints.connect(self.options.show_checkpoints)
         self.strip.picked.connect(self.session.go_to)
         self.instant.toggled.connect(self._instant)
+        self.options.axis.currentTextChanged.connect(lambda _: self._count())
+        self.options.partial.toggled.connect(lambda _: self._count())
         for key, name in KEYS.items():
             self.viewer.bind_key(key, self._pressed(name), overwrite=True)
         self.destroyed.connect(partial(_left, self.runner))
@@ -213,8 +218,24 @@ class Panel(QWidget):
     def _choose(self) -> None:
         self.session.choose(self.image.layer, self.labels.layer, self.scribbles.layer)
         self._watch([layer for layer in (self.labels.layer, self.scribbles.layer) if layer is not None])
+        self._recall_counting()
         if self.image.layer is not None:
             self.attempt(self.session.check_image)
+
+    def _recall_counting(self) -> None:
+        """Show how the labels layer counts; one that was never chosen before counts as the user chose last."""
+        own = self._counting
+        if self.labels.layer is not None:
+            self.options.count_as(*self.labels.layer.metadata.get(COUNTING, own))
+        self._count()
+        self._counting = own
+
+    def _count(self) -> None:
+        """How slices count takes effect at once, since strokes on the propagated layer are taken over by it."""
+        self._look()
+        axis, partly = self.options.axis.currentText(), self.options.partial.isChecked()
+        self._counting = axis if axis == "auto" else int(axis), partly
+        self.session.use(replace(self.session.settings, slice_axis=self._counting[0], partial=partly))
 
     def _watch(self, layers: list[Any]) -> None:
         """Look at strokes on these layers; `set_data` tells of napari's undo too."""
@@ -239,7 +260,8 @@ class Panel(QWidget):
 
         self.attempt(make)
 
-    def _opened(self, image: Any, labels: Any) -> None:
+    def _opened(self, image: Any, labels: Any, scribbles: Any) -> None:
+        self.scribbles.choose(scribbles)
         self.image.choose(image)
         self.labels.choose(labels)
 
