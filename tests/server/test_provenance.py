@@ -149,6 +149,19 @@ def test_partial_keeps_only_the_labels_that_were_drawn(told):
     assert set(np.unique(annotation.labels[..., 2])) == {0, 2}
 
 
+@pytest.mark.parametrize(("listed", "reviewed"), [((3,), ()), (None, (3,))])
+def test_a_slice_that_is_called_complete_makes_no_other_complete(listed, reviewed):
+    result = volume(s1=1, s2=1, s3=1, s4=1)
+    result[5, 5, 1:5] = 2
+    known = Annotation(volume(s1=1), AXIS, (1,), partial=True)
+    sent = Sent(result, known.labels, AXIS, (1,))
+    kept = hand_made(result, slice_axis=AXIS, sent=sent, known=known, listed=listed, reviewed=reviewed)
+    assert kept.partial and kept.annotated_slices == (1, 3)
+    assert np.unique(kept.labels[..., 1]).tolist() == [0, 1] and np.unique(kept.labels[..., 3]).tolist() == [0, 1, 2]
+    every = hand_made(result, slice_axis=AXIS, sent=sent, known=known, listed=(1, 3))
+    assert not every.partial and every.annotated_slices == (1, 3)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_any_axis_counts_slices(axis):
     labels = np.moveaxis(volume(s1=1, s4=2), 2, axis)

@@ -11,6 +11,7 @@ from sliceprop import io
 from sliceprop.errors import FileError, InputError, NoAnnotationError
 from sliceprop.server.provenance import given_bare
 from sliceprop.server.tools import tool_tasks
+from sliceprop.tools.threshold_islands import threshold_islands
 
 DISC = [{"name": "disc", "idx": 1}]
 POINTS = [[5, 9, 5], [11, 9, 5], [8, 6, 5], [8, 13, 5], [8, 9, 1], [8, 9, 10]]
@@ -271,6 +272,39 @@ def test_a_study_with_nothing_marked_is_refused(ask):
 def test_bad_requests_are_refused_with_a_sentence(ask, model, options, words):
     with pytest.raises(InputError, match=words):
         ask(model, **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("threshold_islands", {"thresholds": {"a": [50, None], "b": ["x", None]}}),
+        ("threshold_islands", {"thresholds": {"a": [50, None], "b": [5000, None]}}),
+        ("threshold_islands", {"thresholds": {f"label {i}": [50, None] for i in range(5000)}}),
+        ("threshold_islands", {"lower": 50, "label_name": "a", "keep": "selected"}),
+        ("threshold_islands", {"lower": 50, "label_name": "a", "result_extension": ".html"}),
+        ("threshold_islands", {"lower": 50, "selected_label_name": "a", "shown": "perhaps"}),
+        ("fast_marching", {"max_volume_ml": {"a": 1, "b": "x"}}),
+        ("boundary_points", {"points": {"a": POINTS, "b": "x"}}),
+    ],
+)
+def test_a_refused_request_leaves_no_label_behind(ask, workspace, model, options):
+    with pytest.raises(InputError):
+        ask(model, marks(), label_info=DISC, **options)
+    assert workspace.names.names == []
+
+
+def test_a_label_that_somebody_names_while_a_tool_runs_is_another_one(ask, submit, workspace, monkeypatch):
+    def meanwhile(*args, **options):
+        submit((column([3]) == 1).astype(np.uint8), label_info=[{"name": "vessel", "idx": 1}])
+        return threshold_islands(*args, **options)
+
+    monkeypatch.setattr("sliceprop.server.tools.threshold_islands", meanwhile)
+    shown = np.zeros(SHAPE, np.uint8)
+    shown[0, 0, 0] = 1
+    labels, params = ask("threshold_islands", shown, label_info=DISC, thresholds={"bone": [50, None]})
+    assert params["label_names"] == {"vessel": 1, "disc": 2, "bone": 3}
+    np.testing.assert_array_equal(labels, np.where(column() == 1, 3, 0))
+    assert workspace.annotation(workspace.case("case")).labels.max() == 1
 
 
 def test_scribbles_need_the_label_they_belong_to(ask):

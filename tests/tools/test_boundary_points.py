@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 import balls
-from sliceprop.errors import GeometryError, InputError, NoAnnotationError
+from sliceprop.errors import GeometryError, InputError, NoAnnotationError, TooLargeError
+from sliceprop.tools import boundary_points as module
 from sliceprop.tools.boundary_points import PointsConfig, boundary_points, points_of_marks
 
 
@@ -63,3 +64,12 @@ def test_dots_in_a_label_map_are_points():
 def test_bad_input_is_refused_with_a_sentence(points, affine, error, words):
     with pytest.raises(error, match=words):
         boundary_points(balls.scan(), points, affine=affine)
+
+
+def test_points_whose_search_takes_too_much_are_refused(monkeypatch):
+    corners = np.array([[0, 0, 0], np.array(balls.SHAPE) - 1] * 3)
+    with pytest.raises(InputError, match="more than 4 times the image"):
+        boundary_points(balls.scan(), dict.fromkeys(range(1, 6), corners), affine=balls.STRAIGHT)
+    monkeypatch.setattr(module, "BYTES_PER_SEARCHED_VOXEL", 1 << 50)
+    with pytest.raises(TooLargeError, match="the box around the points"):
+        boundary_points(balls.scan(), {1: corners}, affine=balls.STRAIGHT)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 import balls
-from sliceprop.errors import GeometryError, InputError, NoAnnotationError
+from sliceprop.errors import GeometryError, InputError, NoAnnotationError, TooLargeError
+from sliceprop.tools import fast_marching as module
 from sliceprop.tools.fast_marching import MarchConfig, fast_marching
 from sliceprop.tools.seeds import Range
 
@@ -87,3 +88,9 @@ def test_a_volume_beyond_the_scan_is_all_of_it():
 def test_settings_are_checked(wrong):
     with pytest.raises(InputError):
         MarchConfig(**wrong)
+
+
+def test_a_front_for_which_there_is_no_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(module, "BYTES_PER_REACHED_VOXEL", 1 << 50)
+    with pytest.raises(TooLargeError, match="what the front may reach"):
+        fast_marching(balls.scan(), balls.seeds(), affine=balls.STRAIGHT)

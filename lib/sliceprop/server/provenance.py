@@ -92,10 +92,11 @@ def hand_made(
         listed: slices that the client calls annotated, or None.
         reviewed: slices that the client approves as they are.
         partial: a slice counts only for the labels on it; what we had added to it is taken away. So it is with our
-            result of an annotation that is partial, unless the client says which slices are complete.
+            result of an annotation that is partial, unless the client calls all of its slices annotated; of the slices
+            that it does, all labels count.
     """
-    ours = is_our_result(labels, slice_axis, sent)
-    partial = partial or (ours and known is not None and known.partial and listed is None and not reviewed)
+    ours, complete = is_our_result(labels, slice_axis, sent), {*(listed or ()), *reviewed}
+    partial = partial or (ours and known is not None and known.partial and not set(known.annotated_slices) <= complete)
     if sent is None or not ours:
         slices = marked_slices(labels != 0, slice_axis) if listed is None else set(listed)
         if known is not None and listed is None and not partial:
@@ -103,8 +104,9 @@ def hand_made(
             labels = labels + only_slices(known.labels, slice_axis, unseen)
             slices |= unseen
     elif partial:
-        labels = _hand_made_labels(labels, slice_axis, sent, known)
-        slices = marked_slices(labels != 0, slice_axis)
+        told = only_slices(labels, slice_axis, complete)
+        labels = np.where(told > 0, told, _hand_made_labels(labels, slice_axis, sent, known))
+        return Annotation(labels, slice_axis, tuple(sorted(marked_slices(labels != 0, slice_axis))), partial)
     else:
         slices = marked_slices(labels != sent.labels, slice_axis) | set(sent.annotated_slices) | set(listed or ())
         if known is not None and known.slice_axis == slice_axis:

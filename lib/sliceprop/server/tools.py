@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,14 @@ from sliceprop.server.file_names import named_by_file, segments_in
 from sliceprop.server.infer import SHOWN, PropagateTask, Reply
 from sliceprop.server.label_files import read_labels, replace_values
 from sliceprop.server.names import BACKGROUND as BACKGROUND_NAME
-from sliceprop.server.names import BACKGROUND_SCRIBBLES, FOREGROUND_SCRIBBLES, names_by_value
+from sliceprop.server.names import (
+    BACKGROUND_SCRIBBLES,
+    FOREGROUND_SCRIBBLES,
+    MAX_LABELS,
+    LabelNames,
+    check_names,
+    names_by_value,
+)
 from sliceprop.server.provenance import (
     Annotation,
     Sent,
@@ -31,7 +38,7 @@ from sliceprop.server.provenance import (
 )
 from sliceprop.server.records import DRAFTS
 from sliceprop.server.requests import LabelOptions, Options, first_choices, flag, label_options, number
-from sliceprop.server.results import write_result
+from sliceprop.server.results import result_format, write_result
 from sliceprop.server.workspace import Case, Workspace
 from sliceprop.tools.boundary_points import PointsConfig, boundary_points, points_of_marks
 from sliceprop.tools.fast_marching import MarchConfig, fast_marching
@@ -41,6 +48,56 @@ from sliceprop.tools.presets import KEEPS, PRESETS
 from sliceprop.tools.seeds import BACKGROUND, Range
 from sliceprop.tools.threshold_islands import threshold_islands
 from sliceprop.volume import check_image, resolve_slice_axis, voxel_spacing
+
+FIRST_NEW = 10 * MAX_LABELS
+"""Above the index of any label."""
+
+
+class Numbers:
+    """Numbers of labels while a request is worked on: their indices, and from `FIRST_NEW` where a name is new.
+
+    Args:
+        table: of the server; new names come into it once the request has turned out to be valid, and only then.
+    """
+
+    def __init__(self, table: LabelNames) -> None:
+        self._table, self._numbers = table, dict[str, int]()
+
+    def of_values(self, present: Iterable[int], label_info: Any) -> dict[int, int]:
+        """`{value: number}` of the values of a client's file; see `LabelNames.mapping`."""
+        named, new = self._table.named(present, label_info)
+        known = self._table.indices
+        for name in (*new, *named.values()):
+            self._numbers.setdefault(name, known.get(name, FIRST_NEW + len(self._numbers)))
+        return {value: self._numbers[name] for value, name in named.items()}
+
+    def of_names(self, names: Iterable[str]) -> dict[str, int]:
+        """`{name: number}`.
+
+        Raises:
+            InputError: for a name that is none of a structure, or not among the configured ones.
+        """
+        asked = list(names)
+        check_names(asked)
+        numbers = self.of_values(
+            range(1, len(asked) + 1), [{"name": name, "idx": i} for i, name in enumerate(asked, start=1)]
+        )
+        return {name: numbers.get(i) or _no_structure(name) for i, name in enumerate(asked, start=1)}
+
+    def register(self) -> dict[int, int]:
+        """Put the new names into the table, all of them or none; `{number: index}` of theirs.
+
+        Raises:
+            InputError: if they are too many.
+            FileError: if the table cannot be written.
+        """
+        label_info = [{"name": name, "idx": number} for name, number in self._numbers.items()]
+        if not label_info:
+            return {}
+        with self._table.lock:
+            indices, new = self._table.mapping(self._numbers.values(), label_info)
+            self._table.register(new)
+        return {number: index for number, index in indices.items() if number >= FIRST_NEW}
 
 
 @dataclass(frozen=True)
@@ -54,7 +111,7 @@ class Scene:
         annotation: the annotation in force, None without any; with labels that came with the request as those have it.
         before: `(i, j, k)` label indices that the client shows, as far as the request tells.
         selected: index of the label that the client works on, None if it does not say.
-        index: of a label by its name; a new name gets the next one.
+        numbers: of the labels in all of these.
     """
 
     scan: io.Image
@@ -63,7 +120,17 @@ class Scene:
     annotation: Annotation | None
     before: LabelArray
     selected: int | None
-    index: Callable[[str], int]
+    numbers: Numbers
+
+    def with_indices(self, indices: Mapping[int, int]) -> Scene:
+        """The same with `{number: index}` in place of what a tool's labels are laid under, and compared with."""
+        annotation, selected = self.annotation, self.selected
+        if annotation is not None:
+            annotation = replace(annotation, labels=replace_values(annotation.labels, indices, keep=True))
+        selected = None if selected is None else indices.get(selected, selected)
+        return replace(
+            self, annotation=annotation, before=replace_values(self.before, indices, keep=True), selected=selected
+        )
 
     def with_drawn(self, labels: LabelArray) -> tuple[LabelArray, NDArray[np.bool_]]:
         """A tool's labels under what was drawn, and which voxels that decides; slices before scribbles on them."""
@@ -132,10 +199,13 @@ class ToolTask(PropagateTask):
             InputError: or a subclass, for anything that cannot be used.
         """
         options = first_choices(request)
-        case, upload = self._case(options), options.get("label")
+        result_format(options)
+        case, upload, kept = self._case(options), options.get("label"), flag(options, SHOWN, True)
         with self._workspace.lock(case):
             scene = self._scene(case, label_options(options), Path(upload) if upload else None, options)
         labels, drawn = scene.with_drawn(self._model.run(scene, options))
+        if indices := scene.numbers.register():
+            labels, scene = replace_values(labels, indices, keep=True), scene.with_indices(indices)
         if scene.selected is None:
             in_client, shown, names = labels, labels, self._workspace.names.indices
         else:
@@ -146,25 +216,25 @@ class ToolTask(PropagateTask):
         file = write_result(shown, scene.scan, options)
         with self._workspace.lock(case):
             self._workspace.remember(case)
-            if case.record is not None and flag(options, SHOWN, True):
+            if case.record is not None and kept:
                 case.record.save_sent(_draft(scene, in_client), DRAFTS)
         return Reply(str(file), {"label_names": names, "tool": self._name, "draft": True}, drawn)
 
     def _scene(self, case: Case, described: LabelOptions, upload: Path | None, options: Options) -> Scene:
         scan = self._workspace.scan(case)
         check_image(scan.array)
-        name = options.get("selected_label_name") or None
-        selected = None if name is None else self._index(str(name))
+        numbers, name = Numbers(self._workspace.names), str(options.get("selected_label_name") or "")
+        selected = numbers.of_names([name])[name] if name else None
         if upload is not None:
             described = named_by_file(described, segments_in(upload))
-            marks, scribbles, before = self._uploaded(read_labels(upload, scan), described, selected)
+            marks, scribbles, before = self._uploaded(numbers, read_labels(upload, scan), described, selected)
             annotation, before = self._as_shown(case, before, scribbles != 0, selected)
-            return Scene(scan, marks, scribbles, annotation, before, selected, self._index)
+            return Scene(scan, marks, scribbles, annotation, before, selected, numbers)
         stored = self._workspace.scribbles(case) if case.image_id else None
         marks = np.zeros(scan.array.shape, np.int32) if stored is None else _signed(stored, BACKGROUND_SCRIBBLE)
         annotation = self._workspace.annotation(case)
         before = np.zeros_like(marks) if annotation is None else annotation.labels
-        return Scene(scan, marks, marks, annotation, before, selected, self._index)
+        return Scene(scan, marks, marks, annotation, before, selected, numbers)
 
     def _as_shown(
         self, case: Case, before: LabelArray, hidden: NDArray[np.bool_], selected: int | None
@@ -181,7 +251,7 @@ class ToolTask(PropagateTask):
         return as_shown(known, told, sent), before
 
     def _uploaded(
-        self, values: LabelArray, described: LabelOptions, selected: int | None
+        self, numbers: Numbers, values: LabelArray, described: LabelOptions, selected: int | None
     ) -> tuple[LabelArray, LabelArray, LabelArray]:
         """Marks, the scribbles among them, and the labels that the client shows.
 
@@ -191,7 +261,7 @@ class ToolTask(PropagateTask):
         present = present_values(values)
         if described.label_info is None:
             present -= {described.background_scribble}
-        before = replace_values(values, self._indices(present, described.label_info))
+        before = replace_values(values, numbers.of_values(present, described.label_info))
         scribbles = np.zeros_like(before)
         if described.label_info is None:
             scribbles[values == described.background_scribble] = BACKGROUND
@@ -207,16 +277,6 @@ class ToolTask(PropagateTask):
             scribbles[np.isin(values, drawn)] = selected
         scribbles[np.isin(values, behind)] = BACKGROUND
         return np.where(scribbles != 0, scribbles, marks), scribbles, before
-
-    def _indices(self, present: Iterable[int], label_info: Any) -> dict[int, int]:
-        table = self._workspace.names
-        with table.lock:
-            indices, new = table.mapping(present, label_info)
-            table.register(new)
-        return indices
-
-    def _index(self, name: str) -> int:
-        return self._indices([1], [{"name": name, "idx": 1}]).get(1) or _no_structure(name)
 
 
 def _no_structure(name: str) -> int:
@@ -245,7 +305,8 @@ def _march(scene: Scene, options: Options) -> LabelArray:
     given = options.get("max_volume_ml")
     volume: float | dict[int, float] | None
     if isinstance(given, Mapping):
-        volume = {scene.index(name): number(given, name, 0) for name in given}
+        volumes = {name: number(given, name, 0) for name in given}
+        volume = {label: volumes[name] for name, label in scene.numbers.of_names(volumes).items()}
     else:
         volume = _optional(options, "max_volume_ml")
     config = MarchConfig(volume, _range(options), number(options, "tolerance", MarchConfig.tolerance))
@@ -263,9 +324,11 @@ def _ranges(scene: Scene, options: Options) -> dict[int, Range]:
     given = options.get("thresholds")
     if given is not None:
         try:
-            return {scene.index(name): Range(lower, upper) for name, (lower, upper) in given.items()}
+            ends = {name: {"lower": lower, "upper": upper} for name, (lower, upper) in given.items()}
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError('thresholds must look like {"lung": [-1024, -500]}, null for an open end') from error
+        ranges = {name: _range(given) for name, given in ends.items()}
+        return {label: ranges[name] for name, label in scene.numbers.of_names(ranges).items()}
     preset = _choice(options, "preset", ("", *PRESETS))
     single = Range(*PRESETS[preset]) if preset else _range(options)
     if scene.selected is not None:
@@ -273,7 +336,7 @@ def _ranges(scene: Scene, options: Options) -> dict[int, Range]:
     name = options.get("label_name")
     if not name:
         raise InputError("say what is to be labelled: label_name, selected_label_name or thresholds")
-    return {scene.index(str(name)): single}
+    return {scene.numbers.of_names([str(name)])[str(name)]: single}
 
 
 def _fill(scene: Scene, options: Options) -> LabelArray:
@@ -295,7 +358,10 @@ def _points(scene: Scene, options: Options) -> LabelArray:
     given = options.get("points")
     if given is not None and not isinstance(given, Mapping):
         raise InputError('points must look like {"liver": [[i, j, k], ...]}, voxel indices from 0')
-    points = points_of_marks(scene.marks) if given is None else {scene.index(n): p for n, p in given.items()}
+    if given is None:
+        points = points_of_marks(scene.marks)
+    else:
+        points = {label: given[name] for name, label in scene.numbers.of_names(given).items()}
     config = PointsConfig(number(options, "margin_mm", PointsConfig.margin_mm))
     return boundary_points(scene.scan.array, points, affine=scene.scan.affine, config=config)
 
@@ -307,8 +373,9 @@ def _automatic(folder: str) -> Tool:
 
     def run(scene: Scene, options: Options) -> LabelArray:
         found = run_bundle(bundle, scene.scan)
-        values = present_values(found)
-        return replace_values(found, {v: scene.index(bundle.names.get(v, f"label_{v}")) for v in sorted(values)})
+        values = {value: bundle.names.get(value, f"label_{value}") for value in sorted(present_values(found))}
+        labels = scene.numbers.of_names(dict.fromkeys(values.values()))
+        return replace_values(found, {value: labels[name] for value, name in values.items()})
 
     return run
 

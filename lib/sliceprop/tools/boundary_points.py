@@ -22,14 +22,20 @@ from skimage.graph import MCP_Geometric
 
 from sliceprop.errors import InputError, NoAnnotationError
 from sliceprop.labels import LabelArray
-from sliceprop.tools.grow_from_seeds import GrowConfig, grow_from_seeds
+from sliceprop.tools.grow_from_seeds import MOST_KINDS, GrowConfig, grow_from_seeds
 from sliceprop.tools.seeds import BACKGROUND, Box, box_around, check_right_angles, margin_voxels, spread_of
-from sliceprop.volume import voxel_spacing
+from sliceprop.volume import check_memory, voxel_spacing
 
 N_POINTS = 6
 
 STEP_COST = 0.05
 """Of a millimetre without any change, as a share of the range of intensities in the box: keeps paths short."""
+
+BYTES_PER_SEARCHED_VOXEL = 150
+"""Peak memory of the search for paths per voxel of the box around the points; measured."""
+
+MOST_SEARCHED = 4
+"""Times the voxels of the image that the boxes of all structures may hold together; a million takes ten seconds."""
 
 Points = NDArray[np.float64]
 """`(n, 3)`, voxel indices from 0."""
@@ -74,17 +80,23 @@ def boundary_points(
 
     Raises:
         NoAnnotationError: no points, or fewer than six for a structure.
-        InputError: points outside the image, or all in one plane.
+        InputError: points outside the image, or all in one plane, or of too many or too large structures.
     """
     config = config or PointsConfig()
     check_right_angles(affine)
     if not points:
         raise NoAnnotationError("there are no points; mark the six outermost places of each structure")
+    if len(points) >= MOST_KINDS:
+        raise InputError(f"there are points of {len(points)} structures; give those of {MOST_KINDS - 1} at most")
     voxels = {label: _voxels(label, given, image.shape) for label, given in points.items()}
     boxes = {label: _box(found, image.shape, affine, config.margin_mm) for label, found in voxels.items()}
-    outside = np.ones(image.shape, dtype=bool)
+    outside, n_searched = np.ones(image.shape, dtype=bool), 0
     for box in boxes.values():
         outside[box] = False
+        n_searched += image[box].size
+        check_memory(image[box].shape, "the box around the points", BYTES_PER_SEARCHED_VOXEL)
+    if n_searched > MOST_SEARCHED * image.size:
+        raise InputError(f"the boxes around the points hold more than {MOST_SEARCHED} times the image; give fewer")
     ring = margin_voxels(config.ring_mm, affine)
     work = box_around(~outside, ring)
     seeds = np.where(outside, BACKGROUND, 0).astype(np.int32)
@@ -107,16 +119,20 @@ def points_of_marks(marks: LabelArray) -> dict[int, Points]:
 
 
 def _voxels(label: int, given: Points, shape: tuple[int, ...]) -> NDArray[np.intp]:
-    array = np.asarray(given, dtype=np.float64)
+    try:
+        array = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        array = np.empty(0)
     if array.ndim != 2 or array.shape[1] != 3 or not np.isfinite(array).all():
         raise InputError(f"label {label}: points are lists of three voxel indices")
     if len(array) < N_POINTS:
         raise NoAnnotationError(f"label {label}: {len(array)} points; mark the {N_POINTS} outermost places")
-    found = np.round(array).astype(np.intp)
-    outside = ((found < 0) | (found >= shape)).any(axis=1)
+    rounded = np.round(array)
+    outside = ((rounded < 0) | (rounded >= shape)).any(axis=1)
     if outside.any():
-        where = tuple(found[outside][0].tolist())
-        raise InputError(f"label {label}: point {where} lies outside the image of shape {tuple(shape)}")
+        where = ", ".join(f"{index:g}" for index in rounded[outside][0])
+        raise InputError(f"label {label}: point ({where}) lies outside the image of shape {tuple(shape)}")
+    found = rounded.astype(np.intp)
     if (np.ptp(found, axis=0) == 0).any():
         raise InputError(f"label {label}: all points lie in one plane; mark where the structure ends along every axis")
     return found

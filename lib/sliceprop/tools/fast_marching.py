@@ -21,8 +21,9 @@ from scipy import ndimage
 
 from sliceprop.errors import InputError, NoAnnotationError
 from sliceprop.labels import LabelArray, present_values
+from sliceprop.tools.grow_from_seeds import MOST_KINDS
 from sliceprop.tools.seeds import ANY, Range, box_around, check_right_angles, check_seeds, spread_of
-from sliceprop.volume import voxel_spacing
+from sliceprop.volume import check_memory, voxel_spacing
 
 SHARE_OF_SCAN = 0.1
 """Largest volume of a structure where none is given, as a share of the scan."""
@@ -32,6 +33,9 @@ LEAST_SPREAD = 0.01
 
 SURPLUS = 1.15
 """By which a front runs longer than one whose volume grows with the square of the time would need."""
+
+BYTES_PER_REACHED_VOXEL = 50
+"""Peak memory per voxel of the box in which a front runs; measured."""
 
 _UNREACHED = 1e30
 
@@ -92,6 +96,8 @@ def fast_marching(
     values = sorted(present_values(np.maximum(seeds, 0)))
     if not values:
         raise NoAnnotationError("all seeds are of the background; mark the structures themselves")
+    if len(values) >= MOST_KINDS:
+        raise InputError(f"there are seeds of {len(values)} structures; give those of {MOST_KINDS - 1} at most")
     free = config.within.select(image)
     grey = image.astype(np.float32)
     low, high = spread_of(image)
@@ -102,7 +108,8 @@ def fast_marching(
         speed = _speed(grey, own, LEAST_SPREAD * (high - low), config.tolerance)
         speed[~free | (seeds != 0)] = 0
         speed[own] = 1
-        n_voxels = max(1, int(config.volume_ml(value, image.size * voxel_ml) / voxel_ml))
+        wanted = config.volume_ml(value, image.size * voxel_ml) / voxel_ml
+        n_voxels = max(1, int(min(wanted, image.size)))
         arrival = _nearest_in_time(speed, own, n_voxels, affine)
         wins = arrival < first
         result[wins] = value
@@ -155,6 +162,7 @@ def _arrival(
     """Arrival times up to `stop` at least; at 1 mm per unit of time no front gets farther than `stop` mm."""
     i, j, k = (math.ceil(stop / size) + 1 for size in mm)
     box = box_around(own, (i, j, k))
+    check_memory(own[box].shape, "what the front may reach", BYTES_PER_REACHED_VOXEL)
     arrival = np.full(own.shape, _UNREACHED, np.float32)
     arrival[box] = _march(speed[box], own[box], stop, mm)
     return arrival

@@ -93,7 +93,7 @@ def grow_from_seeds(
         raise InputError(f"there are seeds of {len(kinds)} structures; grow at most {MOST_KINDS} at a time")
     marked = seeds != 0
     extent = [part.stop - part.start for part in box_around(marked, (0, 0, 0))]
-    i, j, k = (1 + round(config.margin * size) for size in extent)
+    i, j, k = (1 + round(min(config.margin * size, max(image.shape))) for size in extent)
     box = box_around(marked, (i, j, k))
     numbers = np.where(marked[box], np.searchsorted(kinds, seeds[box]) + 1, 0).astype(np.uint8)
     closed = ~config.within.select(image)[box] & ~marked[box]

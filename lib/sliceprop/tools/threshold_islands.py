@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,12 @@ from sliceprop.tools.presets import KEEPS, PRESETS, Keep
 from sliceprop.tools.seeds import BACKGROUND, Range, check_seeds
 
 Mask = NDArray[np.bool_]
+
+Claims = NDArray[np.uint32]
+"""Which kinds may have a voxel: a bit for each, so that many take no more memory than one."""
+
+MOST_RANGES = 31
+"""As many bits as there are beside that of the background; each range takes seconds in a large scan."""
 
 MEASURED_VOXELS = 1_000_000
 """In larger scans the nearest mark is looked up for blocks of 2 voxels a side: where marks meet is not that exact."""
@@ -46,7 +52,8 @@ def threshold_islands(
         `(i, j, k)` labels.
 
     Raises:
-        InputError: a range that is open at both ends or selects nothing, or a seed that lies in no island.
+        InputError: a range that is open at both ends or selects nothing, a seed that lies in no island, or more ranges
+            than `MOST_RANGES`.
         NoAnnotationError: `selected` without a seed of the label.
     """
     if keep not in KEEPS:
@@ -54,19 +61,24 @@ def threshold_islands(
     if keep == "selected" and seeds is None:
         raise NoAnnotationError("mark the islands to keep, one voxel is enough, or keep the largest one")
     marks = None if seeds is None or keep != "selected" else check_seeds(seeds, image)
-    claims, cut = dict[int, Mask](), np.zeros(image.shape, dtype=bool)
-    for label in sorted(ranges):
+    if len(ranges) > MOST_RANGES:
+        raise InputError(f"there are {len(ranges)} ranges of intensities; give at most {MOST_RANGES} at a time")
+    kinds, claims = [BACKGROUND, *sorted(ranges)], np.zeros(image.shape, np.uint32)
+    for bit, label in enumerate(kinds[1:], start=1):
         if not ranges[label].bounded:
             raise InputError(f"label {label}: give a lower threshold, an upper one, or a preset ({', '.join(PRESETS)})")
         selected = ranges[label].select(image)
         if marks is None:
-            claims[label] = selected if keep == "all" else _islands(selected)
+            kept = selected if keep == "all" else _islands(selected)
         else:
-            claims[label], leaky = _marked_islands(selected, marks, label)
-            cut |= leaky
-    if marks is None:
-        return _lowest(claims)
-    return _nearest({BACKGROUND: cut, **claims}, marks, spacing)
+            kept, leaky = _marked_islands(selected, marks, label)
+            claims[leaky] |= _bit(0)
+        claims[kept] |= _bit(bit)
+    return _lowest(claims, kinds) if marks is None else _nearest(claims, kinds, marks, spacing)
+
+
+def _bit(number: int) -> np.uint32:
+    return np.uint32(1 << number)
 
 
 def _islands(selected: Mask) -> Mask:
@@ -89,20 +101,23 @@ def _marked_islands(selected: Mask, marks: LabelArray, label: int) -> tuple[Mask
     return kept[numbers], (kept & leaky)[numbers]
 
 
-def _lowest(claims: Mapping[int, Mask]) -> LabelArray:
-    result = np.zeros(next(iter(claims.values())).shape, np.int32)
-    for label in sorted(claims, reverse=True):
-        result[claims[label]] = label
+def _lowest(claims: Claims, kinds: Sequence[int]) -> LabelArray:
+    """Each voxel to the lowest of its claimants."""
+    result = np.zeros(claims.shape, np.int32)
+    for bit, kind in reversed(list(enumerate(kinds))):
+        result[claims & _bit(bit) != 0] = max(kind, 0)
     return result
 
 
-def _nearest(claims: Mapping[int, Mask], marks: LabelArray, spacing: tuple[float, float, float]) -> LabelArray:
+def _nearest(
+    claims: Claims, kinds: Sequence[int], marks: LabelArray, spacing: tuple[float, float, float]
+) -> LabelArray:
     """Each voxel to that of its claimants whose marks are nearest."""
-    disputed = np.sum([claim.astype(np.uint8) for claim in claims.values()], axis=0) > 1
-    result = _lowest({max(kind, 0): claim & ~disputed for kind, claim in claims.items()})
+    disputed = claims & (claims - _bit(0)) != 0
+    result = _lowest(np.where(disputed, 0, claims), kinds)
     least = np.full(marks.shape, np.inf, np.float32)
-    for kind, claim in claims.items():
-        distance = _distances(marks == kind, claim & disputed, spacing)
+    for bit, kind in enumerate(kinds):
+        distance = _distances(marks == kind, (claims & _bit(bit) != 0) & disputed, spacing)
         nearer = distance < least
         result[nearer] = max(kind, 0)
         np.copyto(least, distance, where=nearer)
