@@ -363,6 +363,18 @@ test('so it does after the submission of somebody else', async () => {
   assert.deepEqual([nameAt(0, 0, 4), nameAt(2, 1, 0)], ['core', 'vessel']);
 });
 
+test('a label whose former name another one has now is still the same', async () => {
+  await paintCore();
+  const draft = structuredClone(session.draft());
+  server.names = { disc: 1, annulus: 2, core: 3 };
+  server.renamed = { core: 'annulus' };
+  session.takeLabels({ label_names: server.names, colors: {}, renamed_labels: server.renamed });
+  assert.equal(session.grid.toServer(session.layer.read())[at(0, 0, 4)], 2);
+  await open();
+  assert.equal(session.restoreDraft(draft), true);
+  assert.equal(session.grid.toServer(session.layer.read())[at(0, 0, 4)], 2);
+});
+
 test('a label that is gone and that nobody painted here is forgotten', async () => {
   session.takeLabels({ label_names: { disc: 1 }, colors: {}, renamed_labels: {} });
   assert.deepEqual(session.study.label_names, { disc: 1 });

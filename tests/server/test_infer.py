@@ -3,9 +3,12 @@
 from threading import Event, Thread
 
 import numpy as np
+import pytest
 from monailabel.interfaces.tasks.infer_v2 import InferType
 
 from columns import column
+from sliceprop.io import write_image
+from sliceprop.server.errors import NotFoundError
 from sliceprop.server.infer import PropagateTask
 from sliceprop.server.panel import study_state, voxels
 from sliceprop.server.tools import Model, ToolTask
@@ -89,3 +92,16 @@ def test_who_submits_does_not_wait_for_a_tool(workspace, submit):
     _, told = meanwhile(task, pause, {"image_id": "case"}, lambda: submit(column([2, 5, 7])))
     assert told["draft"]
     assert workspace.annotation(workspace.case("case")).annotated_slices == (2, 5, 7)
+
+
+def test_a_request_for_a_model_that_is_not_there_leaves_no_name(workspace, submit, tmp_path):
+    submit(column([2, 7]))
+    file = tmp_path / "labels.nii.gz"
+    write_image(file, column([2, 7]), workspace.scan(workspace.case("case")))
+    names = workspace.names.indices
+    request = {"image_id": "case", "label": file, "label_info": [{"name": "new", "idx": 1}], "init": "absent"}
+    with pytest.raises(NotFoundError):
+        PropagateTask(workspace, 0.95)(request)
+    assert workspace.names.indices == names
+    PropagateTask(workspace, 0.95)({**request, "init": "none", "method": "nearest"})
+    assert "new" in workspace.names.indices

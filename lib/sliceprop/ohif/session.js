@@ -37,7 +37,9 @@
     const [numbers, kept] = [new Map(), {}];
     const taken = new Set(Object.values(names));
     for (const [name, number] of Object.entries(known)) {
-      let now = names[name] ?? names[renamed?.[name]];
+      const present = [names[renamed?.[name]], names[name]].filter(Boolean);
+      // A renamed label keeps its number, whichever label has its former name.
+      let now = present.includes(number) ? number : present.at(-1);
       if (now === undefined && renamed && needed.has(number)) {
         now = taken.has(number) ? 1 : number;
         while (taken.has(now)) {

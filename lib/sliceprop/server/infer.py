@@ -161,6 +161,7 @@ class PropagateTask(InferTask):  # type: ignore[misc]
 
     def _take(self, case: Case, options: Options, upload: Path | None) -> Taken:
         workspace, selected = self._workspace, options.get("selected_label_name")
+        workspace.check_model(options.get("init"))  # before names that are new become known
         opened = workspace.open(case, label_options(options), upload, selected)
         chosen = workspace.choose_model(case, opened.study, options.get("init"), keep=True)
         drawn = workspace.label_versions(case.image_id) if case.image_id else []
@@ -228,6 +229,11 @@ class ScribblesTask(PropagateTask):
     def __init__(self, workspace: Workspace, target: float) -> None:
         description = "Propagates the current segmentation; answers with the selected label only"
         super().__init__(workspace, target, InferType.SCRIBBLES, description)
+
+    def _take(self, case: Case, options: Options, upload: Path | None) -> Taken:
+        taken = super()._take(case, options, upload)
+        self._selected(options)  # not only when the result is there
+        return taken
 
     def _answer(self, opened: Opened, labels: LabelArray, options: Options) -> Answer:
         name, index = self._selected(options)

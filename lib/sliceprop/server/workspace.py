@@ -63,7 +63,7 @@ from sliceprop.versions import (
     grid_of,
 )
 from sliceprop.volume import resolve_slice_axis
-from sliceprop.warm_start import AUTO, WarmStart
+from sliceprop.warm_start import AUTO, NONE, WarmStart
 
 logger = logging.getLogger(__name__)
 
@@ -594,6 +594,15 @@ class Workspace:
         """The model of `choose_model`."""
         return self.choose_model(case, study, init).model
 
+    def check_model(self, init: Any) -> None:
+        """Refuse an `init` of `choose_model` that does not exist.
+
+        Raises:
+            NotFoundError: if there is no such checkpoint.
+        """
+        if init not in (None, AUTO, NONE):
+            self.checkpoints.existing(str(init))
+
     def choose_model(self, case: Case, study: Study, init: Any = None, *, keep: bool = False) -> Chosen:
         """The model for a study: its own if it has one that fits, else none.
 
@@ -607,9 +616,9 @@ class Workspace:
             NotFoundError: if there is no checkpoint `init`.
             CheckpointError: if the checkpoint `init` cannot be used.
         """
-        if init not in (None, "auto", "none"):
+        if init not in (None, AUTO, NONE):
             return self._read_model(case, str(init), keep)
-        if init == "none" or not case.image_id or case.image_id not in self.checkpoints:
+        if init == NONE or not case.image_id or case.image_id not in self.checkpoints:
             return Chosen()
         try:
             chosen = self._read_model(case, case.image_id, keep)
