@@ -381,14 +381,15 @@ def sequence(content: bytes, ends: bool, times: int = 1) -> bytes:
     [
         ([False] * 10, 1, None),
         ([True] * 10, 1, None),
-        ([True] * 3 + [False], 1, None),
-        ([True] * 4 + [False], 1, "too deep"),
-        ([True] * 10 + [False], 1, "too deep"),
-        ([True, False] * 5, 1, "too deep"),
-        ([False] * 20, 1, "too deep"),
-        ([True] * 20, 1, "too deep"),
+        ([True] * 6 + [False], 1, None),
+        ([True, False] * 5, 1, None),
+        ([True] * 8 + [False], 1, "too many"),
+        ([True] * 2 + [False], 40, "too many"),
+        ([True, False] * 8, 1, "too many"),
+        ([False] * 40, 1, "too deep"),
+        ([True] * 40, 1, "too deep"),
         ([True] * 20_000 + [False], 1, "recursion"),
-        ([False], 100_001, "items"),
+        ([False], 200_001, "items"),
     ],
 )
 def test_sequences_too_deep_in_one_another_are_refused(

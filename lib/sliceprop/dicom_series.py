@@ -63,11 +63,15 @@ _SOF = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7](?=(.{8}))", 
 
 _END_OF_ITEMS = 0xFFFE, 0xE0DD
 _ITEM = b"\xfe\xff\x00\xe0"
-_DEEPEST, _DEEPEST_OPEN = 16, 3
-"""In how many sequences an element may lie; the same of those that do not tell their length, below one that does."""
+_DEEPEST = 32
+"""In how many sequences an element may lie."""
 
-_MOST_ITEMS = 100_000
-"""Of a sequence with all that are inside of it; one of each frame has some ten."""
+_OPEN_COSTS, _MOST_WORK = 6, 1_000_000
+"""How many times as long GDCM takes for each sequence that does not tell its length, below one that does, and how many
+items it may take as long for: a second, about. 6 such levels take 10 ms, 10 of them 19 s (GDCM of SimpleITK 2.5)."""
+
+_MOST_ITEMS = 200_000
+"""Of a sequence with all that are inside of it; one of each frame has some twenty."""
 
 _FILE_META = 2
 _UNDEFINED = 0xFFFFFFFF
@@ -258,29 +262,35 @@ def _check_elements(header: Dataset, size: int) -> None:
                 raise ValueError(f"{tag} reaches beyond the end of the file")
 
 
-def _check_sequences(
-    part: Dataset, content: BinaryIO, depth: int = 0, opened: int = 0, *, closed: bool = False
-) -> None:
+def _check_sequences(part: Dataset, content: BinaryIO, depth: int = 0, opened: int = 0, *, closed: bool = False) -> int:
     """Refuse sequences that GDCM would never come to the end of, or crash by.
 
     Args:
         part: a header, or an item of a sequence.
         content: of the file, from the element of the voxels on.
         depth: in how many sequences it lies.
-        opened: how many of those do not tell their length, below one that does: each doubles the time.
+        opened: how many of those do not tell their length, below one that does.
         closed: whether it lies in one that tells its length.
 
+    Returns:
+        the work that they make, in the unit of `_MOST_WORK`.
+
     Raises:
-        ValueError: if they lie too deep in one another.
+        ValueError: if they are too many, or too deep in one another.
     """
+    work = 0
     for element in part.values():
         sequence = _sequence(element, content)
         for item in sequence:
             open_ended = sequence.is_undefined_length, item.is_undefined_length_sequence_item
             below = opened + (closed and any(open_ended))
-            if depth == _DEEPEST or below > _DEEPEST_OPEN:
+            if depth == _DEEPEST:
                 raise ValueError(f"{element.tag} holds sequences too deep in one another")
-            _check_sequences(item, content, depth + 1, below, closed=closed or not all(open_ended))
+            work += _OPEN_COSTS**below
+            work += _check_sequences(item, content, depth + 1, below, closed=closed or not all(open_ended))
+            if work > _MOST_WORK:
+                raise ValueError(f"{element.tag} holds too many sequences in one another")
+    return work
 
 
 def _sequence(element: DataElement | RawDataElement, content: BinaryIO) -> Any:

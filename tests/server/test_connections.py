@@ -123,6 +123,20 @@ def test_a_client_that_still_sends_gets_to_know_why_it_is_refused(
         assert received(connection, b"reason" + END)
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_what_is_no_http_ends_the_connection(answered: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b"reason", "more_body": not answered})
+
+    with served(HearOut(app, Limits())) as connect:
+        connection = connect(b"PUT / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+        assert received(connection, b"reason\r\n")
+        connection.sendall(b"ZZ\r\n")
+        assert received(connection, END) == 0
+    assert "LocalProtocolError" not in caplog.text
+
+
 def test_an_answer_that_is_not_taken_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "TAKING_S", 0.1)
     over = threading.Event()

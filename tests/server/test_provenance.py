@@ -79,6 +79,13 @@ def test_reviewed_and_listed_slices_count_as_they_are():
     np.testing.assert_array_equal(annotation.labels[..., 2], RESULT[..., 2])
 
 
+def test_a_slice_that_is_empty_and_not_listed_was_taken_back():
+    sparse = volume(s1=1, s2=1, s4=1, s5=1)
+    assert again(sparse, listed=(1, 2, 4, 5)).annotated_slices == (1, 2, 4, 5)
+    assert again(sparse, listed=(1, 2, 3, 4, 5)).annotated_slices == (1, 2, 3, 4, 5)
+    assert again(sparse).annotated_slices == (1, 3, 5)
+
+
 def test_what_was_reviewed_before_stays_so():
     reviewed = again(RESULT, reviewed=(2,))
     corrected = RESULT.copy()

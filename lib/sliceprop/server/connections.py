@@ -42,6 +42,13 @@ class Connection(H11Protocol):
         super().resume_writing()
         _stop(self._taking)
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP; behind the beginning of another answer there is nothing to say."""
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing any more."""
         super().connection_lost(exc)

@@ -24,7 +24,7 @@ from sliceprop.server.requests import number, whole_number
 
 MIB = 1 << 20
 
-REST_S, REST = 60.0, 1 << 16
+REST_S, REST = 5.0, 1 << 16
 """Of the body of a request that is refused already, a client must send so many bytes in this time to be waited for."""
 
 

@@ -79,10 +79,10 @@ def hand_made(
     """Tell what the user drew from what the server had answered.
 
     If the file is our own result come back (`is_our_result`), hand-made are the slices that differ from it, those that
-    were hand-made already, and those the client lists. Any other file is the user's own: the listed slices are
-    hand-made, without a list every slice that holds a label. Slices that were annotated before the client was given the
-    scan alone (`given_bare`) stay where the file holds nothing, and so does what was drawn beside the one label of a
-    tool's answer.
+    were hand-made already, and those the client lists (with a list none that is empty and not listed). Any other file
+    is the user's own: the listed slices are hand-made, without a list every slice that holds a label. Slices that were
+    annotated before the client was given the scan alone (`given_bare`) stay where the file holds nothing, and so does
+    what was drawn beside the one label of a tool's answer.
 
     Args:
         labels: `(i, j, k)` label indices as submitted.
@@ -111,6 +111,8 @@ def hand_made(
         slices = marked_slices(labels != sent.labels, slice_axis) | set(sent.annotated_slices) | set(listed or ())
         if known is not None and known.slice_axis == slice_axis:
             slices |= set(known.annotated_slices) - marked_slices(labels != known.labels, slice_axis)
+        if listed is not None:  # an empty slice that is not listed was taken back
+            slices &= marked_slices(labels != 0, slice_axis) | set(listed)
         labels = _with_unshown(labels, sent)
     slices |= set(reviewed)
     return Annotation(only_slices(labels, slice_axis, slices), slice_axis, tuple(sorted(slices)), partial)
