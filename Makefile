@@ -69,7 +69,7 @@ benchmark-peers: $(STAMP) $(PEERS:%=.venv-%/.installed) ## measure slow methods 
 	@touch $@
 
 reliability: $(TEST_STAMP) ## faults on purpose, 100,000 inputs, half an hour of ten clients: hours in all; the tests do it in small
-	SLICEPROP_FUZZ=100000 $(BIN)/pytest tests/reliability/test_fuzz.py tests/reliability/test_openapi.py
+	SLICEPROP_FUZZ=100000 $(BIN)/pytest tests/reliability/test_fuzz.py tests/reliability/test_work.py tests/reliability/test_openapi.py
 	$(BIN)/python benchmarks/reliability.py
 	$(BIN)/python benchmarks/load.py latency
 	$(BIN)/python benchmarks/load.py soak

@@ -247,6 +247,16 @@ def test_an_upload_is_a_line_of_the_study_that_its_file_names(client: TestClient
     assert lines_of(client, studies, "by name") == [("write", "/datastore/", 200), ("write", "/datastore/image", 200)]
 
 
+@pytest.mark.parametrize(("model", "status"), [("labelprop", 200), ("threshold_islands", 400)])
+def test_a_scan_that_came_with_a_request_goes_with_it(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, status: int
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    files = {"file": ("Doe_John.nii", nifti(scan()))}
+    assert client.post(f"/infer/{model}?output=image", files=files, data={"params": "{}"}).status_code == status
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_study_of_a_batch_has_a_line(client: TestClient, studies: Path) -> None:
     for image in ("batch a", "batch b"):
         add_study(client, image)

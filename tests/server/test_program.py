@@ -16,14 +16,16 @@ pytest.importorskip("monailabel")
 from sliceprop.serve import APP_FOLDER
 
 UP_TO_LISTENING = """
-import json, resource, uvicorn
+import json, os, resource, tempfile, uvicorn
 from uvicorn.config import HTTP_PROTOCOLS
 import sliceprop.server.__main__ as program
 
 def listen(app, log_config, **options):
     config = uvicorn.Config("monailabel.app:app", log_config=log_config)
     config.load()
+    place = tempfile.gettempdir()
     print(json.dumps([config.http_protocol_class.__module__, *resource.getrlimit(resource.RLIMIT_NOFILE)]))
+    print(json.dumps([place, os.environ["TMPDIR"], os.stat(place).st_mode & 0o777]))
 
 uvicorn.run = listen
 program.main()
@@ -41,7 +43,9 @@ def test_it_logs_beside_the_studies_and_only_there(tmp_path: Path) -> None:
     kept = sorted(path.name for path in APP_FOLDER.iterdir())
     ended = start(tmp_path / "studies", "--conf", "target", "0.9")
     assert ended.returncode == 0, ended.stderr
-    module, *limits = json.loads(ended.stdout.splitlines()[-1])
+    module, *limits = json.loads(ended.stdout.splitlines()[-2])
+    place, told, mode = json.loads(ended.stdout.splitlines()[-1])
+    assert place == told and mode == 0o700 and not Path(place).exists()
     assert module == "sliceprop.server.connections" and limits[0] == limits[1]
     log = tmp_path / "studies" / ".labelprop" / "logs" / "server.log"
     assert log.is_file() and stat.S_IMODE(log.parent.stat().st_mode) == 0o700

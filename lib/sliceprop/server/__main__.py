@@ -12,12 +12,13 @@ import logging
 import os
 import resource
 import sys
+import tempfile
 from asyncio import constants, sslproto
-from contextlib import redirect_stdout, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryFile
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -103,10 +104,9 @@ class Server(Main):  # type: ignore[misc]
             config["handlers"] = {n: handler for n, handler in config["handlers"].items() if n not in to_files}
             for log in (config["root"], *config["loggers"].values()):
                 log["handlers"] = [name for name in log["handlers"] if name not in to_files]
-        self._config = NamedTemporaryFile("w", suffix=".json")  # noqa: SIM115 - read again when the server starts
-        json.dump(config, self._config)
-        self._config.flush()
-        return self._config.name
+        file = Path(tempfile.gettempdir()) / "logging.json"
+        file.write_text(json.dumps(config))
+        return str(file)
 
 
 def _is_archive(studies: str) -> bool:
@@ -124,7 +124,7 @@ def _is_private(folder: Path) -> bool:
     try:
         make_folder(folder)
         folder.chmod(0o700)
-        TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=folder).close()
     except (FileError, OSError) as error:
         logger.warning("nothing can be kept in %s: %s", folder, error)
         return False
@@ -140,6 +140,19 @@ def main() -> None:
     constants.SSL_HANDSHAKE_TIMEOUT = HEAD_S
     sslproto.SSLProtocol.max_size = TLS_RECORD
     quieten()
+    with _private_temporary_files():
+        _run()
+
+
+@contextmanager
+def _private_temporary_files() -> Iterator[None]:
+    """Until the end all of them lie in a folder that only their owner may enter: scans of requests are among them."""
+    with tempfile.TemporaryDirectory(prefix="sliceprop-") as folder:
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
+        yield
+
+
+def _run() -> None:
     try:
         Server().run()
     except SlicePropError as error:

@@ -139,10 +139,12 @@ def run_inference(
     else:
         check_upload(file)
     options["image_id"] = "" if session_id or file else image
-    with saved(label) as label_file:
+    with saved(label) as label_file, saved(file) as scan:  # MONAI Label itself leaves the scan of a refused request
         options["label"] = str(label_file) if label_file else None
+        if scan is not None:
+            options["image"] = image = str(scan)
         text = json.dumps(options)
-        answer = infer.run_inference(background_tasks, model, image, session_id, text, file, None, output)
+        answer = infer.run_inference(background_tasks, model, image, session_id, text, None, None, output)
     if isinstance(answer, Response) and not isinstance(answer, FileResponse):
         return StoredResponse([answer.body], {}, answer.media_type)
     return answer
