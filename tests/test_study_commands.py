@@ -218,6 +218,13 @@ def test_the_scan_is_erased_only_if_asked_for(studies, run):
     assert "nothing is kept" in run("erase", "..", code=2)
 
 
+def test_a_folder_that_is_called_like_a_study_stays(studies, run):
+    shutil.copyfile(studies / "case.nii.gz", studies / "labels.nii.gz")
+    before = sorted((studies / "labels").rglob("*"))
+    run("erase", "labels", "--scan")
+    assert not (studies / "labels.nii.gz").exists() and sorted((studies / "labels").rglob("*")) == before
+
+
 def test_a_mistyped_study_is_not_erased_whatever_else_there_is_to_remove(studies, run):
     left = studies / ".labelprop" / ".writing-abc"
     left.touch()

@@ -128,9 +128,9 @@ def _checkpoints(folder: Path, study: str) -> Iterator[Path]:
 
 
 def _scans(studies: Path, study: str) -> Iterator[Path]:
-    """The scan's file, and the folder with a series of an archive."""
+    """The scan's file, and the folder with a series of an archive; other folders may be called like a study too."""
     for path in studies.glob("*"):
-        if _id(path) == study and (path.is_dir() or path.name != study):
+        if _id(path) == study and (_is_fetched(path) if path.is_dir() else path.name != study):
             yield path
 
 

@@ -398,6 +398,28 @@ def test_labels_that_a_server_would_mix_up_are_refused(
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("between", [False, True])
+def test_a_former_name_that_another_label_has_now_is_refused(
+    worklist: Any, opened: Open, sent: Callable[[], str], between: bool
+) -> None:
+    study, disc, former = worklist.add_image(f"swap{between}"), f"disc{between}", f"former{between}"
+    worklist.submit(study, only(truth()), label_info=[{"name": disc, "idx": 1}, {"name": "core", "idx": 2}])
+    labels = opened(study)
+    before = worklist.voxels(study, "annotation")
+    stroke(labels, 5, next(value for value, name in names_of(labels).items() if name == disc))
+    worklist.ok("PUT", "/labelprop/labels", json={"labels": [{"name": former, "renamed_from": disc}]})
+    if between:
+        assert STORED in sent()
+        before = worklist.voxels(study, "annotation")
+    worklist.ok("PUT", "/labelprop/labels", json={"labels": [{"name": disc}]})
+    assert f"{disc} is another label on the server now; open the study again" in sent()
+    np.testing.assert_array_equal(worklist.voxels(study, "annotation"), before)
+    opened(study)
+    assert STORED in sent()
+    np.testing.assert_array_equal(worklist.voxels(study, "annotation"), before)
+
+
+@pytest.mark.e2e
 def test_a_scan_that_was_replaced_on_the_server(
     panel: Any, worklist: Any, study: str, opened: Open, sent: Callable[[], str]
 ) -> None:

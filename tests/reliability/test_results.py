@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,3 +82,30 @@ def test_a_result_is_not_taken_for_that_of_another_scan_of_its_name(client: Test
     assert client.delete("/datastore/image", params={"id": "anew"}).is_success
     add(1)
     assert shown() == (None, False)
+
+
+def test_a_client_can_tell_whether_it_has_the_file_of_an_image(client: TestClient, studies: Path) -> None:
+    file = next(studies.glob("case.nii*"))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    told = {
+        None: 200,
+        f"SHA256:{digest}": 200,
+        digest.upper(): 200,
+        f"SHA256:{'0' * 64}": 404,
+        "X:1": 400,
+        "a:b:c": 400,
+    }
+    for check_sum, status in told.items():
+        answer = client.head(
+            "/datastore/image", params={"image": "case"} | ({"check_sum": check_sum} if check_sum else {})
+        )
+        assert answer.status_code == status, check_sum
+    assert client.head("/datastore/image?image=absent").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/info/", "/datastore/", "/datastore/?output=all"])
+def test_what_an_archive_is_asked_for_holds_up_nobody_else(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 200
+    routes = [route for route in client.app.routes if getattr(route, "path", "") == path.partition("?")[0]]
+    first = next(route for route in routes if "GET" in route.methods)
+    assert not inspect.iscoroutinefunction(first.endpoint)

@@ -1,21 +1,32 @@
-"""The folder of an archive's server after its list of images was lost; the archive itself is asked in `tests/e2e`."""
+"""The folder of an archive's server: its list of images is lost, a series grows; more about archives in `tests/e2e`."""
 
+import errno
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Thread
+from types import SimpleNamespace
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
+import requests
 
 pytest.importorskip("monailabel")
 
 from monailabel.datastore.dicom import DICOMwebClientX
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 
 from sliceprop import io
 from sliceprop.dicom import write_dicom_series
 from sliceprop.erasure import erase_study
-from sliceprop.errors import InputError
+from sliceprop.errors import GeometryError, InputError, SlicePropError, StorageError
 from sliceprop.orthanc import Orthanc
+from sliceprop.server import panel_routes
 from sliceprop.server.archive import ArchivedStudies
+from sliceprop.server.errors import ArchiveError
+from sliceprop.server.requests import label_options
+from sliceprop.server.workspace import Workspace
 
 SCAN = io.Image(np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4), np.diag([-1.0, -1.0, 3.0, 1.0]))
 
@@ -83,3 +94,131 @@ def test_a_file_by_which_orthanc_ends_is_told(folder: Path) -> None:
     (file, *_) = (folder / ids(folder)[0]).iterdir()
     with pytest.raises(InputError, match=f"{file.name}: Orthanc does not answer"):
         orthanc.add([file])
+
+
+class Growing:
+    """Stands in for the client of an archive to which a series is still being stored."""
+
+    base_url = "http://127.0.0.1:9"
+
+    def __init__(self, folder: Path) -> None:
+        files = write_dicom_series(folder, SCAN, name="growing")
+        self.all = sorted(map(dcmread, files), key=lambda one: int(one.InstanceNumber))
+        self.stored, self.away = self.all[:2], False
+        self.uid = str(self.all[0].SeriesInstanceUID)
+
+    def search_for_series(self, **wanted: Any) -> list[dict[str, Any]]:
+        """The one series, whatever is wanted."""
+        told = {"0020000E": self.uid, "0020000D": str(self.all[0].StudyInstanceUID), "00201209": len(self.stored)}
+        return [{tag: {"Value": [value]} for tag, value in told.items()}]
+
+    def iter_series(self, study: str, series: str) -> Iterator[Dataset]:
+        """The series; without its last slice if the archive goes away meanwhile."""
+        yield from self.stored[:-1]
+        if self.away:
+            raise requests.ConnectionError("away")
+        yield self.stored[-1]
+
+
+@pytest.fixture
+def growing(tmp_path: Path) -> Growing:
+    return Growing(tmp_path / "source")
+
+
+def slices(folder: Path, image: str) -> tuple[int, int, int]:
+    """Of the scan, of the series, and of what the list says."""
+    store, scan = opened(folder), io.read_image(folder / f"{image}.nii.gz")
+    return (
+        scan.array.shape[2],
+        len(list((folder / image).iterdir())),
+        len(store.get_image_info(image)["InstanceNumbers"]),
+    )
+
+
+def test_a_series_that_has_grown_is_fetched_anew(growing: Growing, tmp_path: Path) -> None:
+    store = ArchivedStudies(growing, {}, str(tmp_path / "kept"))
+    store.get_image_uri(growing.uid)
+    assert slices(tmp_path / "kept", growing.uid) == (2, 2, 2)
+    growing.stored = growing.all
+    store.renew(growing.uid)
+    assert slices(tmp_path / "kept", growing.uid) == (4, 4, 4)
+    assert not list((tmp_path / "kept").glob(".writing-*"))
+
+
+@pytest.mark.parametrize("failure", ["away", "full", "list", "gap"])
+def test_what_was_fetched_stays_until_all_of_the_grown_series_is_here(
+    growing: Growing, tmp_path: Path, failure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = ArchivedStudies(growing, {}, str(tmp_path / "kept"))
+    store.get_image_uri(growing.uid)
+    growing.stored, growing.away = growing.all, failure == "away"
+    if failure == "gap":
+        growing.stored = [growing.all[n] for n in (0, 1, 3)]
+    with monkeypatch.context() as patch:
+        if failure in ("full", "list"):
+            patch.setattr(*{"full": (Dataset, "save_as"), "list": (store, "_update_datastore_file")}[failure], full)
+        expected: dict[str, type[SlicePropError]] = {"away": ArchiveError, "full": StorageError, "gap": GeometryError}
+        with pytest.raises(expected.get(failure, InputError)):
+            store.renew(growing.uid)
+    assert slices(tmp_path / "kept", growing.uid) == (2, 2, 2)
+    assert Path(store.get_image_uri(growing.uid)).is_file()
+    assert len(store.get_image_info(growing.uid)["InstanceNumbers"]) == 2
+    assert not list((tmp_path / "kept").glob(".writing-*"))
+    growing.stored, growing.away = growing.all, False
+    store.renew(growing.uid)
+    assert slices(tmp_path / "kept", growing.uid) == (4, 4, 4)
+
+
+def test_a_series_on_which_was_drawn_stays_also_when_monai_label_lists_no_label(
+    growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ArchivedStudies(growing, {}, str(tmp_path / "kept"))
+    workspace, file = Workspace(store), tmp_path / "upload.nii.gz"
+    app = SimpleNamespace(datastore=lambda: store, workspace=workspace, training=lambda image: {})
+    monkeypatch.setattr(panel_routes, "running_app", lambda: app)
+    labels = np.zeros((6, 5, 2), np.uint8)
+    labels[2:4, 1:4, 1] = 1
+    nib.save(nib.Nifti1Image(labels, nib.load(store.get_image_uri(growing.uid)).affine), file)
+    options = label_options({"label_info": [{"name": "liver", "idx": 1}], "slice_axis": 2})
+    workspace.submit(growing.uid, "sparse", file, options)
+    store.remove_label(growing.uid, "sparse")
+    workspace.record(growing.uid).versions.restore(1)
+    growing.stored = growing.all
+    told = panel_routes.get_study(growing.uid, SimpleNamespace(username="anna"))
+    assert told["annotated_slices"] == [1]
+    assert slices(tmp_path / "kept", growing.uid)[:2] == (2, 2)
+
+
+def test_a_series_on_which_nobody_drew_grows_when_it_is_opened(
+    growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ArchivedStudies(growing, {}, str(tmp_path / "kept"))
+    app = SimpleNamespace(datastore=lambda: store, workspace=Workspace(store), training=lambda image: {})
+    monkeypatch.setattr(panel_routes, "running_app", lambda: app)
+    for stored in (growing.all[:2], growing.all):
+        growing.stored = stored
+        assert panel_routes.get_study(growing.uid, SimpleNamespace(username="anna"))["shape"] == [6, 5, len(stored)]
+
+
+def test_an_archive_that_hangs_holds_up_one_who_asks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sliceprop.server.archive.PATIENCE_S", 0.05)
+    asked, answers, lists = Event(), Event(), list[list[str]]()
+    client = DICOMwebClientX(url="http://127.0.0.1:9")
+
+    def search(**options: Any) -> list[Any]:
+        asked.set()
+        assert answers.wait(60)
+        return []
+
+    monkeypatch.setattr(client, "search_for_series", search)
+    store = ArchivedStudies(client, {}, str(folder))
+    first = Thread(target=lambda: lists.append(store.list_images()), daemon=True)
+    first.start()
+    assert asked.wait(60)
+    assert store.list_images() == ids(folder)
+    answers.set()
+    first.join(60)
+    assert lists == [[]] and store.list_images() == []

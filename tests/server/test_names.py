@@ -201,6 +201,46 @@ def test_a_lost_table_is_made_anew_from_what_is_recorded(tmp_path):
     assert LabelNames(tmp_path / "names.json").names == ["unnamed_1", "core", "fat"]
 
 
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        ([{"name": "vessel", "idx": 2}, {"name": "liver", "idx": 1}], ["liver", "vessel", "tumour"]),
+        ([{"name": "vessel", "idx": 3}], ["liver", "unnamed_2", "vessel", "tumour"]),
+        # the table tells what its own numbers are called, and no name is there twice
+        ([{"name": "vessel", "idx": 1}, {"name": "liver", "idx": 2}], ["liver", "unnamed_2", "tumour"]),
+        ([{"name": "fat", "idx": 1}], ["liver", "tumour"]),
+    ],
+)
+def test_numbers_beyond_the_table_belong_to_what_versions_call_them(tmp_path, recorded, expected):
+    """In a backup the table may be older than the versions."""
+    file = tmp_path / "names.json"
+    submit(LabelNames(file), {1}, [{"name": "liver"}])
+    table = LabelNames(file, None, lambda: [recorded])
+    assert table.names == expected[:-1]
+    assert submit(table, {1}, [{"name": "tumour"}]) == {1: len(expected)}
+    assert table.names == LabelNames(file).names == expected
+    table.replace(expected[:1], {})
+    assert table.names == ["liver"]
+
+
+def test_configured_names_keep_the_numbers_that_versions_have_beyond_the_table(tmp_path):
+    file = tmp_path / "names.json"
+    submit(LabelNames(file, ["a", "b", "c"]), {1}, [{"name": "a"}])
+    table = LabelNames(file, ["c", "b", "a"], lambda: [[{"name": "c", "idx": 3}]])
+    assert table.indices == {"a": 1, "b": 2, "c": 3}
+    assert submit(table, {1}, [{"name": "b"}]) == {1: 2}
+    assert LabelNames(file).names == ["a", "b", "c"]
+
+
+def test_versions_that_cannot_be_read_do_not_end_the_server(tmp_path, caplog):
+    def unreadable():
+        raise OSError
+
+    submit(LabelNames(tmp_path / "names.json"), {1}, [{"name": "liver"}])
+    assert LabelNames(tmp_path / "names.json", None, unreadable).names == ["liver"]
+    assert "not known" in caplog.text
+
+
 def test_a_table_that_is_lost_while_the_server_runs_is_written_again(table, tmp_path):
     submit(table, {1}, [{"name": "liver"}])
     for file in (tmp_path / "sub").glob("names*.json"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
 import subprocess
 import sys
@@ -15,8 +16,10 @@ pytest.importorskip("monailabel")
 
 from sliceprop.serve import APP_FOLDER
 
+ENDED = 128 + signal.SIGTERM
+
 UP_TO_LISTENING = """
-import json, os, resource, tempfile, uvicorn
+import json, os, resource, signal, tempfile, uvicorn
 from uvicorn.config import HTTP_PROTOCOLS
 import sliceprop.server.__main__ as program
 
@@ -25,7 +28,8 @@ def listen(app, log_config, **options):
     config.load()
     place = tempfile.gettempdir()
     print(json.dumps([config.http_protocol_class.__module__, *resource.getrlimit(resource.RLIMIT_NOFILE)]))
-    print(json.dumps([place, os.environ["TMPDIR"], os.stat(place).st_mode & 0o777]))
+    print(json.dumps([place, os.environ["TMPDIR"], os.stat(place).st_mode & 0o777]), flush=True)
+    signal.raise_signal(signal.SIGTERM)
 
 uvicorn.run = listen
 program.main()
@@ -42,7 +46,7 @@ def start(studies: Path, *conf: str) -> subprocess.CompletedProcess[str]:
 def test_it_logs_beside_the_studies_and_only_there(tmp_path: Path) -> None:
     kept = sorted(path.name for path in APP_FOLDER.iterdir())
     ended = start(tmp_path / "studies", "--conf", "target", "0.9")
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == ENDED, ended.stderr
     module, *limits = json.loads(ended.stdout.splitlines()[-2])
     place, told, mode = json.loads(ended.stdout.splitlines()[-1])
     assert place == told and mode == 0o700 and not Path(place).exists()
@@ -81,7 +85,7 @@ def test_a_file_is_no_folder_of_studies(tmp_path: Path, below: str) -> None:
 def test_studies_beside_which_nothing_can_be_kept_are_served(tmp_path: Path) -> None:
     (tmp_path / ".labelprop").touch()
     ended = start(tmp_path)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == ENDED, ended.stderr
     assert "nothing can be kept in" in ended.stderr
 
 

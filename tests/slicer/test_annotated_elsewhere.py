@@ -225,15 +225,100 @@ def test_slices_are_cleared_only_by_one_who_means_it(slicer, server):
     assert desk.session.submit() == [7, 11]
 
 
-def test_what_the_server_keeps_against_a_wish_is_shown_again(slicer, server):
+def test_slices_are_cleared_although_another_client_was_given_the_scan_alone(slicer, server):
     desk = opened(slicer, server, "bare", labels=only(truth()))
     desk.connect()
     server.ok("POST", "/activelearning/next_slice", json={"image": "bare", "client_id": "Slicer's own module"})
     desk.draw(truth() * 0, 7)
     with pytest.raises(LookupError, match="empty here now"):
         desk.session.submit()
-    assert desk.session.submit() == [2, 7, 11], "the server takes it for never shown"
-    assert desk.connect() == "from the server: slice 7"
+    assert desk.session.submit() == desk.annotated == [2, 11], "they are not taken for never shown"
+    assert not desk.connect()
+
+
+def in_a_copy_of_the_result(desk):
+    """Propagate, and copy the result into the user's own segments."""
+    desk.connect()
+    desk.session.propagate()
+    desk.session.show()
+    [result] = [node for node in desk.slicer.mrmlScene.nodes if node.name == "SliceProp result"]
+    for name in NAMES:
+        desk.segment(name).mask = desk.segment(name, result).mask.copy()
+
+
+def test_a_slice_that_is_cleared_in_a_copy_of_the_result_is_not_called_empty(slicer, server):
+    desk = opened(slicer, server, "copy", labels=only(truth(), (2, 4, 7, 11)))
+    in_a_copy_of_the_result(desk)
+    desk.draw(truth() * 0, 4)
+    for _ in range(2):
+        with pytest.raises(LookupError, match="cannot tell both at once"):
+            desk.session.submit()
+    assert desk.annotated == [2, 4, 7, 11] and server.voxels("copy", "annotation")[..., 4].any()
+
+
+def test_a_slice_that_is_cleared_among_approved_ones_is_not_called_empty(slicer, server):
+    desk = opened(slicer, server, "approved", labels=only(truth(), (2, 4, 7, 11)))
+    in_a_copy_of_the_result(desk)
+    approved = set(np.flatnonzero(desk.drawn().any(axis=(0, 1))).tolist())
+    server.submit("approved", desk.drawn(), annotated_slices=sorted(approved))
+    desk.connect()
+    assert desk.annotated == sorted(approved)
+    desk.draw(truth() * 0, 5)
+    with pytest.raises(LookupError, match="do this again"):
+        desk.session.submit()
+    assert desk.session.submit() == desk.annotated == sorted(approved - {5})
+
+
+def test_an_empty_slice_that_somebody_took_back_stays_so(slicer, server):
+    desk = opened(slicer, server, "taken", labels=only(truth()), annotated_slices=[0, 2, 7, 11])
+    desk.connect()
+    server.submit("taken", only(truth()), annotated_slices=[2, 7, 11])
+    desk.draw(truth(), 5)
+    desk.mark(13)
+    with pytest.raises(LookupError, match="not empty and complete on the server any more: slice 0; mark again"):
+        desk.session.submit()
+    assert desk.session.submit() == [2, 5, 7, 11, 13], "marks of this user that were not sent yet count"
+    desk.mark(0)
+    assert desk.session.submit() == [0, 2, 5, 7, 11, 13]
+
+
+def test_single_slices_of_a_partial_study_are_not_marked_in_vain(slicer, server):
+    core = np.where(truth() == 2, 2, 0).astype(np.uint8)
+    desk = opened(slicer, server, "single", labels=only(core), partial=True)
+    desk.connect()
+    desk.mark(5)
+    with pytest.raises(LookupError, match=r"so slice 5 cannot be complete without the others: mark slices 2, 7, 11"):
+        desk.session.submit()
+    assert desk.session.submit() == [2, 7, 11], "without the mark, as was said"
+    for index in (2, 7, 11):
+        desk.mark(index)
+    assert desk.session.submit() == [2, 7, 11] and not server.study("single")["partial"]
+
+
+@pytest.mark.parametrize("step", ["at once", "submitted in between"])
+def test_a_former_name_that_another_label_has_now_is_refused(slicer, server, step):
+    image = f"swap-{step.replace(' ', '-')}"
+    desk = opened(slicer, server, image, labels=only(truth()))
+    desk.connect()
+    desk.draw(truth(), 5)
+    server.ok("PUT", "/labelprop/labels", json={"labels": [{"name": "former", "renamed_from": "disc"}]})
+    if step != "at once":
+        assert desk.session.submit() == [2, 5, 7, 11]
+    server.ok("PUT", "/labelprop/labels", json={"labels": [{"name": "disc"}]})
+    try:
+        for again in (desk.session.submit, desk.session.submit, desk.connect):
+            with pytest.raises(LookupError, match=r"disc is another label on the server now.* called former there"):
+                again()
+        desk.segment("disc").name = "former"
+        told = desk.connect()
+        desk.session.submit()
+        found, number = server.voxels(image, "annotation"), server.study(image)["label_names"]["former"]
+        np.testing.assert_array_equal(found == number, only(truth(), (2, 5, 7, 11)) == 1)
+        assert not told
+    finally:
+        names = [{"name": f"{image} new", "renamed_from": "disc"}]
+        server.ok("PUT", "/labelprop/labels", json={"labels": names})
+        server.ok("PUT", "/labelprop/labels", json={"labels": [{"name": "disc", "renamed_from": "former"}]})
 
 
 def test_what_the_server_answered_is_not_drawn(slicer, server):

@@ -32,8 +32,9 @@ NOT_STRUCTURES = ("background", "foreground_scribbles", "background_scribbles")
 
 CONFLICT = 409
 
-Known = dict[tuple[str, str, str], str]
-"""By address of the server, study and drawing: the version that the drawing began with, or was last stored as."""
+Known = dict[tuple[str, str, str], tuple[str, Mapping[str, int]]]
+"""By address of the server, study and drawing: the version that the drawing began with, or was last stored as, and the
+label numbers by all names that the server had for them since."""
 
 
 class RemoteBackend:
@@ -41,15 +42,22 @@ class RemoteBackend:
 
     Args:
         client: speaks to it.
-        known: versions that the server may replace by a drawing, also those of backends before this one.
+        known: what drawings are based on, also those of backends before this one.
     """
 
     def __init__(self, client: Client, known: Known) -> None:
         self.client, self._known = client, known
 
-    def know(self, study: str, drawing: str, version: str) -> None:
-        """A drawing is this version of a study's annotation, or scribbles, and what was changed on it since."""
-        self._known[self.client.address, study, drawing] = version
+    def know(self, study: str, drawing: str, version: str, names: Mapping[str, int]) -> None:
+        """A drawing is this version of a study's annotation, or scribbles, and what was changed on it since.
+
+        Args:
+            study: its id.
+            drawing: id of the drawing.
+            version: that the server may replace by it; empty for none.
+            names: numbers of the server's labels by name; the server knows labels by former names, too.
+        """
+        self._known[self.client.address, study, drawing] = version, {**self._based_on(study, drawing)[1], **names}
 
     def train(self, job: Job, progress: Report, cancelled: Cancelled) -> None:
         """See `Backend`; cancelling ends the training on the server, which keeps the best model so far."""
@@ -118,21 +126,24 @@ class RemoteBackend:
         if not drawn and (self._version(study, job.drawing) or not marked):
             raise NoAnnotationError("nothing is annotated yet; paint at least one slice")
         names = _names(job)
-        self._check_scan(study, job)
+        self._check_study(study, job, names)
         if drawn:
             options: dict[str, Any] = {"slice_axis": _file_axis(job), "partial": job.settings.partial}
             if not job.settings.partial:
                 options["annotated_slices"] = _annotated_slices(job)
             answer = self._store(self.client.submit, study, job.drawing, job.labels, names, options)
-            self.know(study, job.drawing, answer["annotation_version"])
+            self.know(study, job.drawing, answer["annotation_version"], answer["label_names"])
         if job.scribbles is not None and (marked or self._version(study, job.marking)):
             answer = self._store(self.client.submit_scribbles, study, job.marking, job.scribbles, names, {})
-            self.know(study, job.marking, answer["scribbles_version"])
+            self.know(study, job.marking, answer["scribbles_version"], answer["label_names"])
         return study
 
     def _version(self, study: str, drawing: str) -> str:
         """What a drawing may replace; nothing, if it did not come from the server."""
-        return self._known.get((self.client.address, study, drawing), "")
+        return self._based_on(study, drawing)[0]
+
+    def _based_on(self, study: str, drawing: str) -> tuple[str, Mapping[str, int]]:
+        return self._known.get((self.client.address, study, drawing), ("", {}))
 
     def _store(
         self,
@@ -151,8 +162,8 @@ class RemoteBackend:
                 raise
             raise RefusedError(CONFLICT, f"{error}. Open brings it; your layers stay beside it") from error
 
-    def _check_scan(self, study: str, job: Job) -> None:
-        """Refuse labels for a scan that lies elsewhere: the server may have another one by that name.
+    def _check_study(self, study: str, job: Job, names: Mapping[int, str]) -> None:
+        """Refuse labels for a scan that lies elsewhere, or for other labels: the server may have others by that name.
 
         Raises:
             InputError: telling what to do.
@@ -163,6 +174,11 @@ class RemoteBackend:
             io.check_same_grid(there, io.Image(job.labels.T, reversed_axes(job.affine)), study)
         except InputError as error:
             raise InputError(f"the scan {study} of the server is another one than in view; open it again") from error
+        now = state["label_names"]
+        for before in (self._based_on(study, drawing)[1] for drawing in (job.drawing, job.marking)):
+            for name in names.values():
+                if name in before and now.get(name, before[name]) != before[name]:
+                    raise InputError(f"{name} is another label on the server now; open the study again")
 
     def _watch(self, study: str, progress: Report, cancelled: Cancelled) -> None:
         """Follow a training to its end.

@@ -130,7 +130,7 @@ class ServerBox(QWidget):
 
         def add(title: str, array: NDArray[Any], version: str, styles: dict[int, LabelStyle], **kept: Any) -> Any:
             drawing = uuid4().hex
-            backend.know(study, drawing, version)
+            backend.know(study, drawing, version, fetched.numbers)
             options = label_options(styles, {**place["metadata"], **kept, DRAWING: drawing})
             layer = viewer.add_labels(np.array(array.T, np.uint16), name=f"{study} {title}", **{**place, **options})
             layer.n_edit_dimensions = 2
@@ -204,6 +204,7 @@ class _Fetched:
         counting: how its slices count, as the labels layer's metadata keep it; empty without annotation.
         version: of the annotation.
         scribbles_version: of the scribbles.
+        numbers: of the server's labels by name.
     """
 
     study: str
@@ -214,6 +215,7 @@ class _Fetched:
     counting: dict[str, Any]
     version: str
     scribbles_version: str
+    numbers: dict[str, int]
 
 
 def _fetch(client: Client, study: str) -> _Fetched:
@@ -225,7 +227,8 @@ def _fetch(client: Client, study: str) -> _Fetched:
     version, scribbles_version = state["annotation_version"], state["scribbles_version"]
     counting = _counting(state, annotation) if version else {}
     scan = client.download_image(study)
-    return _Fetched(study, scan, annotation, scribbles, styles, counting, version, scribbles_version)
+    numbers = state["label_names"]
+    return _Fetched(study, scan, annotation, scribbles, styles, counting, version, scribbles_version, numbers)
 
 
 def _counting(state: dict[str, Any], annotation: NDArray[Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import sys
 import tempfile
 from asyncio import constants, sslproto
@@ -19,6 +20,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -147,9 +149,15 @@ def main() -> None:
 @contextmanager
 def _private_temporary_files() -> Iterator[None]:
     """Until the end all of them lie in a folder that only their owner may enter: scans of requests are among them."""
-    with tempfile.TemporaryDirectory(prefix="sliceprop-") as folder:
+    signal.signal(signal.SIGTERM, _end)  # uvicorn sends it again when it has ended
+    with tempfile.TemporaryDirectory(prefix="sliceprop-", ignore_cleanup_errors=True) as folder:
         tempfile.tempdir = os.environ["TMPDIR"] = folder
         yield
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End as after any error, so that what is to be removed is."""
+    sys.exit(128 + number)
 
 
 def _run() -> None:

@@ -26,8 +26,8 @@ from requests.adapters import HTTPAdapter
 from sliceprop import io
 from sliceprop.dicom_seg import FIRST_SERIES_NUMBER, write_dicom_seg
 from sliceprop.dicom_series import check_series, describe_series, read_series
-from sliceprop.errors import FileError, InputError, SlicePropError
-from sliceprop.server.datastore import Studies
+from sliceprop.errors import FileError, InputError, SlicePropError, StorageError
+from sliceprop.server.datastore import UNFINISHED, Studies
 from sliceprop.server.errors import ArchiveError, NotFoundError
 from sliceprop.server.logs import used_names
 
@@ -42,6 +42,9 @@ SEARCH_FILTER = {"Modality": ["CT", "MR"]}
 CONNECT_S, READ_S = 5.0, 60.0
 LISTED_S = 10.0
 """Seconds for which a list of series is used again: clients ask for it all the time."""
+
+PATIENCE_S = 2.0
+"""For the list that another thread asks an archive for; one that hangs must not hold up everybody."""
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _NUMBER_OF_INSTANCES = "00201209"
@@ -119,12 +122,19 @@ class ArchivedStudies(Studies):
         return str(self._client.base_url)
 
     def list_images(self) -> list[str]:
-        """Ids of the series that pass the filter; while the archive is away, of those that were opened before."""
-        with self._listing:
-            age = time.monotonic() - self._listed[0]
-            if age >= LISTED_S:
-                self._listed = time.monotonic(), self._list()
+        """Ids of the series that pass the filter; while the archive is away, of those that were opened before.
+
+        While somebody else asks the archive, and that takes long, it is the list from before.
+        """
+        if not self._listing.acquire(timeout=PATIENCE_S):
+            return list(self._listed[1]) or sorted(self._datastore.objects)
+        try:
+            if time.monotonic() - self._listed[0] >= LISTED_S:
+                listed = self._list()
+                self._listed = time.monotonic(), listed
             return list(self._listed[1])
+        finally:
+            self._listing.release()
 
     def _list(self) -> list[str]:
         try:
@@ -135,7 +145,7 @@ class ArchivedStudies(Studies):
 
     def refresh(self) -> None:
         """Ask the archive anew when a list is wanted next."""
-        self._listed = (-LISTED_S, [])
+        self._listed = (-LISTED_S, self._listed[1])
 
     def has_image(self, image_id: str) -> bool:
         """Whether the series was opened before, or is in the archive and passes the filter.
@@ -180,19 +190,18 @@ class ArchivedStudies(Studies):
     def renew(self, image_id: str) -> None:
         """Fetch a series anew that has grown since, such as one that was opened while it was still being stored.
 
-        One with labels of this server stays as it is: they belong to the slices that were there.
+        One with labels of this server stays as it is: they belong to the slices that were there; the caller looks for
+        versions. What was there also stays if anything goes wrong.
 
         Raises:
             ArchiveError: if the archive stops answering in the middle.
-            InputError: or a subclass, if the series is not a volume any more, or not yet.
+            InputError: or a subclass, if the series is not a volume any more, or not yet; or the folder is full.
         """
         with self._locks.setdefault(image_id, RLock()):
             entry, series = self._datastore.objects.get(image_id), self._folder / image_id
             if entry is None or entry.labels or self._count(image_id) <= len(list(series.glob("*"))):
                 return
-            _remove(series)
-            (self._folder / f"{image_id}.nii.gz").unlink(missing_ok=True)
-            self.get_image_uri(image_id)
+            self._fetch(image_id, self._folder / f"{image_id}.nii.gz", anew=True)
 
     def read(
         self, path: str, query: str, encodings: str = "identity"
@@ -288,19 +297,36 @@ class ArchivedStudies(Studies):
         about = {"uid": segmentation.SeriesInstanceUID, "description": segmentation.SeriesDescription}
         return {"number": number, **{key: str(value) for key, value in about.items()}}
 
-    def _fetch(self, image_id: str, scan: Path) -> None:
-        series = self._series(image_id)
+    def _fetch(self, image_id: str, scan: Path, *, anew: bool = False) -> None:
+        """Make the scan from the series; files of both that were there stay until the new ones are complete."""
+        series = self._folder / image_id
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=UNFINISHED) as folder:
+            received = self._download(image_id, Path(folder)) if anew or not _holds_files(series) else series
+            try:
+                files = read_series(received)
+                check_series(files)
+                image = io.read_image(received)
+            except SlicePropError:
+                if received == series:
+                    series.rename(Path(folder) / "former")  # more slices may be on their way to the archive
+                raise
+            written = Path(folder) / scan.name
+            io.write_image(written, image.array, image, dtype=str(image.array.dtype))
+            self._note(image_id, {"ts": int(time.time()), "name": scan.name, **describe_series(files)})
+            scan.unlink(missing_ok=True)  # never beside another series, whenever this ends
+            if received != series:
+                _put(received, series)
+            written.replace(scan)
+            io.sync(self._folder)
+
+    def _note(self, image_id: str, info: dict[str, Any]) -> None:
+        """List a series that has no labels."""
         try:
-            files = read_series(series)
-            check_series(files)
-            image = io.read_image(series)
-        except SlicePropError:
-            _remove(series)  # more slices may be on their way to the archive
+            with self._entries() as entries:
+                entries[image_id] = ImageLabelModel(image=DataModel(info=info, ext=".nii.gz"))
+        except FileError:
+            self._list_state = None  # what the file says counts
             raise
-        io.write_image(scan, image.array, image, dtype=str(image.array.dtype))
-        model = DataModel(info={"ts": int(time.time()), "name": scan.name, **describe_series(files)}, ext=".nii.gz")
-        with self._entries() as entries:
-            entries[image_id] = ImageLabelModel(image=model)
 
     def _series(self, image_id: str) -> Path:
         """The folder with the DICOM files of a series, received as a whole.
@@ -308,22 +334,29 @@ class ArchivedStudies(Studies):
         Raises:
             ArchiveError: if the archive does not answer.
             NotFoundError: if it has no such series.
+            StorageError: if the folder is full.
         """
         target = self._folder / image_id
-        if target.is_dir() and any(target.iterdir()):
-            return target
+        if not _holds_files(target):
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix=UNFINISHED) as folder:
+                _put(self._download(image_id, Path(folder)), target)
+        return target
+
+    def _download(self, image_id: str, folder: Path) -> Path:
+        """A new folder in this one with the files of a series as the archive has them; may raise as `_series`."""
         study = self._search(SeriesInstanceUID=image_id).get(image_id)
         if study is None:
             raise NotFoundError(f"the archive has no series {image_id!r}")
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".writing-") as folder:
-            files = Path(folder) / "series"
-            files.mkdir()
-            with self._asking():
-                for number, instance in enumerate(self._client.iter_series(study, image_id)):
-                    instance.save_as(files / f"{number:06}.dcm")  # never a name that the archive gives
-            _remove(target)
-            files.replace(target)
-        return target
+        files = folder / "series"
+        files.mkdir()
+        with self._asking():
+            for number, instance in enumerate(self._client.iter_series(study, image_id)):
+                file = files / f"{number:06}.dcm"  # never a name that the archive gives
+                try:
+                    instance.save_as(file)
+                except OSError as error:
+                    raise StorageError(f"{self._folder}: cannot keep the series ({error.strerror or error})") from error
+        return files
 
     def _count(self, image_id: str) -> int:
         """How many files of a series the archive has; 0 if it does not say."""
@@ -361,6 +394,8 @@ class ArchivedStudies(Studies):
         """What goes wrong between this server and the archive, in one sentence."""
         try:
             yield
+        except StorageError:
+            raise
         except requests.HTTPError as error:
             reason = str(error).partition(" for url")[0]
             raise ArchiveError(f"the DICOMweb server {self.name()} refuses the request ({reason})") from error
@@ -376,8 +411,12 @@ def _named(series: Mapping[str, Any]) -> str:
     return f"series {series['number']}, {series['description']}"
 
 
-def _remove(folder: Path) -> None:
-    for file in folder.glob("*"):
-        file.unlink(missing_ok=True)
-    if folder.is_dir():
-        folder.rmdir()
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _put(received: Path, series: Path) -> None:
+    """Move a folder into the place of another one, which goes beside where it was."""
+    if series.is_dir():
+        series.rename(received.with_name("former"))
+    received.replace(series)

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any
 
 from sliceprop.config import BACKGROUND_SCRIBBLE
-from sliceprop.errors import InputError
+from sliceprop.errors import InputError, SlicePropError
 from sliceprop.files import read_table, write_table
 from sliceprop.server.guard import parse_json
 
@@ -157,7 +157,8 @@ class LabelNames:
         file: keeps the names in use, and one beside it those that were renamed; its folder is made when the first
             name arrives.
         configured: names that the operator chose; clients cannot add any.
-        recorded: gives `name` and `idx` of labels that there were, the newest first; called if the table is lost.
+        recorded: gives `name` and `idx` of labels that there were, the newest first; called once, for numbers beyond
+            the table, which may be older than the versions in a backup, and again if the table is lost.
     """
 
     def __init__(
@@ -169,6 +170,7 @@ class LabelNames:
         self._file, self._configured, self._recorded = file, configured, recorded
         self._renamed_file = file.with_name("renamed.json")
         self._last_known: dict[int, str] | None = None
+        self._beyond: dict[int, str] | None = None
         self.lock = Lock()
         """Held from `mapping` to `register`, so that two clients cannot be given the same index."""
 
@@ -285,6 +287,7 @@ class LabelNames:
 
     def _write(self, names: Sequence[str]) -> None:
         write_table(self._file, list(names))
+        self._beyond = {}
         self._last_known = dict(enumerate(names, start=1))
 
     @property
@@ -299,12 +302,30 @@ class LabelNames:
         """`{index: name}` of those in use, without the table those seen or recorded last."""
         stored = self._stored
         if stored is not None:
-            self._last_known = dict(enumerate(stored, start=1))
+            if self._beyond is None:
+                self._beyond = self._recorded_beyond(stored)
+            beyond = {index: name for index, name in self._beyond.items() if index > len(stored)}
+            self._last_known = dict(enumerate(stored, start=1)) | beyond
         elif self._last_known is None:
             self._last_known = recorded_names(self._recorded(), self._renamed)
             if self._last_known:
                 logger.warning("%s is missing; the versions of the studies name %s", self._file, self._last_known)
         return self._last_known
+
+    def _recorded_beyond(self, stored: Sequence[str]) -> dict[int, str]:
+        """`{index: name}` of the labels that versions have beyond the table; one whose name is taken has none."""
+        table = [{"name": name, "idx": index} for index, name in enumerate(stored, start=1)]
+        try:
+            recorded = [table, *self._recorded()]
+        except (OSError, SlicePropError):
+            logger.exception("whether versions have labels that %s lacks is not known", self._file)
+            return {}
+        used = {index for label_info in recorded for entry in label_info if (index := _whole_number(entry.get("idx")))}
+        told = {index: name for index, name in recorded_names(recorded, self._renamed).items() if name not in stored}
+        beyond = {index: told.get(index, f"unnamed_{index}") for index in sorted(used) if index > len(stored)}
+        if beyond:
+            logger.warning("%s is older than the versions of the studies, which name also %s", self._file, beyond)
+        return beyond
 
     def _not_yet_in(self, known: Mapping[int, str]) -> list[str]:
         """Configured names that are not in use, nor a former name of what is."""

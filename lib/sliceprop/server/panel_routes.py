@@ -60,10 +60,13 @@ def ohif_file(path: str, user: Reader) -> Response:
 def get_study(image: str, user: Reader) -> dict[str, Any]:
     """All that the panel shows of a study but its voxels."""
     app = running_app()
-    store = app.datastore()
+    store, workspace = app.datastore(), app.workspace
+    case = workspace.case(image)
     if isinstance(store, ArchivedStudies):
-        store.renew(image)
-    return study_state(app.workspace, app.workspace.case(image), app.training(image))
+        with workspace.lock(case):
+            if not workspace.record(image).versions.numbers():  # they belong to the slices that there were
+                store.renew(image)
+    return study_state(workspace, case, app.training(image))
 
 
 @router.get("/labelprop/voxels")

@@ -197,7 +197,9 @@ class StudyRecord:
         """
         known = read_table(self.folder / "scan.json") or {}
         same = known.get("voxels") == array_digest(scan.array)
-        if not same and any(version.labels_file for version in self.versions.newest_first()):
+        tags = {version.entry.tag for version in self.versions.newest_first()}
+        shown = (self.versions.newest(tag) for tag in tags)  # what was removed counts no more
+        if not same and any(version is not None and version.labels_file for version in shown):
             raise ConflictError(
                 f"labels of another scan called {image_id!r} are still kept; choose another name, "
                 "or let the operator erase that study first (sliceprop erase STUDY)"

@@ -15,10 +15,11 @@ from typing import Any
 from fastapi import APIRouter, BackgroundTasks, HTTPException, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, Response
-from monailabel.endpoints import activelearning, batch_infer, infer, scoring, session, train
+from monailabel.endpoints import activelearning, batch_infer, datastore, infer, scoring, session, train
 from monailabel.endpoints.user.auth import User, get_current_user
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.utils.async_tasks.utils import tasks
+from monailabel.utils.others.generic import file_checksum
 from starlette.datastructures import UploadFile as Upload
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -155,6 +156,36 @@ def run_inference(
 def run_wsi_inference(model: str, user: Reader) -> Any:
     """Refuse: this app has no model for whole-slide images."""
     raise InputError("this app does not work on whole-slide images")
+
+
+@router.get("/info/")
+def read_info(user: Reader) -> Any:
+    """What the app is and can do; MONAI Label would ask an archive in the event loop, where everybody waits for it."""
+    return running_app().info()
+
+
+@router.get("/datastore/")
+def read_datastore(user: Reader, output: datastore.ResultType | None = None) -> Any:
+    """Figures of the images and labels, or all of them; as `read_info`."""
+    return datastore.datastore(output)
+
+
+@router.head("/datastore/image")
+def has_image(image: str, user: Reader, check_sum: str | None = None, *, slot: Slot) -> None:
+    """Whether there is an image, and the client has the same file; `check_sum` is `SHA256:...`, `SHA512:` or `MD5:`.
+
+    Raises:
+        NotFoundError: if not.
+        InputError: for another kind of checksum.
+    """
+    file = running_app().workspace.case(image).image
+    if not check_sum:
+        return
+    kind, _, told = check_sum.rpartition(":")
+    if kind not in ("", "SHA256", "SHA512", "MD5"):
+        raise InputError(f"check_sum must be SHA256:..., SHA512:... or MD5:..., not {check_sum!r}")
+    if told.lower() != file_checksum(file, kind or "SHA256").rpartition(":")[2]:
+        raise NotFoundError("the file of this image is another one")
 
 
 @router.put("/datastore/label")

@@ -38,6 +38,7 @@ class Session:
         segmentation: node of the user's; what is annotated comes into it.
         told: what came into it when the session began, and what the user has to know of it; empty for nothing.
         cleared: annotated slices that are empty here, of which the user was told.
+        unheeded: marked slices that cannot be complete by themselves, of which the user was told.
     """
 
     client: Client
@@ -46,6 +47,7 @@ class Session:
     segmentation: Any
     told: str = ""
     cleared: set[int] = field(default_factory=set)
+    unheeded: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, client: Client, volume: Any, segmentation: Any) -> Session:
@@ -91,13 +93,15 @@ class Session:
         """Bring what is annotated into the user's segmentation, but over nothing that was drawn here since.
 
         A slice comes if it is empty here, or is as it was when it was last brought or submitted. Of those that were
-        drawn on both sides the user's stay; the others are shown beside it.
+        drawn on both sides the user's stay; the others are shown beside it. A slice that was complete and empty, and is
+        not counted there any more, is not marked any more.
 
         Returns:
             sentences for the user; empty if all was here.
 
         Raises:
             GridError: if the voxels do not coincide, or slices are counted along another axis than before.
+            LookupError: if a label that is drawn here is another one there now.
         """
         state, theirs = self._annotation()
         axis, annotated, known = state["slice_axis"], set(state["annotated_slices"]), self._known()
@@ -107,7 +111,7 @@ class Session:
                 "this study was annotated along another direction meanwhile; make a new segmentation to go on from "
                 "that, yours stays as it is"
             )
-        mine, names = self._drawn()
+        mine, names = self._drawn(state)
         their_names = {value: name for name, value in state["label_names"].items()}
         here, there = slice_contents(mine, names, axis), slice_contents(theirs, their_names, axis)
         differing = {index for index in annotated if here[index] != there[index]}
@@ -119,8 +123,10 @@ class Session:
         if both:
             self._show_elsewhere(theirs, both, state)
         empty = {index for index in annotated - both if not there[index]}
-        self._remember(state, {index: there[index] for index in annotated}, empty | (set(known["marked"]) - annotated))
-        gone = {index for index in before.keys() - annotated if here[index] == before[index] != ""}
+        gone = {index for index in before.keys() - annotated if here[index] == before[index]}
+        marked = empty | (set(known["marked"]) - annotated - gone)
+        self._remember(state, {index: there[index] for index in annotated}, marked)
+        bare = {index for index in gone if not here[index]}
         stays = mine * ~on_slices(mine.shape, axis, corrected)
         missing = {names[value] for value in np.unique(stays[stays > 0]).tolist()} - state["label_names"].keys()
         told = {
@@ -129,8 +135,9 @@ class Session:
             f"empty and complete there: {_slices(empty)}": empty - set(known["marked"]),
             f"drawn here and elsewhere: {_slices(both)}; yours count with the next submit, the others are shown as "
             f"{scene.ELSEWHERE}": both,
-            f"not counted on the server any more: {_slices(gone)}; they count again with the next submit, unless you "
-            "clear them": gone,
+            f"not counted on the server any more: {_slices(gone - bare)}; they count again with the next submit, "
+            "unless you clear them": gone - bare,
+            f"not empty and complete on the server any more: {_slices(bare)}; mark again what is": bare,
             "of every slice just its labels count, as somebody drew single labels; to change that, mark every drawn "
             "slice as complete": state["partial"],
             f"labels that the server does not have: {', '.join(sorted(missing))}": missing if annotated else (),
@@ -143,28 +150,46 @@ class Session:
         What the server answered earlier and is unchanged here, as in a copy of its result, it does not take for drawn.
 
         Raises:
-            LookupError: if nothing is drawn, or the study was annotated elsewhere; that has come into the segmentation.
+            LookupError: if nothing is drawn, a label that is drawn is another one on the server now, what was cleared
+                or marked would not count as meant, or the study was annotated elsewhere, which has come into the
+                segmentation.
         """
         state, known = self.state(), self._known()
         if state["annotation_version"] != known["version"]:
             if told := self.take_over():
                 raise LookupError(f"nothing is sent yet: {told}. Look at it, then do this again")
             state, known = self.state(), self._known()
-        labels, names = self._drawn()
+        labels, names = self._drawn(state)
         axis, marked = state["slice_axis"], set(known["marked"])
         drawn = set(drawn_slices(labels, axis))
         if not drawn | marked:
             raise LookupError(
                 "nothing is drawn or marked; draw a slice, or press Connect to have back what is annotated"
             )
-        cleared = {int(index) for index, content in known["slices"].items() if content} - drawn - marked
+        partial = state["partial"] and not drawn <= marked
+        if partial and not marked <= self.unheeded:
+            self.unheeded = marked
+            raise LookupError(
+                f"of every slice just its labels count here, so {_slices(marked)} cannot be complete without the "
+                f"others: mark {_slices(drawn - marked)} too, or do this again to send without these marks"
+            )
+        annotated = {int(index): content for index, content in known["slices"].items()}
+        cleared = {index for index, content in annotated.items() if content} - drawn - marked
+        added = drawn - marked - annotated.keys()
+        if cleared and added and not partial:
+            raise LookupError(
+                f"annotated, but empty here now: {_slices(cleared)}; holding more than is annotated: {_slices(added)}. "
+                "The server cannot tell both at once. Connect brings back what is annotated; submit what you drew, "
+                "then clear what shall not count any more; of a copy of the result clear also what you did not draw"
+            )
         if not cleared <= self.cleared:
             self.cleared = cleared
             raise LookupError(
                 f"annotated, but empty here now: {_slices(cleared)}. Connect brings them back; marked ones are "
                 "complete as they are; do this again if they shall not count any more"
             )
-        partial = state["partial"] and not drawn <= marked
+        # All that is drawn counts already: a list keeps what is cleared from counting as empty.
+        listed = {"annotated_slices": sorted(drawn | marked)} if cleared and not partial else {}
         counted = bool(state["annotated_slices"] or marked)  # else the server sees along which axis slices are drawn
         answer = self.client.submit(
             self.image,
@@ -174,12 +199,13 @@ class Session:
             reviewed_slices=[] if partial else sorted(marked),
             partial=partial,
             annotation_version=known["version"],
+            **listed,
         )
-        self.cleared = set()
+        self.cleared, self.unheeded = set(), set()
         contents = slice_contents(labels, names, answer["slice_axis"])
         here = drawn_slices(labels, answer["slice_axis"])
         sent = {index: contents[index] for index in answer["annotated_slices"] if index in marked.union(here)}
-        self._remember(answer, sent, marked)
+        self._remember(answer, sent, set() if partial else marked)
         return list(answer["annotated_slices"])
 
     def _annotation(self) -> tuple[dict[str, Any], np.ndarray]:
@@ -190,9 +216,22 @@ class Session:
                 return state, labels
         raise ServerError("this study is being annotated elsewhere at this moment; try again")
 
-    def _drawn(self) -> tuple[np.ndarray, dict[int, str]]:
-        """The user's segments on the study's grid, and their names by value."""
+    def _drawn(self, state: dict[str, Any]) -> tuple[np.ndarray, dict[int, str]]:
+        """The user's segments on the study's grid, and their names by value.
+
+        Raises:
+            LookupError: if the server has another label of a drawn segment's name than when that was last looked at.
+        """
         array, names = scene.read_segments(self.segmentation, self.volume)
+        before, now = self._known()["names"], state["label_names"]
+        present = {number: name for name, number in now.items()}
+        for name in (names[value] for value in np.unique(array[array > 0]).tolist()):
+            if (number := before.get(name)) is not None and now.get(name, number) != number:
+                raise LookupError(
+                    f"{name} is another label on the server now; the one of your segment is "
+                    f"{f'called {present[number]}' if number in present else 'gone'} there. Rename the segment, then "
+                    "Connect; nothing is sent"
+                )
         return self.alignment().to_study(array), names
 
     def _put(self, labels: np.ndarray, slices: set[int], state: dict[str, Any], names: dict[int, str]) -> None:
@@ -206,15 +245,22 @@ class Session:
         scene.show_labels(self.volume, self.alignment().to_node(kept), names, colors, scene.ELSEWHERE)
 
     def _known(self) -> dict[str, Any]:
-        """What the segmentation is based on: `version`, `axis`, contents of its `slices`, and the `marked` ones."""
-        known, nothing = scene.known(self.segmentation), {"version": None, "axis": None, "slices": {}, "marked": []}
+        """What the segmentation is based on.
+
+        `version`, `axis`, contents of its `slices`, the `marked` ones, and the numbers of labels by all `names` that
+        they had on the server since.
+        """
+        known = scene.known(self.segmentation)
+        nothing = {"version": None, "axis": None, "slices": {}, "marked": [], "names": {}}
         if known.get("image") != self.image:
             return nothing
-        return known if known["server"] == self.client.url else {**known, "version": None, "slices": {}}
+        elsewhere = {"version": None, "slices": {}, "names": {}}
+        return {**nothing, **known, **({} if known["server"] == self.client.url else elsewhere)}
 
     def _remember(self, told: dict[str, Any], slices: dict[int, str], marked: set[int]) -> None:
         based = {"version": told["annotation_version"], "axis": told["slice_axis"], "slices": slices}
-        study = {"server": self.client.url, "image": self.image, "marked": sorted(marked)}
+        names = {**self._known()["names"], **told["label_names"]}  # the server knows labels by former names
+        study = {"server": self.client.url, "image": self.image, "marked": sorted(marked), "names": names}
         scene.remember(self.segmentation, {**based, **study})
 
     def propagate(self) -> dict[str, Any]:
