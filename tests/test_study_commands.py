@@ -225,6 +225,14 @@ def test_a_folder_that_is_called_like_a_study_stays(studies, run):
     assert not (studies / "labels.nii.gz").exists() and sorted((studies / "labels").rglob("*")) == before
 
 
+def test_what_lies_behind_a_link_stays(studies, run, tmp_path):
+    (tmp_path / "others").mkdir()
+    shutil.copyfile(studies / "case.nii.gz", tmp_path / "others" / "case.nii.gz")
+    (studies / "labels" / "linked").symlink_to(tmp_path / "others")
+    run("erase", "case")
+    assert (tmp_path / "others" / "case.nii.gz").is_file()
+
+
 def test_a_mistyped_study_is_not_erased_whatever_else_there_is_to_remove(studies, run):
     left = studies / ".labelprop" / ".writing-abc"
     left.touch()

@@ -81,7 +81,7 @@ def _traces(studies: Path, study: str, known: dict[str, Any], scan: bool) -> Ite
         yield ours / "studies" / study
     others = {*_objects(studies), *(one.name for one in (ours / "studies").glob("*"))} - {study}
     yield from (file for file in _checkpoints(ours / "checkpoints", study) if file.stem not in others)
-    for file in (studies / "labels").glob("*/*"):
+    for file in (file for folder in _label_folders(studies) for file in folder.glob("*")):
         image = _id(file)
         if image == study or (image == f"{study}.seg" and image not in others):  # 3D Slicer's `ID.seg.nrrd`
             yield file
@@ -95,7 +95,7 @@ def _traces(studies: Path, study: str, known: dict[str, Any], scan: bool) -> Ite
 def _unfinished(studies: Path) -> Iterator[Path]:
     """Of whichever study they are."""
     ours = studies / FOLDER
-    for folder in (ours, ours / "checkpoints", studies, *(studies / "labels").glob("*")):
+    for folder in (ours, ours / "checkpoints", studies, *_label_folders(studies)):
         yield from (file for file in folder.glob(_UNFINISHED) if file.stat().st_mtime < time.time() - _FRESH_S)
 
 
@@ -111,6 +111,11 @@ def _damaged(studies: Path) -> Iterator[Path]:
         return
     except ValueError:
         yield listed
+
+
+def _label_folders(studies: Path) -> list[Path]:
+    """One for each tag; those that are links may lead to files of others."""
+    return [folder for folder in (studies / "labels").glob("*") if not folder.is_symlink()]
 
 
 def _checkpoints(folder: Path, study: str) -> Iterator[Path]:
