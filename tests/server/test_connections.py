@@ -128,6 +128,8 @@ def test_what_is_no_http_ends_the_connection(answered: bool, caplog: pytest.LogC
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 404, "headers": []})
         await send({"type": "http.response.body", "body": b"reason", "more_body": not answered})
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
     with served(HearOut(app, Limits())) as connect:
         connection = connect(b"PUT / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
