@@ -389,11 +389,10 @@ def _told(task: Any, error: str = "") -> Any:
     """
     if isinstance(task, list):
         return [_told(one) for one in task]
-    return (
-        {**task, "details": [error if error and task["status"] == "ERROR" else task["status"].lower()]}
-        if task
-        else task
-    )
+    if not task:
+        return task
+    last = error if error and task["status"] == "ERROR" else task["status"].lower()
+    return {**task, "details": [last]}
 
 
 @router.post("/scoring/{method}")

@@ -713,8 +713,8 @@ class Workspace:
             info = {}  # of the file that was there before
         options = replace(label_options(info), label_info=None, annotation_version=None)
         with self.names.lock:
-            indices, _ = self.names.mapping(present_values(values), None)
-            labels, new = self._renumbered(values, options)
+            indices, new = self.names.mapping(present_values(values), None)
+            labels = replace_values(values, indices)
             if kept is not None and kept.source == f"{tag}:{file.stat().st_mtime_ns}":
                 annotation = kept  # submitted to a release that kept no versions
             else:
