@@ -251,7 +251,7 @@ def lost(folder: Path, acknowledged: Acknowledged) -> list[str]:
     annotation = workspace.annotation(case)
     if annotation is None:
         return [*wrong, "no annotation"] if found else wrong
-    in_force = versions.get(int(annotation.source.rpartition(":")[2]))
+    in_force = versions.get(int(annotation.source.split(":")[1]))
     drawn = nib.load(in_force.labels_file).get_fdata().astype(int)
     kept = np.isin(np.arange(SHAPE[2]), annotation.annotated_slices)
     if not (annotation.labels == drawn * kept).all():
@@ -284,7 +284,7 @@ def submit_to(address: str, number: int) -> int:
         timeout=READY_S,
     )
     answer.raise_for_status()
-    return int(answer.json()["annotation_version"].rpartition(":")[2])
+    return int(answer.json()["annotation_version"].split(":")[1])
 
 
 def lost_drawings(folder: Path, acknowledged: dict[int, int]) -> list[str]:

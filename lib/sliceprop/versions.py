@@ -111,6 +111,7 @@ class Version:
         entry: what is known of it.
         folder: where it lies.
         files: SHA-256 by file name.
+        sha256: of the record.
     """
 
     number: int
@@ -118,11 +119,15 @@ class Version:
     entry: Entry
     folder: Path
     files: Mapping[str, str]
+    sha256: str
 
     @property
     def name(self) -> str:
-        """What clients get to know as the version of an annotation, such as `sparse:12`."""
-        return f"{self.entry.tag}:{self.number}"
+        """What clients get to know as the version of an annotation, such as `sparse:12:5f3a9c01`.
+
+        Its number comes again when a backup is put back, or a study is erased and drawn anew; its name does not.
+        """
+        return f"{self.entry.tag}:{self.number}:{self.sha256[:8]}"
 
     @property
     def labels_file(self) -> Path | None:
@@ -333,10 +338,11 @@ def migrate_history(folder: Path, versions: Versions) -> None:
     if not folder.is_dir():
         return
     try:
-        known = {one.digest for one in versions.newest_first() if one.entry.event == "migrated"}
+        known = {(one.time, one.digest) for one in versions.newest_first() if one.entry.event == "migrated"}
         for file in sorted(folder.glob("[0-9]*T[0-9]*-*-*")):
-            if digest(file) not in known:
-                versions.append(Entry(_history_tag(file), "migrated"), file, time=_history_time(file))
+            time = _history_time(file)
+            if (time, digest(file)) not in known:
+                versions.append(Entry(_history_tag(file), "migrated"), file, time=time)
             file.unlink()
         shutil.rmtree(folder)
     except (OSError, ValueError):
@@ -392,7 +398,7 @@ def _version(folder: Path, record: Mapping[str, Any]) -> Version:
     known = {name: record[name] for name in Entry.__dataclass_fields__ if name in record}
     slices = known["annotated_slices"]
     known |= {"annotated_slices": None if slices is None else tuple(slices), "label_info": tuple(known["label_info"])}
-    return Version(record["number"], record["time"], Entry(**known), folder, record["files"])
+    return Version(record["number"], record["time"], Entry(**known), folder, record["files"], record["sha256"])
 
 
 def _read(folder: Path) -> Version:

@@ -107,7 +107,7 @@ class Work(RuleBasedStateMachine):
     def count(self, drawn: Drawn, partial: bool = False) -> None:
         """From now on this is what was drawn; who corrects a result that is older overwrites it, as documented."""
         self.drawn, self.partial, self.result = drawn, partial, None
-        self.versions[int(self.workspace.annotation_version(self.case).rpartition(":")[2])] = drawn, partial
+        self.versions[int(self.workspace.annotation_version(self.case).split(":")[1])] = drawn, partial
 
     def is_result(self, labels: NDArray[Any]) -> bool:
         sent = self.workspace.answered(self.case, labels)

@@ -191,3 +191,14 @@ def test_replaced_labels_that_an_earlier_release_kept_become_versions(record, tm
     ]
     assert versions.get(1).labels_file.read_text() == "sparse" and versions.get(1).time.startswith("2025-01-0")
     assert not history.exists() and record.versions.numbers() == [1, 2]
+
+
+def test_a_label_that_was_kept_twice_by_an_earlier_release_is_taken_over_twice(record):
+    """Also if a crash interrupted that: here after the first two of three."""
+    history = record.folder / "history"
+    for kept in (("one", "two"), ("one", "two", "one")):
+        history.mkdir(parents=True)
+        for second, text in enumerate(kept):
+            (history / f"20250102T03040{second}-000000001-sparse.nii.gz").write_text(text)
+        versions = record.versions
+    assert [one.labels_file.read_text() for one in versions.newest_first()] == ["one", "two", "one"]

@@ -202,6 +202,27 @@ def test_a_copy_of_an_older_version_that_keeps_its_time_does_not_count_and_that_
     assert "held an older version; version 2 counts" in caplog.text
 
 
+def test_a_backup_made_while_somebody_submits_holds_what_counted(workspace, submit, tmp_path):
+    """In the order of docs/reliability.md: `.labelprop` last."""
+    studies, backup = workspace.folder.parent, tmp_path / "backup"
+    backup.mkdir()
+    submit(column([2]), partial=True)
+    shutil.copy2(studies / "datastore_v2.json", backup)
+    submit(column([2, 5]), partial=True)
+    shutil.copytree(studies / "labels", backup / "labels")
+    submit(column([2, 5, 7]) * 2, annotated_slices=[0, 2, 5, 7])
+    shutil.copytree(workspace.folder, backup / ".labelprop")
+    shutil.copy2(studies / "case.nii.gz", backup)
+    drawn = workspace.record("case").versions.get(3).drawn()
+
+    again = Workspace(LocalStudies(str(backup)))
+    annotation, newest = opened(again).annotation, again.record("case").versions.newest("sparse")
+    assert annotation.annotated_slices == (0, 2, 5, 7) and not annotation.partial
+    assert (newest.number, newest.entry.event) == (3, "submitted")
+    np.testing.assert_array_equal(newest.drawn(), drawn)
+    np.testing.assert_array_equal(nib.load(shown_file(again)).dataobj, column([2, 5, 7]) * 2)
+
+
 @pytest.mark.parametrize("tag", ["mine", "final"])
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_label_file_is_a_version_before_another_takes_its_place(workspace, submit, tag, listed):

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -330,6 +331,23 @@ def test_what_a_client_that_missed_a_change_sent_is_kept_too(workspace, submit):
     assert opened(workspace).annotation.annotated_slices == (2,)
     workspace.restore(workspace.case("case"), 2)
     assert opened(workspace).annotation.annotated_slices == (9,)
+
+
+@pytest.mark.parametrize("tag", ["sparse", "scribbles"])
+def test_a_client_that_stayed_open_while_a_backup_was_put_back_replaces_nobodys_work(workspace, submit, tmp_path, tag):
+    """The versions since then have the numbers of those that it knows."""
+    version = "scribbles_version" if tag == "scribbles" else "annotation_version"
+    submit(column([2]), tag)
+    backup = shutil.copytree(workspace.folder.parent, tmp_path / "backup")
+    known = submit(column([2, 5]), tag)[version]
+    shutil.rmtree(workspace.folder.parent)
+    backup.rename(workspace.folder.parent)
+    workspace.store.refresh()
+    theirs = submit(column([2, 7]), tag)[version]
+    assert known.split(":")[:2] == theirs.split(":")[:2]
+    with pytest.raises(ConflictError):
+        submit(column([2, 5, 9]), tag, annotation_version=known)
+    assert workspace.record("case").versions.newest(tag).name == theirs
 
 
 def test_of_two_clients_at_once_one_wins_and_both_are_kept(workspace, tmp_path):

@@ -312,8 +312,9 @@ class Workspace:
         if options.annotation_version in (None, known):
             return
         kept = self.keep(case, tag, labels, annotation, "conflict", based_on=str(options.annotation_version), by=by)
+        number = known.split(":")[1] if known else 0
         raise ConflictError(
-            f"this study was annotated elsewhere meanwhile (version {known.rpartition(':')[2] or 0}); "
+            f"this study was annotated elsewhere meanwhile (version {number}); "
             f"load that first, then submit again. What you sent is kept as version {kept.number}"
         )
 
