@@ -180,3 +180,11 @@ def test_a_mask_comes_back_as_it_was():
     assert packed["drawn"].nbytes == 14
     with pytest.raises(ValueError, match="differ"):
         unpacked_mask({**packed, "drawn_shape": np.array((3, 5, 9))})
+
+
+def test_records_are_read_without_the_files_beside_them(versions, submit):
+    kept = [submit(text) for text in ("one", "two", "three")]
+    kept[0].labels_file.unlink()
+    record = kept[1].folder / "record.json"
+    record.write_text(record.read_text().replace("sparse", "final"))
+    assert list(versions.recorded()) == [kept[0], kept[2]] and list(versions.newest_first()) == [kept[2]]

@@ -273,6 +273,15 @@ class Versions:
                     if not tags or version.entry.tag in tags:
                         yield version
 
+    def recorded(self) -> Iterator[Version]:
+        """All versions with a sound record, ascending; whether their files are is not looked at, which takes long."""
+        for number in self.numbers():
+            folder = self._folder / f"{number:06d}"
+            with suppress(OSError, KeyError, TypeError, ValueError, AttributeError):
+                record = _read_record(folder)
+                if not _wrong(folder, record):
+                    yield _version(folder, record)
+
     def damaged(self) -> dict[int, str]:
         """What is wrong with the versions that cannot be used, by number."""
         found = {}
@@ -425,7 +434,7 @@ def _read(folder: Path) -> Version:
 def _tag(folder: Path, mtime_ns: int) -> str | None:
     """Tag of a version, without checking anything else of it; None if even that cannot be read."""
     try:
-        return str(json.loads((folder / _RECORD).read_text(encoding="utf-8"))["tag"])
+        return str(_read_record(folder)["tag"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -433,16 +442,13 @@ def _tag(folder: Path, mtime_ns: int) -> str | None:
 @lru_cache(maxsize=4096)
 def _checked(folder: Path, found: tuple[tuple[str, int, int, int], ...]) -> Version | str:
     """The version, or what is wrong with it, which is logged once."""
-    reason = ""
     try:
-        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            reason = f"it has format {record['format']}, this program reads {FORMAT}"
-        elif record["sha256"] != checksum(record) or record["number"] != int(folder.name):
-            reason = f"{_RECORD} does not match its checksum"
-        elif wrong := [name for name, sha256 in record["files"].items() if digest(folder / name) != sha256]:
-            reason = f"{wrong[0]} does not match its checksum"
-        else:
+        record = _read_record(folder)
+        changed = (name for name, sha256 in record["files"].items() if digest(folder / name) != sha256)
+        reason = _wrong(folder, record)
+        if not reason and (name := next(changed, "")):
+            reason = f"{name} does not match its checksum"
+        if not reason:
             return _version(folder, record)
     except FileNotFoundError as error:
         reason = f"{Path(error.filename).name} is missing"
@@ -450,6 +456,20 @@ def _checked(folder: Path, found: tuple[tuple[str, int, int, int], ...]) -> Vers
         reason = f"{_RECORD} cannot be read ({error})"
     logger.warning("%s is damaged and left out: %s", folder, reason)
     return reason
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    return record
+
+
+def _wrong(folder: Path, record: Mapping[str, Any]) -> str:
+    """What is wrong with a record; empty for nothing."""
+    if record["format"] != FORMAT:
+        return f"it has format {record['format']}, this program reads {FORMAT}"
+    if record["sha256"] != checksum(record) or record["number"] != int(folder.name):
+        return f"{_RECORD} does not match its checksum"
+    return ""
 
 
 def _ending(file: Path) -> str:

@@ -595,3 +595,11 @@ def test_a_link_to_elsewhere_is_no_record_of_a_study(workspace, tmp_path):
     (studies / "case").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="link"):
         workspace.case("case")
+
+
+def test_labels_of_versions_are_known_though_something_else_lies_beside_the_studies(workspace, submit):
+    submit(column([2]), label_info=[{"name": "vessel", "idx": 1}])
+    for table in workspace.folder.glob("names*.json"):
+        table.unlink()
+    (workspace.folder / "studies" / "notes.txt").write_text("mine")
+    assert Workspace(workspace.store).names.indices == {"vessel": 1}

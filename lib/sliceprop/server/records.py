@@ -25,7 +25,7 @@ from sliceprop.hashing import array_digest
 from sliceprop.server.errors import ConflictError
 from sliceprop.server.provenance import Annotation, Outline, Sent, outlined
 from sliceprop.study import Propagation
-from sliceprop.versions import RESULT, Versions, packed_mask, result_mask, study_versions
+from sliceprop.versions import RESULT, Version, Versions, packed_mask, result_mask, study_versions
 
 logger = logging.getLogger(__name__)
 
@@ -197,9 +197,11 @@ class StudyRecord:
         """
         known = read_table(self.folder / "scan.json") or {}
         same = known.get("voxels") == array_digest(scan.array)
-        tags = {version.entry.tag for version in self.versions.newest_first()}
-        shown = (self.versions.newest(tag) for tag in tags)  # what was removed counts no more
-        if not same and any(version is not None and version.labels_file for version in shown):
+        shown = dict[str, Version]()  # the newest of each tag: what was removed counts no more
+        for version in self.versions.newest_first():
+            if version.entry.event != "conflict":
+                shown.setdefault(version.entry.tag, version)
+        if not same and any(version.labels_file for version in shown.values()):
             raise ConflictError(
                 f"labels of another scan called {image_id!r} are still kept; choose another name, "
                 "or let the operator erase that study first (sliceprop erase STUDY)"

@@ -198,8 +198,8 @@ class Workspace:
 
     def _recorded_labels(self) -> list[tuple[Mapping[str, Any], ...]]:
         """Names and indices of the labels in each version of every study, the newest first."""
-        studies = (StudyRecord(folder).versions for folder in (self.folder / "studies").glob("*"))
-        versions = [version for study in studies for version in study.newest_first()]
+        studies = (StudyRecord(folder).versions for folder in (self.folder / "studies").glob("*") if folder.is_dir())
+        versions = [version for study in studies for version in study.recorded()]
         return [one.entry.label_info for one in sorted(versions, key=lambda one: one.time, reverse=True)]
 
     def keep_estimate(self, case: Case, suggestion: Mapping[str, Any], target: float, labels: list[str]) -> None:
