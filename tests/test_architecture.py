@@ -86,6 +86,7 @@ HOMES = {
     "jinja2": {"cohort"},
     "zarr": {"zarr_io"},
     "pydicom": {"dicom", "dicom_series", "server"},
+    "pydantic": {"manifest"},
     "nibabel": {"io", "overlay"},
     "SimpleITK": {"io", "export", "segments", "tools"},
     "itk": {"engine", "tools"},

@@ -12,16 +12,18 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from sliceprop import io
 from sliceprop.checkpoint import load_checkpoint
-from sliceprop.config import PredictorConfig, PropagateConfig, SuggestConfig, TrainConfig
+from sliceprop.config import MAX_LABEL, PropagateConfig, SuggestConfig, TrainConfig
 from sliceprop.engine.replay import Steps, counted_steps
 from sliceprop.erasure import study_folder
 from sliceprop.errors import FileError, InputError, SlicePropError
@@ -35,6 +37,9 @@ FORMAT = 2
 PACKAGES = ("sliceprop", "torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "scikit-learn")
 MANIFESTS, MANIFEST = "manifests", "manifest.json"
 """Folder of a study's manifests on a server, and the file in the folder of each."""
+
+MAX_THREADS = 1024
+"""To learn with; more are taken for damage."""
 
 KINDS = ("labels", "from_lower", "from_upper", "uncertainty")
 
@@ -63,6 +68,45 @@ class Recipe:
     training: TrainConfig | None = None
     target: float = SuggestConfig.target
     device: str = "auto"
+
+
+class _Described(TypedDict):
+    """A file, by its path from the manifest."""
+
+    path: str
+    sha256: str
+
+
+class _Device(TypedDict):
+    asked: str
+    threads: Annotated[int, Field(ge=1, le=MAX_THREADS)]
+
+
+class _Options(TypedDict, total=False):
+    """Those of `study.open_study`."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    slice_axis: Literal["auto", "0", "1", "2", 0, 1, 2]
+    annotated_slices: list[int] | None
+    partial: bool
+    background_scribble: Annotated[int, Field(ge=0, le=MAX_LABEL)]
+
+
+class _Told(TypedDict):
+    """What of a manifest decides what is done; the rest is for people."""
+
+    inputs: dict[str, _Described]
+    options: _Options
+    config: PropagateConfig
+    training: TrainConfig | None
+    target: float
+    steps: list[Annotated[int, Field(ge=0)]]
+    device: _Device
+    results: dict[str, str]
+    versions: dict[str, str | None]
+
+
+_TOLD = TypeAdapter(_Told)
 
 
 @dataclass
@@ -156,7 +200,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: is not a manifest, or damaged ({error})") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found not in (1, FORMAT):
@@ -209,16 +253,12 @@ def reproduce(file: Path, *, progress: Callable[[Progress], None] | None = None)
         InputError: or a subclass, if an input is missing or has changed.
     """
     manifest = read_manifest(file)
-    try:
-        recipe = _recipe(manifest, file.absolute().parent)
-        wanted, steps = dict(manifest["results"]), [int(count) for count in manifest["steps"]]
-        threads = int(manifest["device"]["threads"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: is not a manifest, or damaged ({error})") from error
+    told = _told(file, manifest)
+    recipe, wanted = _recipe(told, file.absolute().parent), told["results"]
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(told["device"]["threads"])
     try:
-        with counted_steps(steps):
+        with counted_steps(told["steps"]):
             scan, study, result = _make(recipe, progress)
     finally:
         torch.set_num_threads(before)
@@ -256,21 +296,24 @@ def _make(recipe: Recipe, progress: Callable[[Progress], None] | None) -> tuple[
     return scan, study, result
 
 
-def _recipe(manifest: Mapping[str, Any], folder: Path) -> Recipe:
-    files = {name: _checked(folder, one) for name, one in manifest["inputs"].items()}
-    given = dict(manifest["config"])
-    predictor = PredictorConfig(**given.pop("predictor"))
+def _told(file: Path, manifest: Mapping[str, Any]) -> _Told:
+    """What a manifest tells, if it is of the right kinds; whoever wrote it may have done so by hand."""
+    try:
+        return _TOLD.validate_python(manifest)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{file}: is not a manifest, or damaged ({place}: {first['msg']})") from error
+
+
+def _recipe(told: _Told, folder: Path) -> Recipe:
+    files, config = {name: _checked(folder, one) for name, one in told["inputs"].items()}, told["config"]
+    if "image" not in files:
+        raise InputError("the manifest names no scan")
     if "encoder_weights" in files:
-        predictor = PredictorConfig(**{**asdict(predictor), "encoder_weights": str(files["encoder_weights"])})
-    training, options = manifest["training"], dict(manifest["options"])
-    return Recipe(
-        files,
-        options,
-        PropagateConfig(**given, predictor=predictor),
-        None if training is None else TrainConfig(**training),
-        float(manifest["target"]),
-        str(manifest["device"]["asked"]),
-    )
+        weights = str(files["encoder_weights"])
+        config = replace(config, predictor=replace(config.predictor, encoder_weights=weights))
+    return Recipe(files, {**told["options"]}, config, told["training"], told["target"], told["device"]["asked"])
 
 
 def _described(folder: Path, file: Path) -> dict[str, str]:
@@ -281,9 +324,9 @@ def _described(folder: Path, file: Path) -> dict[str, str]:
         raise FileError(f"{file}: cannot be read ({error.strerror})") from error
 
 
-def _checked(folder: Path, described: Mapping[str, str]) -> Path:
+def _checked(folder: Path, described: _Described) -> Path:
     file = Path(os.path.normpath(folder / described["path"]))
-    if not file.exists():
+    if not (file.is_file() or file.is_dir()):
         raise FileError(
             f"{file}: is gone; bring it back, the manifest names it (a copy of a server's: add --studies DIR)"
         )

@@ -172,6 +172,7 @@ def test_lines_that_are_no_study_and_copies_are_told(tmp_path: Path) -> None:
         "",
         "c.nii,",
         "d.zarr,l.zarr",
+        "e\0.nii,l.nii",
     ]
     table.write_text("\n".join(["image,labels", *rows]))
     entries, failures = find_studies(table)
@@ -180,6 +181,7 @@ def test_lines_that_are_no_study_and_copies_are_told(tmp_path: Path) -> None:
     told = {failure.name: failure.reason for failure in failures}
     assert told["table.csv, line 3"] == "no image"
     assert told["table.csv, line 6"] == "more values than columns"
+    assert told["table.csv, line 10"] == "a NUL character"
     assert "more than once" in told[f"{tmp_path}/a.nii"]
     assert "rename" in told[f"{tmp_path}/a.nrrd"]
     assert "propagate-large" in told[f"{tmp_path}/d.zarr"]

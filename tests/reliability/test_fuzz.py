@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,10 +28,14 @@ from starlette.testclient import TestClient
 from serving import only, truth
 from sliceprop import io, segments
 from sliceprop.checkpoint import load_checkpoint, save_checkpoint
+from sliceprop.cli import main
+from sliceprop.cohort.finding import find_studies
 from sliceprop.config import TrainConfig
 from sliceprop.engine.network import RegistrationNet
+from sliceprop.engine.plans.weights import read_alexnet
 from sliceprop.engine.registration import Model
 from sliceprop.errors import SlicePropError
+from sliceprop.manifest import reproduce, write_manifest
 from sliceprop.server import guard
 from sliceprop.server.label_edits import parse_edits
 from sliceprop.server.label_files import read_labels
@@ -144,6 +149,85 @@ def test_damaged_dicom_series_are_read_or_refused(tmp_path: Path) -> None:
     def tried(content: bytes) -> None:
         (tmp_path / "a.dcm").write_bytes(content)
         survives(lambda: io.read_image(tmp_path))
+
+    tried()
+
+
+def test_damaged_ome_zarr_is_read_or_refused(tmp_path: Path) -> None:
+    pytest.importorskip("zarr")
+    from sliceprop.zarr_io import ZarrVolume, open_zarr, write_zarr
+
+    folder = tmp_path / "a.zarr"
+    write_zarr(folder, SMALL, ZarrVolume(SMALL, (1.0, 1.0, 1.0)))
+    good = {file: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+    @share(0.02)
+    @given(st.data(), st.sampled_from(sorted(good)))
+    def tried(data: st.DataObject, file: Path) -> None:
+        file.write_bytes(data.draw(damaged(good[file])))
+        survives(lambda: open_zarr(folder).slice(1))
+        file.write_bytes(good[file])
+
+    tried()
+
+
+def test_damaged_manifests_are_refused_or_repeated(tmp_path: Path) -> None:
+    """Also one that somebody changed and gave the right checksum."""
+    scan = tmp_path / "scan.nii.gz"
+    io.write_image(scan, SMALL, io.Image(SMALL, np.eye(4)))
+    labels = only((SMALL > 0).astype(np.uint8), (2, 4))
+    io.write_image(tmp_path / "labels.nii.gz", labels, io.Image(labels, np.eye(4)))
+    file = tmp_path / "manifest.json"
+    files = [str(scan), str(tmp_path / "labels.nii.gz"), "-o", str(tmp_path / "out.nii.gz")]
+    assert main(["propagate", *files, "--method", "nearest", "--manifest", str(file)]) == 0
+    good = file.read_text(encoding="utf-8")
+
+    @share(0.01)
+    @given(st.data())
+    def tried(data: st.DataObject) -> None:
+        content = json.loads(good)
+        inner = content
+        while isinstance(inner, dict) and inner:
+            at, outer = data.draw(st.sampled_from(sorted(inner))), inner
+            inner = outer[at]
+        outer[at] = data.draw(values)
+        write_manifest(file, content)
+        survives(lambda: reproduce(file))
+        file.write_bytes(data.draw(damaged(good.encode())))
+        survives(lambda: reproduce(file))
+
+    tried()
+
+
+@pytest.mark.parametrize("name", ["studies.csv", "datastore_v2.json"])
+def test_damaged_lists_of_studies_are_read_or_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.nii.gz").write_bytes(SEEDS["a.nii.gz"])
+    (tmp_path / "labels" / "sparse").mkdir(parents=True)
+    (tmp_path / "labels" / "sparse" / "a.nii.gz").write_bytes(SEEDS["a.nii.gz"])
+    info = {"slice_axis": 2, "annotated_slices": [1], "label_info": [{"name": "disc", "idx": 7}]}
+    listed = {"objects": {"a": {"labels": {"sparse": {"ext": ".nii.gz", "info": {"params": info}}}}}}
+    good = {"studies.csv": "image,labels,slice_axis\na.nii.gz,labels/sparse/a.nii.gz,2\n"}.get(name, json.dumps(listed))
+    file = tmp_path / name
+
+    @share(0.02)
+    @given(damaged(good.encode()))
+    def tried(content: bytes) -> None:
+        file.write_bytes(content)
+        survives(lambda: find_studies(file if name.endswith(".csv") else tmp_path))
+
+    tried()
+
+
+def test_damaged_weights_are_read_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save({"features.0.weight": torch.zeros(2, 3)}, file)
+    good = file.read_bytes()
+
+    @share(0.01)
+    @given(damaged(good))
+    def tried(content: bytes) -> None:
+        file.write_bytes(content)
+        survives(lambda: read_alexnet(file))
 
     tried()
 

@@ -266,11 +266,19 @@ def _in_csv(file: Path) -> Iterator[Entry | Failure]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileError(f"{file}: cannot be read as CSV ({error})") from error
     for number, row in rows:
-        if None in row or not (row.get("image") or "").strip():
-            reason = "more values than columns" if None in row else "no image"
+        if reason := _wrong(row):
             yield Failure(f"{file.name}, line {number}", reason)
         else:
             yield _entry_of(file.parent, {key: (value or "").strip() for key, value in row.items()})
+
+
+def _wrong(row: dict[str, str]) -> str:
+    """Why a line is no study; empty if it is one."""
+    if None in row:
+        return "more values than columns"
+    if not (row["image"] or "").strip():
+        return "no image"
+    return "a NUL character" if any("\0" in (value or "") for value in row.values()) else ""
 
 
 def _check_columns(file: Path, columns: Sequence[str] | None) -> None:
