@@ -60,6 +60,17 @@ test('what is painted during a submission belongs to the next one', () => {
   assert.deepEqual(annotation.unsaved, [2]);
 });
 
+test('what a submission has under way is only in the browser until it is answered', () => {
+  const annotation = new Annotation([8]);
+  annotation.paint(8);
+  const first = annotation.begin();
+  assert.deepEqual(annotation.draft, [8]);
+  annotation.failed(first);
+  const second = annotation.begin();
+  annotation.submitted(second);
+  assert.deepEqual(annotation.draft, []);
+});
+
 test('a failed submission leaves everything unsaved', () => {
   const annotation = new Annotation([8]);
   annotation.paint(1);

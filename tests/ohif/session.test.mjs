@@ -1,136 +1,9 @@
 import assert from 'node:assert/strict';
 import { beforeEach, test } from 'node:test';
 import { load } from './load.mjs';
+import { MemoryServer, MemoryViewer, SIZE } from './memory.mjs';
 
 const { Problem, Session } = load(['annotation', 'client', 'grid', 'session', 'words']);
-
-// A viewer and a server in memory, the viewer counting slices from the other end.
-const SHAPE = [3, 2, 6];
-const AXIS = 2;
-const SERVER_GRID = [
-  [-1, 0, 0, 0],
-  [0, -1, 0, 0],
-  [0, 0, 4, 0],
-  [0, 0, 0, 1],
-];
-const VIEWER_GRID = [
-  [-1, 0, 0, 0],
-  [0, -1, 0, 0],
-  [0, 0, -4, 20],
-  [0, 0, 0, 1],
-];
-const SIZE = 36;
-
-class MemoryLayer {
-  constructor(name) {
-    this.id = name;
-    this.values = new Uint8Array(SIZE);
-  }
-
-  read() {
-    return this.values.slice();
-  }
-
-  write(values) {
-    this.values = values.slice();
-  }
-
-  /** Paint a voxel of the viewer. */
-  paint(i, j, k, value) {
-    this.values[i + 3 * (j + 2 * k)] = value;
-  }
-
-  async show() {}
-  describe() {}
-
-  setVisible(visible) {
-    this.visible = visible;
-  }
-
-  remove() {}
-}
-
-class MemoryViewer {
-  grid() {
-    return { shape: SHAPE, matrix: VIEWER_GRID };
-  }
-
-  newLayer(name) {
-    return new MemoryLayer(name);
-  }
-
-  watch() {}
-  async idle() {}
-}
-
-class MemoryServer {
-  constructor() {
-    this.labels = new Uint8Array(SIZE);
-    this.drawn = null; // of a partial annotation
-    this.marks = new Uint8Array(SIZE);
-    this.annotated = [];
-    this.names = { disc: 1, core: 2 };
-    this.renamed = {};
-    this.number = 0;
-    this.down = false;
-    this.silent = false;
-  }
-
-  async study() {
-    return {
-      shape: SHAPE,
-      affine_lps: SERVER_GRID,
-      slice_axis: AXIS,
-      annotated_slices: this.annotated,
-      annotation_version: `v${this.number}`,
-      partial: this.drawn !== null,
-      label_names: { ...this.names },
-      renamed_labels: this.renamed,
-      colors: {},
-      scribbles: this.marks.some(value => value > 0),
-      result: null,
-    };
-  }
-
-  async voxels(image, kind) {
-    const known = { scribbles: this.marks, annotation: this.drawn || this.labels };
-    return { values: (known[kind] || this.labels).slice() };
-  }
-
-  async submit(image, values, params) {
-    if (this.down) {
-      throw new Problem('The server does not answer.');
-    }
-    if (params.annotation_version !== `v${this.number}`) {
-      throw new Problem('Somebody else submitted.', 409);
-    }
-    this.told = Object.fromEntries(params.label_info.map(({ name, idx }) => [idx, name]));
-    params.partial ? this.takePartial(values) : this.take(values, params.annotated_slices);
-    if (this.silent) {
-      throw new Problem('The server does not answer.'); // it ends before it has answered
-    }
-    const { annotated: annotated_slices, names: label_names } = this;
-    return { annotation_version: `v${this.number}`, label_names, annotated_slices };
-  }
-
-  /** Labels on some slices, which are shown with what was propagated there. */
-  takePartial(drawn) {
-    const shown = this.labels.map((value, voxel) => drawn[voxel] || value);
-    this.take(shown, [...Array(6).keys()].filter(k => drawn.subarray(6 * k, 6 * k + 6).some(value => value > 0)));
-    this.drawn = drawn.slice();
-  }
-
-  take(values, annotated) {
-    this.labels = values.slice();
-    this.drawn = null;
-    this.annotated = annotated;
-    this.number += 1;
-  }
-
-  async saveScribbles(image, values) {
-    this.marks = values.slice();
-  }
-}
 
 /** Offset of a voxel of the server. */
 const at = (i, j, k) => i + 3 * (j + 2 * k);
@@ -185,6 +58,165 @@ test('a stroke in another plane that meets a single slice is a scribble too', ()
   session.layer.paint(0, 0, 1, 2);
   assert.equal(session.stroke(false), 'scribbles');
   assert.deepEqual(session.annotation.own, []);
+});
+
+/** Draw a scribble where the server has this voxel, or erase it: 0. */
+function scribble(one, [i, j, k], value) {
+  one.scribbles.paint(i, j, 5 - k, value);
+  assert.equal(one.scribble(), true);
+}
+
+/** A study with scribbles by two people, who both have it open. */
+async function openTwice() {
+  const marks = new Uint8Array(SIZE);
+  marks[at(0, 0, 0)] = marks[at(0, 0, 5)] = 1;
+  server.mark(marks);
+  const first = await open();
+  scribble(first, [1, 0, 2], 2);
+  scribble(first, [0, 0, 5], 0);
+  return [first, await open()];
+}
+
+const markedOnServer = () => [...server.marks.keys()].filter(voxel => server.marks[voxel]);
+
+test("two people's scribbles both stay, and what one of them erased is erased", async () => {
+  const [first, second] = await openTwice();
+  scribble(second, [2, 1, 4], 254);
+  assert.deepEqual(await first.submit(), { merged: false });
+  assert.deepEqual(await second.submit(), { merged: true });
+  assert.deepEqual(markedOnServer(), [at(0, 0, 0), at(1, 0, 2), at(2, 1, 4)]);
+  assert.equal(server.marks[at(2, 1, 4)], 255);
+  await first.reload();
+  assert.deepEqual(first.marks, second.marks);
+  assert.deepEqual([first.unsaved, second.unsaved, first.draft()], [false, false, null]);
+  scribble(first, [2, 0, 0], 1);
+  assert.deepEqual(await first.submit(), { merged: false });
+});
+
+test("somebody else's scribbles are taken over with their slices, under one's own", async () => {
+  const [first, second] = await openTwice();
+  second.layer.paint(0, 0, 1, 2);
+  second.stroke(true);
+  scribble(second, [1, 0, 2], 1);
+  first.layer.paint(0, 0, 3, 2);
+  first.stroke(true);
+  await first.submit();
+  assert.deepEqual(await second.submit(), { merged: true });
+  assert.deepEqual([server.annotated, markedOnServer()], [[2, 4], [at(0, 0, 0), at(1, 0, 2)]]);
+  assert.equal(server.marks[at(1, 0, 2)], 1);
+});
+
+test('scribbles whose answer was lost, or that are here twice, are sent once', async () => {
+  const [first, second] = await openTwice();
+  server.silent = true;
+  await assert.rejects(first.submit(), /does not answer/);
+  server.silent = false;
+  assert.equal(first.unsaved, true);
+  assert.deepEqual([await first.submit(), server.marksNumber], [{ merged: false }, 2]);
+  scribble(second, [1, 0, 2], 2);
+  scribble(second, [0, 0, 5], 0);
+  assert.deepEqual([await second.submit(), server.marksNumber], [{ merged: false }, 2]);
+  assert.equal(second.unsaved, false);
+});
+
+test('a network that breaks while scribbles are taken over loses none', async () => {
+  const [first, second] = await openTwice();
+  scribble(second, [2, 1, 4], 2);
+  await first.submit();
+  for (const what of ['study', 'voxels', 'saveScribbles']) {
+    const before = { marks: second.marks, there: markedOnServer() };
+    const works = server[what];
+    let calls = 0;
+    server[what] = async (...args) => {
+      calls += 1;
+      if (what !== 'saveScribbles' || calls > 1) {
+        throw new Problem('The server does not answer.');
+      }
+      return works.apply(server, args);
+    };
+    await assert.rejects(second.submit(), /does not answer/, what);
+    delete server[what];
+    assert.deepEqual(markedOnServer(), before.there, what);
+    assert.equal(second.unsaved, true, what);
+    assert.deepEqual([...second.draft().scribbles.values], [2], what);
+  }
+  await second.submit();
+  assert.deepEqual(markedOnServer(), [at(0, 0, 0), at(1, 0, 2), at(2, 1, 4)]);
+});
+
+test('what is drawn while scribbles are sent belongs to the next submission, and until then to the draft', async () => {
+  scribble(session, [0, 0, 1], 1);
+  const submitting = session.submit();
+  assert.equal(session.draft().scribbles.at.length, 1);
+  scribble(session, [0, 0, 2], 1);
+  await submitting;
+  assert.deepEqual([session.unsaved, markedOnServer()], [true, [at(0, 0, 1)]]);
+  assert.deepEqual([...session.draft().scribbles.values], [1]);
+  await session.submit();
+  assert.deepEqual([session.unsaved, markedOnServer()], [false, [at(0, 0, 1), at(0, 0, 2)]]);
+});
+
+test('a draft of scribbles is laid over those that are there by now', async () => {
+  const [first, second] = await openTwice();
+  const draft = structuredClone(first.draft());
+  scribble(second, [2, 1, 4], 2);
+  await second.submit();
+  await open();
+  assert.equal(session.restoreDraft({ ...draft, axis: 0 }), true, 'scribbles have no direction');
+  await session.submit();
+  assert.deepEqual(markedOnServer(), [at(0, 0, 0), at(1, 0, 2), at(2, 1, 4)]);
+  await open();
+  session.restoreDraft(draft);
+  assert.deepEqual([session.unsaved, session.draft()], [false, null], 'all of it is there');
+});
+
+test('scribbles keep the names of their labels when others have their numbers', async () => {
+  const [first, second] = await openTwice();
+  scribble(second, [2, 1, 4], 2);
+  await first.submit();
+  server.names = { disc: 1, vessel: 2, core: 3 };
+  server.mark(server.marks.map(value => (value === 2 ? 3 : value)));
+  assert.deepEqual(await second.submit(), { merged: true });
+  assert.deepEqual([server.marks[at(1, 0, 2)], server.marks[at(2, 1, 4)]], [3, 3]);
+});
+
+test('a mark that somebody else erased does not come back since its label has another number by now', async () => {
+  const marks = new Uint8Array(SIZE);
+  marks[at(0, 0, 0)] = 2;
+  server.mark(marks);
+  await open();
+  scribble(session, [2, 1, 4], 1);
+  server.names = { disc: 1, vessel: 2, core: 3 };
+  server.mark(new Uint8Array(SIZE));
+  await session.submit();
+  assert.deepEqual(markedOnServer(), [at(2, 1, 4)]);
+});
+
+test('slice numbers of another direction are not taken for those here', async () => {
+  session.layer.paint(0, 0, 1, 2);
+  session.stroke(true);
+  scribble(session, [0, 0, 1], 1);
+  server.take(new Uint8Array(SIZE).fill(1), [0, 2]);
+  server.axis = 0;
+  const [shown, draft] = [session.layer.read(), structuredClone(session.draft())];
+  for (const request of ['submit', 'reload', 'suggest', 'submit']) {
+    await assert.rejects(session[request](), /along another direction meanwhile, so nothing was sent/, request);
+    assert.deepEqual([server.annotated, server.number, server.marksNumber], [[0, 2], 1, 0], request);
+    assert.deepEqual([session.layer.read(), session.annotation.complete], [shown, [4]], request);
+    assert.deepEqual(structuredClone(session.draft()), draft, request);
+  }
+  server.axis = 2;
+  assert.deepEqual(await session.submit(), { merged: true });
+  assert.deepEqual([server.annotated, markedOnServer()], [[0, 2, 4], [at(0, 0, 1)]]);
+});
+
+test('nor those of a series that has other slices by now', async () => {
+  session.layer.paint(0, 0, 1, 2);
+  session.stroke(true);
+  server = Object.assign(new MemoryServer(8), { number: 1 });
+  session.client = server;
+  await assert.rejects(session.submit(), /has other slices by now/);
+  assert.deepEqual([server.annotated, session.annotation.complete], [[], [4]]);
 });
 
 /** Label 1 was drawn on slices 0 and 3, everything else was propagated. */
@@ -293,6 +325,19 @@ test("somebody else's slices are taken over before one's own are sent", async ()
   assert.deepEqual(server.annotated, [0, 4]);
   assert.deepEqual([server.labels[at(2, 1, 0)], server.labels[at(0, 0, 4)]], [1, 2]);
   assert.equal(session.grid.toServer(session.layer.read())[at(2, 1, 0)], 1);
+});
+
+test("a stroke on a slice that is somebody else's too by now cannot take theirs back", async () => {
+  await paintCore();
+  server.take(new Uint8Array(SIZE).fill(1), [4]);
+  const { submit } = server;
+  server.submit = async (...args) => {
+    server.down = server.number === 1 && args[2].annotation_version === 'v1';
+    return submit.apply(server, args);
+  };
+  await assert.rejects(session.submit(), /does not answer/);
+  assert.equal(session.undoStroke(), null);
+  assert.deepEqual([session.annotation.complete, session.annotation.unsaved], [[4], [4]]);
 });
 
 test('a submission whose answer was lost is nobody else’s', async () => {

@@ -101,6 +101,16 @@ def test_a_result_is_current_until_something_is_drawn(workspace, tmp_path):
     assert not state(workspace)["result"]["current"]
 
 
+def test_no_slice_is_named_that_a_result_along_another_axis_has(workspace, tmp_path):
+    paint(workspace, tmp_path, column([1, 6]), slice_axis=2)
+    PropagateTask(workspace, 0.95)({"image_id": "case"})
+    only_sagittal = np.where(np.arange(SHAPE[0])[:, None, None] == 8, column(range(8)), 0)
+    paint(workspace, tmp_path, only_sagittal, slice_axis=0)
+    told = state(workspace)
+    assert told["slice_axis"] == 0 and told["result"]["quality"].keys() == {"disc"}
+    assert told["result"]["quality_slices"] == {} and told["result"]["suggestion"] is None
+
+
 def test_results_of_another_scan_of_the_name_are_forgotten(workspace, tmp_path):
     paint(workspace, tmp_path, column([1, 6]))
     PropagateTask(workspace, 0.95)({"image_id": "case"})

@@ -17,6 +17,7 @@
       this._complete = new Set(annotated);
       this._unfinished = new Set();
       this._painted = new Set(); // since the last submission
+      this._sent = new Set(); // by a submission that is under way
     }
 
     /** Slices that count, ascending. */
@@ -41,7 +42,7 @@
 
     /** Slices whose paint only the browser has, ascending. */
     get draft() {
-      return union(this.unsaved, this._unfinished);
+      return union(this.unsaved, this._unfinished, this._sent);
     }
 
     /** Every slice that is the user's, ascending: no result of the server may change them. */
@@ -95,6 +96,7 @@
     begin() {
       const submission = { annotated: this.complete, painted: this._painted };
       this._painted = new Set();
+      this._sent = submission.painted;
       return submission;
     }
 
@@ -105,12 +107,14 @@
      * @param {number[]} counted slices that are annotated by it; others are not, unless painted again since
      */
     submitted({ annotated }, counted = annotated) {
+      this._sent = new Set();
       this._server = new Set(counted);
       annotated.filter(slice => !this._server.has(slice) && !this._painted.has(slice)).forEach(s => this.forget(s));
     }
 
     /** It has not: everything is unsaved as before. */
     failed({ painted }) {
+      this._sent = new Set();
       painted.forEach(slice => this._painted.add(slice));
     }
 

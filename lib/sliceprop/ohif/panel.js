@@ -191,20 +191,25 @@
 
     // Drafts and other tabs ---------------------------------------------------------------------------------------
 
+    /** Put back what fits; what does not waits in the browser, and that is told. */
     async _restoreDraft(session) {
-      const draft = await this._drafts.load(session.image);
-      if (draft && session.restoreDraft(draft)) {
+      const found = await this._drafts.load(session.image);
+      const fits = session.restoreDrafts([...found.values()]);
+      const waiting = [...found.values()].filter(one => !fits.includes(one));
+      session.kept = new Map([...found].filter(([, one]) => fits.includes(one)));
+      const draft = session.draft();
+      this._drafts.save(session.image, draft, session.kept);
+      if (draft) {
         this._notify('info', 'What you had painted and not submitted was restored.');
+      }
+      if (waiting.length) {
+        this._notify('warning', sliceprop.waitingDrafts(waiting, session.grid.shape));
       }
     }
 
     _saveDraft() {
       const session = this._session;
-      if (!session) {
-        return;
-      }
-      const draft = session.draft();
-      this._saving = draft ? this._drafts.save(session.image, draft) : this._drafts.remove(session.image);
+      session && this._drafts.save(session.image, session.draft(), session.kept);
     }
 
     _painted() {
@@ -488,7 +493,10 @@
     async _submitAll(session) {
       const { merged } = await session.submit();
       if (merged) {
-        this._notify('info', 'Somebody else had submitted meanwhile: their slices were taken over, yours kept.');
+        this._notify(
+          'info',
+          'Somebody else had submitted meanwhile: their slices were taken over, yours kept; scribbles too.',
+        );
       }
     }
 
@@ -605,7 +613,7 @@
       if (session && !session.suggestion) {
         await this._request('Asking for the next slice', async () => {
           await this._submitAll(session);
-          session.suggestion = await this._client.nextSlice(session.image);
+          await session.suggest();
         });
       }
       const slice = session?.suggestion?.slice ?? null;

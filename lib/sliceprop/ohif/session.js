@@ -58,11 +58,22 @@
   const withNumbers = (values, numbers) =>
     numbers.size ? values.map(value => (numbers.has(value) ? numbers.get(value) : value)) : values;
 
-  /** The voxels other than 0, of which scribbles have few. */
-  function sparse(volume) {
+  /** Voxels of a volume that are others than in `base`, of which scribbles have few; null if there is none. */
+  function difference(volume, base) {
     const at = [];
-    volume.forEach((value, voxel) => value && at.push(voxel));
-    return { at: Uint32Array.from(at), values: Uint8Array.from(at, voxel => volume[voxel]) };
+    for (let voxel = 0; voxel < volume.length; voxel++) {
+      if (volume[voxel] !== base[voxel]) {
+        at.push(voxel);
+      }
+    }
+    return at.length ? { at: Uint32Array.from(at), values: Uint8Array.from(at, voxel => volume[voxel]) } : null;
+  }
+
+  /** A volume with the voxels of a `difference`; with null the volume as it is. */
+  function laidOver(volume, changes) {
+    const laid = volume.slice();
+    changes?.at.forEach((voxel, n) => (laid[voxel] = changes.values[n]));
+    return laid;
   }
 
   class Session {
@@ -76,6 +87,8 @@
       this.viewer = viewer;
       this.client = client;
       this.image = series.image;
+      /** What the browser keeps of the draft, as `Drafts` does. */
+      this.kept = new Map();
       this.viewports = series.viewports;
       this.grid = new sliceprop.Grid(viewer.grid(series.viewports[0]), {
         shape: study.shape,
@@ -95,6 +108,9 @@
       /** The voxels as they are known here, in the order of the viewer; a stroke is what differs from them. */
       this.values = new Uint8Array(this.grid.size);
       this.marks = new Uint8Array(this.grid.size);
+      /** The scribbles as the server has them, also in the order of the viewer, and of which version. */
+      this.baseMarks = this.marks;
+      this.marksVersion = '';
       this.takeStudy(study);
     }
 
@@ -102,17 +118,27 @@
     async load() {
       await this.attach(this.viewports);
       await this.loadLabels();
-      if (this.study.scribbles) {
-        const { values } = await this.client.voxels(this.image, 'scribbles');
-        this._setMarks(replaced(this.grid.toViewer(values), SERVER_BACKGROUND, BACKGROUND));
-      }
+      await this._loadMarks();
       this.describe();
     }
 
+    /**
+     * What the server says about the study is known from now on.
+     *
+     * @throws {Problem} if its slices are others by now; what is here stays as it is then
+     */
     takeStudy(study) {
+      this._checkSlices(study);
       this._keepNames(study);
       this.study = study;
       this.suggestion = study.result?.suggestion || null;
+    }
+
+    /** Refuse slice numbers of another direction, or of another number of slices: here they mean other slices. */
+    _checkSlices({ shape = this.grid.shape, slice_axis: axis = this.axis }) {
+      if (String(shape) !== String(this.grid.shape) || axis !== this.axis) {
+        throw new sliceprop.Problem(sliceprop.otherSlices(axis === this.axis));
+      }
     }
 
     /** Numbers of labels may have others' names from now on: what was painted here keeps its own. */
@@ -125,6 +151,7 @@
       if (numbers.size) {
         this._setValues(withNumbers(this.values, numbers));
         this._setMarks(withNumbers(this.marks, numbers));
+        this.baseMarks = withNumbers(this.baseMarks, numbers);
         this.strokes.clear();
       }
     }
@@ -211,6 +238,34 @@
       this.scribbles.write(marks);
     }
 
+    async _loadMarks() {
+      const { study } = this;
+      const theirs = await this._readMarks(study);
+      await this.viewer.idle();
+      this._mergeMarks(study, theirs);
+    }
+
+    /** The server's scribbles in the order of the viewer, no older than what `study` says of them. */
+    async _readMarks(study) {
+      if (!study.scribbles) {
+        return new Uint8Array(this.grid.size);
+      }
+      const { values } = await this.client.voxels(this.image, 'scribbles');
+      return replaced(this.grid.toViewer(values), SERVER_BACKGROUND, BACKGROUND);
+    }
+
+    /** The server's scribbles, under those that were drawn and erased here; whether that changes what is shown. */
+    _mergeMarks(study, theirs) {
+      const own = difference(this.marks, this.baseMarks);
+      const merged = laidOver(theirs, own);
+      const changed = difference(merged, this.marks) !== null;
+      this.baseMarks = theirs;
+      this.marksVersion = study.scribbles_version;
+      this.scribblesChanged = difference(merged, theirs) !== null;
+      this._setMarks(merged);
+      return changed;
+    }
+
     /**
      * A stroke on the labels has ended.
      *
@@ -260,8 +315,10 @@
     scribble() {
       const now = this.scribbles.read();
       const changed = this.grid.changedSlices(this.marks, now, this.axis).length > 0;
-      this.marks = now;
-      this.scribblesChanged ||= changed;
+      if (changed) {
+        this.marks = now;
+        this.scribblesChanged = true;
+      }
       return changed;
     }
 
@@ -289,23 +346,22 @@
 
     /** Send everything that the server does not have; after somebody else's submission theirs is taken over first. */
     async submit() {
-      const merged = this.annotation.unsaved.length > 0 && (await this._submitSlices());
-      if (this.scribblesChanged) {
-        await this._submitScribbles();
-      }
-      return { merged };
+      const slices = this.annotation.unsaved.length > 0 && (await this._sendOver(() => this._sendSlices()));
+      const marks = this.scribblesChanged && (await this._sendOver(() => this._sendScribbles()));
+      return { merged: slices || marks };
     }
 
-    async _submitSlices() {
+    /** Send something; if somebody else's is there by now it is taken over first. Whether that was anything new. */
+    async _sendOver(send) {
       try {
-        await this._sendSlices();
+        await send();
         return false;
       } catch (error) {
         if (error.status !== 409) {
           throw error;
         }
         const merged = await this._takeOver();
-        await this._sendSlices();
+        await send();
         return merged;
       }
     }
@@ -330,12 +386,16 @@
         this.study.partial = partly.length > 0;
         this.annotation.submitted(submission, partly.length ? answer.annotated_slices : submission.annotated);
         this.strokes.clear();
-        if (!sameNames(answer.label_names, this.study.label_names)) {
-          await this.reloadLabels().catch(() => {}); // they come with the next answer
-        }
+        await this._noticeNames(answer);
       } catch (error) {
         this.annotation.failed(submission);
         throw error;
+      }
+    }
+
+    async _noticeNames({ label_names: names }) {
+      if (!sameNames(names, this.study.label_names)) {
+        await this.reloadLabels().catch(() => {}); // they come with the next answer
       }
     }
 
@@ -353,7 +413,9 @@
     /** Take over somebody else's submission, or one's own whose answer was lost; whether it brought anything new. */
     async _takeOver() {
       const study = await this.client.study(this.image);
+      this._checkSlices(study);
       const { values } = await this.client.voxels(this.image, 'labels');
+      const marks = await this._readMarks(study);
       await this.viewer.idle();
       const theirs = this.grid.toViewer(values);
       this.takeStudy(study);
@@ -366,32 +428,46 @@
       this.version = study.annotation_version;
       this.describe();
       this._setValues(merged);
-      return changed.length > 0 || String(before) !== String(this.annotation.complete);
+      this.strokes.clear(); // a slice of theirs would be taken back with a stroke
+      const marked = this._mergeMarks(study, marks);
+      return marked || changed.length > 0 || String(before) !== String(this.annotation.complete);
     }
 
-    async _submitScribbles() {
-      this.scribblesChanged = false;
-      try {
-        const marks = replaced(this.grid.toServer(this.marks), BACKGROUND, SERVER_BACKGROUND);
-        await this.client.saveScribbles(this.image, marks, { label_info: this._labelInfo() });
-      } catch (error) {
-        this.scribblesChanged = true;
-        throw error;
+    /** Send the scribbles, unless what was taken over has shown that they are there. */
+    async _sendScribbles() {
+      const sent = this.marks;
+      if (!this.scribblesChanged) {
+        return;
       }
+      const values = replaced(this.grid.toServer(sent), BACKGROUND, SERVER_BACKGROUND);
+      const params = { label_info: this._labelInfo(), annotation_version: this.marksVersion };
+      const answer = await this.client.saveScribbles(this.image, values, params);
+      this.marksVersion = answer.scribbles_version;
+      this.baseMarks = sent;
+      this.scribblesChanged = this.marks !== sent; // drawn meanwhile
+      await this._noticeNames(answer);
     }
 
     _labelInfo() {
       return this.labels.map(({ segment, name }) => ({ name, idx: segment }));
     }
 
-    /** Read anew what the server says about the study, and its labels. */
+    /** Read anew what the server says about the study, its labels and scribbles. */
     async reload() {
       this.takeStudy(await this.client.study(this.image));
       await this.loadLabels();
+      await this._loadMarks();
       this.describe();
       if (this.uncertainty.on) {
         await this.showUncertainty(true);
       }
+    }
+
+    /** Ask which slice to annotate next. */
+    async suggest() {
+      const suggestion = await this.client.nextSlice(this.image);
+      this._checkSlices({ slice_axis: suggestion.slice_axis });
+      this.suggestion = suggestion;
     }
 
     async showUncertainty(on) {
@@ -421,14 +497,31 @@
         unfinished: this.annotation.isUnfinished(slice),
         values: this.grid.slice(this.values, this.axis, slice),
       }));
-      const scribbles = this.scribblesChanged ? sparse(this.marks) : null;
+      const scribbles = this.scribblesChanged ? difference(this.marks, this.baseMarks) : null;
       const { label_names: names } = this.study;
       return slices.length || scribbles ? { shape: this.grid.shape, axis: this.axis, names, slices, scribbles } : null;
     }
 
     /** Put back what `draft` gave; false if it does not fit this study. */
-    restoreDraft({ shape, axis, names = {}, slices, scribbles }) {
-      if (String(shape) !== String(this.grid.shape) || axis !== this.axis) {
+    restoreDraft(draft) {
+      return this.restoreDrafts([draft]).length > 0;
+    }
+
+    /** Put back drafts, later ones over those before; the ones that fit this study. */
+    restoreDrafts(drafts) {
+      const fits = drafts.filter(draft => this._restore(draft));
+      if (fits.length) {
+        this.layer.write(this.values);
+        this.scribbles.write(this.marks);
+        this.scribblesChanged = difference(this.marks, this.baseMarks) !== null;
+        this.describe();
+      }
+      return fits;
+    }
+
+    /** Scribbles have no direction, slices fit only along theirs. */
+    _restore({ shape, axis, names = {}, slices, scribbles }) {
+      if (String(shape) !== String(this.grid.shape) || (slices.length && axis !== this.axis)) {
         return false;
       }
       const drawn = [...slices.map(({ values }) => values), scribbles?.values || []];
@@ -439,15 +532,9 @@
         this.annotation.paint(slice);
         this.annotation.setComplete(slice, !unfinished);
       }
-      this.layer.write(this.values);
       if (scribbles) {
-        const marks = new Uint8Array(this.grid.size);
-        const values = withNumbers(scribbles.values, numbers);
-        scribbles.at.forEach((voxel, n) => (marks[voxel] = values[n]));
-        this._setMarks(marks);
-        this.scribblesChanged = true;
+        this.marks = laidOver(this.marks, { ...scribbles, values: withNumbers(scribbles.values, numbers) });
       }
-      this.describe();
       return true;
     }
 

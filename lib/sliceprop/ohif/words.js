@@ -105,6 +105,29 @@
       : 'The viewer shows other voxels of this series than the server has; it cannot be annotated here.';
   }
 
+  /** Why nothing goes to and fro between the panel and a study whose slices are others by now. */
+  function otherSlices(sameDirection) {
+    const what = sameDirection
+      ? 'This series has other slices by now'
+      : 'Somebody annotated this study along another direction meanwhile';
+    return (
+      `${what}, so nothing was sent. Reload the page to go on; what you painted and did not submit stays ` +
+      'in this browser until it fits again.'
+    );
+  }
+
+  /** That drafts wait in the browser, since they do not fit a series of this shape along its direction. */
+  function waitingDrafts(drafts, shape) {
+    const count = drafts.reduce((sum, draft) => sum + draft.slices.length, 0);
+    const what = count === 1 ? 'A slice' : count ? `${count} slices` : 'Scribbles';
+    const grown = drafts.some(draft => String(draft.shape) !== String(shape));
+    return (
+      `${what} that you painted and did not submit ${count === 1 ? 'waits' : 'wait'} in this browser, painted ` +
+      `${grown ? 'when this series had other slices' : 'along another direction than the study is annotated now'}. ` +
+      `${count === 1 ? 'It comes' : 'They come'} back once the study fits again.`
+    );
+  }
+
   const LEVELS = 6;
   const CERTAIN = 0.15;
 
@@ -142,6 +165,7 @@
     gain,
     levelColor,
     nameProblem,
+    otherSlices,
     otherVoxels,
     renumber,
     rgba,
@@ -149,5 +173,6 @@
     trainingShare,
     trainingState,
     uncertaintyLevels,
+    waitingDrafts,
   });
 })();

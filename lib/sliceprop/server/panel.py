@@ -52,17 +52,19 @@ def study_state(workspace: Workspace, case: Case, training: dict[str, Any]) -> d
             "dicom_seg": isinstance(workspace.store, ArchivedStudies),
             "model": case.image_id in workspace.checkpoints,
             "training": training if training.get("image") == case.image_id else None,
-            "result": _result_state(workspace, case),
+            "result": _result_state(workspace, case, axis),
             "undo": bool(case.record and case.record.can_undo()),
         }
 
 
-def _result_state(workspace: Workspace, case: Case) -> dict[str, Any] | None:
+def _result_state(workspace: Workspace, case: Case, axis: int) -> dict[str, Any] | None:
+    """The last result; of one along another axis than the study's no slice is named, since its numbers are others."""
     report = case.record.report() if case.record else None
     if report is None or case.record is None:
         return None
     told = named(report, workspace.names.by_index)
     sources = workspace.annotation_version(case), workspace.scribbles_version(case)
+    along = report.get("slice_axis", axis) == axis
     return {
         "current": (report.get("source"), report.get("scribbles")) == sources,
         "version": case.record.version(),
@@ -71,8 +73,8 @@ def _result_state(workspace: Workspace, case: Case) -> dict[str, Any] | None:
         "method": told["method"],
         "trained": told["trained"],
         "quality": {name: one["dice"] for name, one in told["quality"].items()},
-        "quality_slices": {name: one["slices"] for name, one in told["quality"].items()},
-        "suggestion": told["suggestion"],
+        "quality_slices": {name: one["slices"] for name, one in told["quality"].items() if along},
+        "suggestion": told["suggestion"] if along else None,
     }
 
 
