@@ -1,8 +1,12 @@
 import hashlib
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
-from sliceprop.hashing import array_digest, checksum, digest, known_digest
+from sliceprop.hashing import array_digest, checksum, digest, file_state, known_digest
 
 
 def test_a_file_has_the_digest_that_other_programs_compute(tmp_path):
@@ -11,6 +15,33 @@ def test_a_file_has_the_digest_that_other_programs_compute(tmp_path):
     assert digest(file) == known_digest(file) == hashlib.sha256(b"voxels").hexdigest()
     file.write_bytes(b"other voxels")
     assert known_digest(file) == digest(file)
+
+
+def test_another_content_is_noticed_though_time_and_size_stay(tmp_path):
+    """As two files have them that one archive was unpacked to, or that one program wrote at once."""
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, (1_700_000_000, 1_700_000_000))
+    file = shutil.copy2(tmp_path / "one", tmp_path / "label.nii")
+    assert known_digest(file) == digest(tmp_path / "one")
+    shutil.copy2(tmp_path / "two", file)
+    assert known_digest(file) == digest(tmp_path / "two")
+
+
+def test_what_changed_within_a_step_of_the_clock_is_read_again(tmp_path, monkeypatch):
+    """The clocks of some file systems count whole seconds."""
+    file = tmp_path / "label.nii"
+    file.write_text("one")
+    true = file.stat()
+    state = {name: getattr(true, name) for name in ("st_size", "st_ino", "st_mode")}
+    whole = SimpleNamespace(**state, st_mtime_ns=10**18, st_ctime_ns=10**18)
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: whole)
+    monkeypatch.setattr("sliceprop.hashing.time.time_ns", lambda: 10**18 + 700_000_000)
+    before = known_digest(file)
+    file.write_text("two")
+    assert known_digest(file) != before
+    monkeypatch.setattr("sliceprop.hashing.time.time_ns", lambda: 10**18 + 10**10)
+    assert file_state(file) == file_state(file)
 
 
 def test_a_folder_has_one_digest_for_names_and_contents(tmp_path):

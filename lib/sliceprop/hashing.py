@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+SECOND_NS = 1_000_000_000
+STEP_NS, LONG_STEP_NS = SECOND_NS // 50, 2 * SECOND_NS
+"""Longer than a step of a file system's clock: of most, and of those that count whole seconds, or two."""
 
 
 def digest(path: Path) -> str:
@@ -26,23 +31,29 @@ def digest(path: Path) -> str:
 
 
 def known_digest(file: Path) -> str:
-    """`digest` of a file, read anew only when its time or size has changed.
+    """`digest` of a file, read anew only when its times or size have changed, or it is just being changed.
 
     Raises:
         OSError: if it cannot be read.
     """
     state = file_state(file)
-    return digest(file) if file.is_dir() else _known_digest(file, state)
+    return digest(file) if file.is_dir() or _is_fresh(file) else _known_digest(file, state)
 
 
-def file_state(file: Path) -> tuple[int, int, int]:
-    """Time, size and inode, one of which changes with the content of a file.
+def file_state(file: Path) -> tuple[int, ...]:
+    """Times, size and inode, one of which changes with the content of a file.
 
     Raises:
         OSError: if it cannot be looked at.
     """
     state = file.stat()
-    return state.st_mtime_ns, state.st_size, state.st_ino
+    return state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino
+
+
+def _is_fresh(file: Path) -> bool:
+    """Whether a file changed within one step of its file system's clock: another change may have the same times."""
+    changed = file.stat().st_ctime_ns
+    return time.time_ns() - changed < (LONG_STEP_NS if changed % SECOND_NS == 0 else STEP_NS)
 
 
 @lru_cache(maxsize=1024)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sliceprop.errors import FileError, InputError
+from sliceprop.hashing import file_state
 
 logger = logging.getLogger(__name__)
 
@@ -128,10 +129,9 @@ class TokenFile:
 
     def _version(self) -> tuple[int, ...]:
         try:
-            known = self._file.stat()
+            return file_state(self._file)  # also of who may read it
         except OSError:
             return ()
-        return (known.st_ino, known.st_mtime_ns, known.st_size, known.st_mode)
 
 
 def _read(file: Path) -> list[_Entry]:

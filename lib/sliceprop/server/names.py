@@ -12,6 +12,7 @@ from typing import Any
 from sliceprop.config import BACKGROUND_SCRIBBLE
 from sliceprop.errors import InputError, SlicePropError
 from sliceprop.files import read_table, write_table
+from sliceprop.hashing import file_state
 from sliceprop.server.guard import parse_json
 
 logger = logging.getLogger(__name__)
@@ -373,7 +374,6 @@ def _read_names(file: Path, version: tuple[int, ...]) -> tuple[str, ...] | None:
 
 def _version(file: Path) -> tuple[int, ...]:
     try:
-        known = file.stat()
+        return file_state(file)
     except OSError:
         return ()
-    return known.st_ino, known.st_mtime_ns, known.st_size
