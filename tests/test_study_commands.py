@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("monailabel")
 import nibabel as nib
+from filelock import FileLock
 
 from columns import AFFINE, NAMES, SHAPE, column
 from sliceprop import io
@@ -233,6 +234,26 @@ def test_what_lies_behind_a_link_stays(studies, run, tmp_path):
     assert (tmp_path / "others" / "case.nii.gz").is_file()
 
 
+@pytest.mark.parametrize("linked", [".labelprop/studies/case", "case.nii.gz"])
+def test_a_link_is_erased_and_not_what_it_leads_to(studies, run, tmp_path, linked):
+    target, link = tmp_path / "elsewhere", studies / linked
+    link.rename(target)
+    link.symlink_to(target)
+    run("erase", "case", "--scan")
+    assert target.exists() and not link.is_symlink()
+
+
+def test_what_is_being_received_is_not_erased(studies, run):
+    for name in ("new", "old"):
+        file = studies / f".writing-{name}" / "series" / "000000.dcm"
+        file.parent.mkdir(parents=True)
+        file.touch()
+        for one in (file.parent, file.parents[1], *([file] if name == "old" else [])):
+            os.utime(one, (0, 0))
+    run("erase", "case")
+    assert [one.name for one in studies.glob(".writing-*")] == [".writing-new"]
+
+
 def test_a_mistyped_study_is_not_erased_whatever_else_there_is_to_remove(studies, run):
     left = studies / ".labelprop" / ".writing-abc"
     left.touch()
@@ -278,6 +299,14 @@ def test_the_checkpoint_of_another_study_on_the_same_scan_stays(studies, run):
         shutil.copyfile(checkpoints / f"case.{ending}", checkpoints / f"other.{ending}")
     run("erase", "case")
     assert {file.stem for file in checkpoints.glob("*.safetensors")} == {"other", "copy of other"}
+
+
+def test_nothing_is_erased_beside_a_server(studies, capsys):
+    """It would bring back what it is working on."""
+    with FileLock(studies / ".labelprop" / ".server.lock"):
+        assert main(["erase", "case", "--studies", str(studies)]) == 2
+    assert "end it first" in capsys.readouterr().err and (studies / ".labelprop" / "studies" / "case").is_dir()
+    assert main(["erase", "case", "--studies", str(studies)]) == 0
 
 
 @pytest.mark.parametrize("method", [["--budget-s", "0.5"], ["--method", "shape"], ["--method", "registration"]])

@@ -40,7 +40,7 @@ class AuditLog:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._made = folder, False
 
     def record(self, event: str, **fields: Any) -> None:
         """Append one line; a log that cannot be written is told to the operator, and work goes on.
@@ -53,7 +53,9 @@ class AuditLog:
             fields = {"study": self.study_hash(study), **fields}
         told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
         try:
-            make_folder(self._folder)
+            if not self._made:  # once: a folder that is out of reach for a while must not be there twice
+                make_folder(self._folder)
+                self._made = True
             descriptor = os.open(self._folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
                 os.write(descriptor, (json.dumps(told) + "\n").encode("ascii"))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from sliceprop import io
 from sliceprop.audit import AuditLog
 from sliceprop.errors import FileError, InputError
-from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE, FOLDER, Versions
+from sliceprop.files import is_abandoned, remove
+from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE, FOLDER, SERVER_LOCK, Versions
 
 _LOCK = ".lock"
 _UNFINISHED, _FRESH_S = ".writing-*", 60.0
@@ -55,7 +55,7 @@ def erase_study(studies: Path, study: str, *, scan: bool = False, user: str | No
         files and folders that are gone.
 
     Raises:
-        InputError: if nothing is kept of such a study.
+        InputError: if nothing is kept of such a study, or a server works on the studies.
         FileError: if something cannot be removed.
     """
     known = _known_to_monai_label(studies, study)
@@ -65,14 +65,30 @@ def erase_study(studies: Path, study: str, *, scan: bool = False, user: str | No
     kept = Versions(studies / FOLDER / "studies" / study / "versions").numbers()
     gone = sorted(found.union(_unfinished(studies), damaged))
     try:
-        for path in gone:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        _forget(studies, study, whole=not any(_scans(studies, study)))
+        with _no_server(studies):
+            for path in gone:
+                remove(path)
+            _forget(studies, study, whole=not any(_scans(studies, study)))
     except OSError as error:
         raise FileError(f"{error.filename}: cannot be removed ({error.strerror}); erase again") from error
     about = {"user": user, "versions": len(kept), "files": len(gone), "scan": scan}
     AuditLog(studies / FOLDER).record("erase", study=study, **about)
     return gone
+
+
+@contextmanager
+def _no_server(studies: Path) -> Iterator[None]:
+    """Keep servers away meanwhile: one that works on a study, or has it in memory, would bring it back.
+
+    Raises:
+        InputError: if there is one.
+    """
+    lock = FileLock(studies / FOLDER / SERVER_LOCK, timeout=0)
+    try:
+        with lock:
+            yield
+    except Timeout as error:
+        raise InputError(f"{studies}: a server works on these studies; end it first, then erase again") from error
 
 
 def _traces(studies: Path, study: str, known: dict[str, Any], scan: bool) -> Iterator[Path]:
@@ -96,7 +112,7 @@ def _unfinished(studies: Path) -> Iterator[Path]:
     """Of whichever study they are."""
     ours = studies / FOLDER
     for folder in (ours, ours / "checkpoints", studies, *_label_folders(studies)):
-        yield from (file for file in folder.glob(_UNFINISHED) if file.stat().st_mtime < time.time() - _FRESH_S)
+        yield from (file for file in folder.glob(_UNFINISHED) if is_abandoned(file, _FRESH_S))
 
 
 def _damaged(studies: Path) -> Iterator[Path]:

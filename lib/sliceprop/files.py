@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -46,6 +47,20 @@ def write_json(path: Path, value: Any) -> None:
     """
     io.make_folder(path.parent)
     io.write_json(path, value)
+
+
+def is_abandoned(path: Path, silent_s: float) -> bool:
+    """Whether nobody has written a file, or anything in a folder, for so long: a killed writer left it there."""
+    try:
+        newest = max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
+    except OSError:  # it goes at this moment
+        return False
+    return newest < time.time() - silent_s
+
+
+def remove(path: Path) -> None:
+    """A file, a folder with all that is in it, or a link, whose target stays."""
+    path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
 
 
 def read_json(path: Path) -> Any:

@@ -37,6 +37,9 @@ FORMAT = 1
 CHANGES_LOCK = ".changes.lock"
 """Held by who changes MONAI Label's list of images, from reading to writing it."""
 
+SERVER_LOCK = ".server.lock"
+"""Held by a server in `FOLDER` as long as it runs."""
+
 FOLDER = ".labelprop"
 """What the server keeps of its studies, in the folder of the scans."""
 

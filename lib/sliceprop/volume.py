@@ -162,19 +162,24 @@ def normalise_intensity(array: NDArray[Any]) -> FloatArray:
 
 
 def resolve_slice_axis(
-    slice_axis: str | int, shape: tuple[int, ...], affine: NDArray[np.float64], marked: NDArray[np.bool_] | None
+    slice_axis: str | int,
+    shape: tuple[int, ...],
+    affine: NDArray[np.float64],
+    marked: NDArray[np.bool_] | None,
+    before: int | None = None,
 ) -> int:
     """Which original axis counts slices.
 
     A given axis wins; else the axis across the painted planes, along which marked voxels have far fewer marked
-    neighbours than within the planes; else, for cubic voxels, an axis with half as many marked slices as any other
-    (a few adjacent slices); else the axis of the largest spacing; else the last one.
+    neighbours than within the planes; else the one of before; else, for cubic voxels, an axis with half as many marked
+    slices as any other (a few adjacent slices); else the axis of the largest spacing; else the last one.
 
     Args:
         slice_axis: `auto`, 0, 1 or 2.
         shape: of the original array.
         affine: original voxel index to RAS mm.
         marked: annotated voxels on the original grid, or None.
+        before: axis along which the study is annotated already, or None.
 
     Raises:
         InputError: if `slice_axis` is none of the allowed values.
@@ -187,6 +192,7 @@ def resolve_slice_axis(
     else:
         spacing = np.array(voxel_spacing(affine))
         found = None if marked is None else _annotated_axis(marked)
+        found = before if found is None else found
         if found is None and marked is not None and spacing.min() > CUBIC * spacing.max():
             found = _fewest_slices_axis(marked)
         axis = _thickest_axis(spacing) if found is None else found

@@ -33,6 +33,7 @@ from serving import (
     scan,
     truth,
 )
+from sliceprop.client import Client as PluginClient
 from sliceprop.dicom import write_dicom_series
 from sliceprop.errors import FileError
 from sliceprop.io import LPS_TO_RAS, Image
@@ -134,6 +135,10 @@ def voxels_of(segmentation: Any, affine_lps: np.ndarray) -> np.ndarray:
         number = int(frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
         labels[..., index][pixels.T > 0] = number
     return labels
+
+
+def test_series_are_listed_before_anybody_opened_them(client: Client, uids: dict[str, str]) -> None:
+    assert {uids[name] for name in ("axial", "descending", "sagittal")} <= set(PluginClient(client.url).studies())
 
 
 @pytest.mark.parametrize("name", ["axial", "descending", "sagittal"])

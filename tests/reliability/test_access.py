@@ -87,6 +87,26 @@ def test_pages_of_other_sites_cannot_make_a_browser_write(behind: Opener, method
         assert client.request(method, "/session/1", headers={"Origin": own}).status_code == 200
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+@pytest.mark.parametrize("mode", ["navigate", "no-cors"])
+def test_a_form_of_another_site_is_refused_also_by_a_browser_that_hides_where_it_comes_from(
+    behind: Opener, site: str, mode: str
+) -> None:
+    told = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+    assert behind(Policy()).post("/train/labelprop", headers=told).status_code == 403
+    for own in ("same-origin", "none"):
+        assert behind(Policy()).post("/train/labelprop", headers={**told, "Sec-Fetch-Site": own}).status_code == 200
+
+
+def test_a_page_that_came_without_tls_is_none_of_a_server_with_it(behind: Opener) -> None:
+    server = behind(Policy(insecure=True), "192.0.2.7", "https://scans.example")
+    for scheme, status in (("http", 403), ("https", 200)):
+        origin = {"Origin": f"{scheme}://scans.example"}
+        assert server.post("/train/labelprop", headers=origin).status_code == status
+    behind_proxy = behind(Policy(insecure=True), "192.0.2.7", "http://scans.example")
+    assert behind_proxy.post("/train/labelprop", headers=origin).status_code == 200, "it need not tell that it has TLS"
+
+
 def test_pages_of_other_sites_cannot_load_anything_but_be_followed(behind: Opener) -> None:
     fetched = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
     assert behind(Policy()).get("/datastore/image", headers=fetched).status_code == 403
@@ -148,6 +168,7 @@ def test_a_file_that_is_damaged_meanwhile_is_told_of_and_blamed_on_no_token(
     token = bearer(add_token(file, "alice", "annotate"))
     policy = Policy(TokenFile(file))
     client, before = behind(policy), file.read_text()
+    (tmp_path / "labels").mkdir()
     assert client.get("/info/", headers=token).status_code == 200 and not problem(tmp_path, policy)
     if harm == "mistyped":
         file.write_text(f"{before}bob annotat\n")

@@ -407,5 +407,8 @@ def test_operators_see_health_and_figures(client: TestClient, studies: Path, mon
     assert (client.get("/healthz").status_code, client.get("/healthz").text) == (503, "the audit cannot be written")
     audit.rmdir()
     kept.rename(audit)
+    away = (studies / "labels").rename(studies / "away")
+    assert client.get("/healthz").text == "the folder of the studies is out of reach"
+    away.rename(studies / "labels")
     monkeypatch.setattr("sliceprop.server.health.LEAST_FREE_BYTES", 1 << 80)
     assert (client.get("/healthz").status_code, client.get("/healthz").text) == (503, "the disk is full")

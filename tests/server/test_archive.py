@@ -1,6 +1,8 @@
 """The folder of an archive's server: its list of images is lost, a series grows; more about archives in `tests/e2e`."""
 
 import errno
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
@@ -14,6 +16,7 @@ import requests
 
 pytest.importorskip("monailabel")
 
+from monailabel.config import Settings
 from monailabel.datastore.dicom import DICOMwebClientX
 from pydicom import Dataset, dcmread
 
@@ -22,7 +25,7 @@ from sliceprop.dicom import write_dicom_series
 from sliceprop.erasure import erase_study
 from sliceprop.errors import GeometryError, InputError, SlicePropError, StorageError
 from sliceprop.orthanc import Orthanc
-from sliceprop.server import panel_routes
+from sliceprop.server import archive, panel_routes
 from sliceprop.server.archive import ArchivedStudies
 from sliceprop.server.errors import ArchiveError
 from sliceprop.server.requests import label_options
@@ -76,6 +79,14 @@ def test_an_erased_study_leaves_neither_scan_nor_dicom_files_when_the_list_was_l
     assert (folder / f"{other}.nii.gz").is_file() and len(list((folder / other).iterdir())) == 4
     with pytest.raises(InputError, match="nothing is kept"):
         erase_study(folder, image)
+
+
+def test_a_linked_series_is_erased_and_not_what_it_leads_to(folder: Path, tmp_path: Path) -> None:
+    image = ids(folder)[0]
+    (folder / image).rename(tmp_path / "elsewhere")
+    (folder / image).symlink_to(tmp_path / "elsewhere")
+    erase_study(folder, image)
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 4 and not (folder / image).is_symlink()
 
 
 def test_a_folder_of_the_operators_own_stays_beside_a_study(folder: Path) -> None:
@@ -139,6 +150,9 @@ def test_a_series_that_has_grown_is_fetched_anew(growing: Growing, tmp_path: Pat
     store = ArchivedStudies(growing, {}, str(tmp_path / "kept"))
     store.get_image_uri(growing.uid)
     assert slices(tmp_path / "kept", growing.uid) == (2, 2, 2)
+    killed = tmp_path / "kept" / ".writing-killed"
+    killed.mkdir()
+    os.utime(killed, (0, 0))
     growing.stored = growing.all
     store.renew(growing.uid)
     assert slices(tmp_path / "kept", growing.uid) == (4, 4, 4)
@@ -222,3 +236,19 @@ def test_an_archive_that_hangs_holds_up_one_who_asks(folder: Path, monkeypatch: 
     answers.set()
     first.join(60)
     assert lists == [[]] and store.list_images() == []
+
+
+@pytest.mark.parametrize("chosen", [None, {"Modality": "PT"}])
+def test_processes_beside_the_server_list_the_same_series(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str] | None
+) -> None:
+    """They have MONAI Label's settings from the environment."""
+    name = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
+    monkeypatch.setenv(name, json.dumps(chosen) if chosen else "{}")
+    if chosen is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(archive, "settings", Settings())
+    archive.open_archive("http://127.0.0.1:9", str(folder))
+    again = Settings()
+    assert name in again.model_fields_set
+    assert (chosen or {"Modality": ["CT", "MR"]}) == again.MONAI_LABEL_DICOMWEB_SEARCH_FILTER

@@ -13,11 +13,13 @@ pytest.importorskip("monailabel")
 from monailabel.interfaces.exception import ImageNotFoundException
 from watchdog.events import FileCreatedEvent, FileMovedEvent
 
+from columns import AFFINE, column
 from serving import eventually
 from sliceprop.errors import FileError, InputError
 from sliceprop.server import datastore
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import ConflictError
+from sliceprop.server.requests import label_options
 
 
 def save(path, value=1):
@@ -83,6 +85,24 @@ def test_a_segmentation_of_slicer_is_the_label_of_its_image_and_only_that(stores
     assert stores[0].label_file("a", "sparse") is None
 
 
+def test_no_file_in_another_format_takes_the_place_of_a_label_that_is_removed(workspace, submit):
+    store, versions = workspace.store, workspace.record("case").versions
+    submit(column([2]))
+    by_hand = Path(store.label_file("case", "sparse")).with_name("case.nii")
+    nib.save(nib.Nifti1Image(column([5]), AFFINE), by_hand)
+    store.remove_label("case", "sparse")
+    assert not list(by_hand.parent.iterdir()) and store.label_file("case", "sparse") is None
+    assert workspace.open(workspace.case("case"), label_options({})).annotation is None
+    assert [one.entry.event for one in versions.newest_first()] == ["removed", "found", "removed", "submitted"]
+
+
+def test_no_file_in_another_format_takes_the_place_of_an_image_that_is_removed(stores, folder):
+    for name in ("a.nii", "a.nrrd", "ab.nii"):
+        save(folder / name) if name.endswith("nii") else (folder / name).touch()
+    stores[0].remove_image("a")
+    assert sorted(stores[0].list_images()) == ["ab", "b"] and not list(folder.glob("a.*"))
+
+
 def test_who_watches_the_folder_keeps_what_another_process_noted(stores, tmp_path):
     server, batch = stores
     batch.save_label("a", save(tmp_path / "l.nii.gz"), "round", {"params": {"method": "shape"}})
@@ -146,6 +166,31 @@ def test_a_file_that_is_being_written_is_no_image_and_old_ones_go(folder):
     os.utime(old, (0, 0))
     assert sorted(LocalStudies(str(folder)).list_images()) == ["a", "b"]
     assert young.exists() and not old.exists()
+
+
+@pytest.mark.parametrize("place", ["", ".labelprop", ".labelprop/checkpoints", ".labelprop/studies/a"])
+def test_what_killed_writers_left_goes_when_nobody_writes_it(folder, place):
+    for name, when in (("new", None), ("old", (0, 0))):
+        inner, file = folder / place / f".writing-{name}" / "series" / "0.dcm", folder / place / f".writing-{name}.json"
+        inner.parent.mkdir(parents=True)
+        for path in (inner, file):
+            path.touch()
+            os.utime(path, when)
+        for path in inner.parents[:2]:
+            os.utime(path, (0, 0))
+    LocalStudies(str(folder))
+    left = sorted(path.name for path in (folder / place).glob(".writing-*"))
+    assert left == [".writing-new", ".writing-new.json"]
+
+
+def test_what_is_left_in_a_folder_of_others_stays(folder, tmp_path):
+    left = tmp_path / "others" / ".writing-old.nii.gz"
+    save(left)
+    os.utime(left, (0, 0))
+    (folder / "labels").mkdir()
+    (folder / "labels" / "linked").symlink_to(left.parent)
+    LocalStudies(str(folder))
+    assert left.is_file()
 
 
 def test_a_scan_that_is_sent_again_stays_as_it_is(stores, tmp_path, folder):

@@ -17,7 +17,7 @@ from columns import AFFINE, NAMES, column, opened
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.requests import label_options
 from sliceprop.server.workspace import Workspace
-from sliceprop.versions import Entry
+from sliceprop.versions import Entry, Versions
 
 HOUR_NS = 3_600_000_000_000
 
@@ -237,3 +237,22 @@ def test_a_label_file_is_a_version_before_another_takes_its_place(workspace, sub
     workspace.restore(workspace.case("case"), len(events(workspace)) - 1)
     assert events(workspace)[-2:] == ["found", "restored"] and file.read_bytes() == by_hand
     assert shown_file(workspace, tag) == file
+
+
+@pytest.mark.parametrize("tag", ["sparse", "mine"])
+def test_a_label_file_that_arrives_during_a_submission_is_kept(workspace, submit, tag, monkeypatch):
+    submit(column([2]), tag)
+    append = Versions.append
+
+    def interrupted(versions, *args, **options):
+        monkeypatch.undo()
+        version = append(versions, *args, **options)
+        put(column([5, 6]), workspace.folder.parent, "labels", tag)
+        return version
+
+    monkeypatch.setattr(Versions, "append", interrupted)
+    submit(column([4]), tag)
+    assert events(workspace) == ["submitted", "submitted", "conflict"]
+    np.testing.assert_array_equal(nib.load(shown_file(workspace, tag)).dataobj, column([4]))
+    workspace.restore(workspace.case("case"), 3)
+    np.testing.assert_array_equal(nib.load(shown_file(workspace, tag)).dataobj, column([5, 6]))

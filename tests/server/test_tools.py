@@ -250,6 +250,13 @@ def test_points_come_as_a_list_or_as_marks(ask, submit):
     np.testing.assert_array_equal(ask("boundary_points")[0], labels)
 
 
+def test_a_refusal_tells_names_of_labels_and_no_numbers(ask, submit):
+    submit(marks(), tag="scribbles", label_info=DISC)
+    for name in ("disc", "new"):
+        with pytest.raises(InputError, match=f"^label {name}: all points lie in one plane"):
+            ask("boundary_points", points={"other": POINTS, name: [[1, 1, 1]] * 6})
+
+
 def test_a_study_with_nothing_marked_is_refused(ask):
     for model in ("grow_from_seeds", "fast_marching", "fill_between_slices", "boundary_points"):
         with pytest.raises(NoAnnotationError):

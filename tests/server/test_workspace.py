@@ -15,7 +15,7 @@ pytest.importorskip("monailabel")
 from columns import AFFINE, NAMES, SHAPE, answered, column, opened
 from sliceprop import io
 from sliceprop.config import BACKGROUND_SCRIBBLE, PropagateConfig
-from sliceprop.errors import GeometryError, InputError, NoAnnotationError
+from sliceprop.errors import GeometryError, InputError, NoAnnotationError, StorageError
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import ConflictError, NotFoundError
 from sliceprop.server.label_edits import edit_labels, parse_edits
@@ -603,3 +603,31 @@ def test_labels_of_versions_are_known_though_something_else_lies_beside_the_stud
         table.unlink()
     (workspace.folder / "studies" / "notes.txt").write_text("mine")
     assert Workspace(workspace.store).names.indices == {"vessel": 1}
+
+
+def test_marks_that_show_no_direction_lie_along_that_of_before(workspace, submit):
+    labels = np.zeros(SHAPE, np.uint16)
+    labels[5, 2:9, 3:8] = 1
+    submit(labels, slice_axis=0)
+    dot = np.zeros(SHAPE, np.uint16)
+    dot[12, 9, 9] = 1
+    assert submit(dot)["slice_axis"] == 0
+    assert submit(column([2, 7]))["slice_axis"] == 2
+
+
+def test_what_is_known_stays_while_the_folder_is_out_of_reach(workspace, submit):
+    submit(column([2]))
+    studies, away = workspace.folder.parent, workspace.folder.parent.with_name("away")
+    noted = workspace.store.get_label_info("case", "sparse")
+    studies.rename(away)
+    studies.mkdir()  # a place where a disk is mounted else
+    for use in (lambda: submit(column([4])), lambda: workspace.case("another"), lambda: opened(workspace)):
+        with pytest.raises(StorageError, match="out of reach"):
+            use()
+    workspace.store.notice_files()
+    assert list(studies.iterdir()) == []
+    studies.rmdir()
+    away.rename(studies)
+    submit(column([5]), "mine")
+    assert workspace.store.get_label_info("case", "sparse") == noted
+    assert LocalStudies(str(studies)).get_label_info("case", "sparse") == noted

@@ -34,7 +34,7 @@ from sliceprop.io import make_folder
 from sliceprop.server.archive import kept_folder
 from sliceprop.server.connections import HEAD_S
 from sliceprop.server.logs import quieten
-from sliceprop.versions import FOLDER
+from sliceprop.versions import FOLDER, SERVER_LOCK
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Server(Main):  # type: ignore[misc]
         Raises:
             InputError: if there is one.
         """
-        self._lock = FileLock(folder / ".server.lock", timeout=0)
+        self._lock = FileLock(folder / SERVER_LOCK, timeout=0)
         try:
             self._lock.acquire()
         except Timeout as error:

@@ -248,9 +248,10 @@ class Access:
         origin, headers = request.headers.get("Origin"), request.headers
         if origin in self._policy.origins:
             return
-        foreign = origin is not None and _parts(origin).netloc.lower() != headers.get("Host", "").lower()
-        embedded = headers.get("Sec-Fetch-Site") == "cross-site" and headers.get("Sec-Fetch-Mode") != "navigate"
-        if (foreign and request.scope["method"] not in _READS) or embedded:
+        site, writes = headers.get("Sec-Fetch-Site"), request.scope["method"] not in _READS
+        foreign = site in ("cross-site", "same-site") or (origin is not None and not _is_own(origin, request))
+        embedded = site == "cross-site" and headers.get("Sec-Fetch-Mode") != "navigate"
+        if (foreign and writes) or embedded:
             raise ForbiddenError(
                 f"pages of {origin or 'another site'} may not use this server; "
                 "its operator can allow them with MONAI_LABEL_CORS_ORIGINS"
@@ -382,6 +383,19 @@ def _parts(address: str) -> SplitResult:
         return urlsplit(address)
     except ValueError as error:
         raise ForbiddenError(f"{address!r} is no address; send Host and Origin as browsers do") from error
+
+
+def _is_own(origin: str, request: HTTPConnection) -> bool:
+    """Whether this is where pages of ours come from; one that came without TLS is none where the request has it.
+
+    A proxy may have it and not say so.
+
+    Raises:
+        ForbiddenError: as of `_parts`.
+    """
+    page = _parts(origin)
+    encrypted = request.scope["scheme"] != "https" or page.scheme == "https"
+    return encrypted and page.netloc.lower() == request.headers.get("Host", "").lower()
 
 
 def _admit(request: Request, path: str, holder: Holder) -> None:

@@ -24,6 +24,7 @@ from sliceprop.config import SuggestConfig, TrainConfig
 from sliceprop.engine.contour import interpolate_contours
 from sliceprop.errors import InputError
 from sliceprop.hashing import digest
+from sliceprop.server import background
 from sliceprop.server.access import Policy
 from sliceprop.server.archive import open_archive
 from sliceprop.server.audit import sender
@@ -91,7 +92,6 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
-        os.environ.setdefault("PYTHONPATH", "")  # MONAI Label reads it when it starts a training process
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for that process: spinning threads starve each other
         quieten()
         if settings.MONAI_LABEL_AUTH_ENABLE:
@@ -208,10 +208,11 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         return {"quality": QualityScoring(self.workspace, self.target)}
 
     def on_init_complete(self) -> None:
-        """Put our routes in front of MONAI Label's; called in the server process only."""
+        """Put our routes and processes in place of MONAI Label's; called in the server process only."""
         from sliceprop.server.routes import install
 
         super().on_init_complete()
+        background.install()
         self.queue = TrainingQueue.configured(self.conf, self._trainers[NAME], self.workspace.folder / "studies")
         install(self)
         interpolate_contours.start()  # takes a second or two, which the first preview then need not wait for

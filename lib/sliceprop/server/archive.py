@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import tempfile
 import time
@@ -27,7 +29,7 @@ from sliceprop import io
 from sliceprop.dicom_seg import FIRST_SERIES_NUMBER, write_dicom_seg
 from sliceprop.dicom_series import check_series, describe_series, read_series
 from sliceprop.errors import FileError, InputError, SlicePropError, StorageError
-from sliceprop.server.datastore import UNFINISHED, Studies
+from sliceprop.server.datastore import UNFINISHED, Studies, remove_unfinished
 from sliceprop.server.errors import ArchiveError, NotFoundError
 from sliceprop.server.logs import used_names
 
@@ -69,6 +71,7 @@ def open_archive(url: str, folder: str | None) -> ArchivedStudies:
     client.set_http_retry_params(retry=False)
     chosen = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER" in settings.model_fields_set
     search = settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER if chosen else SEARCH_FILTER
+    os.environ["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"] = json.dumps(search)  # for processes beside the server
     return ArchivedStudies(client, search, kept_folder(url, folder))
 
 
@@ -135,6 +138,13 @@ class ArchivedStudies(Studies):
             return list(self._listed[1])
         finally:
             self._listing.release()
+
+    def json(self) -> dict[str, Any]:
+        """What is known of each series, also of those that nobody opened yet."""
+        known: dict[str, Any] = super().json()
+        new = {"image": {"ext": "", "info": {}}, "labels": {}}
+        known["objects"] = {image: known["objects"].get(image, new) for image in self.list_images()} | known["objects"]
+        return known
 
     def _list(self) -> list[str]:
         try:
@@ -299,6 +309,7 @@ class ArchivedStudies(Studies):
 
     def _fetch(self, image_id: str, scan: Path, *, anew: bool = False) -> None:
         """Make the scan from the series; files of both that were there stay until the new ones are complete."""
+        remove_unfinished(self._folder)
         series = self._folder / image_id
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=UNFINISHED) as folder:
             received = self._download(image_id, Path(folder)) if anew or not _holds_files(series) else series

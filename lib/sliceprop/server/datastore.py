@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -28,15 +29,15 @@ from watchdog.observers import Observer
 from watchdog.observers.polling import PollingObserver
 
 from sliceprop import io
-from sliceprop.errors import FileError, InputError, SlicePropError
-from sliceprop.files import copy_file, write_file
+from sliceprop.errors import FileError, InputError, SlicePropError, StorageError
+from sliceprop.files import copy_file, is_abandoned, remove, write_file
 from sliceprop.hashing import file_state
 from sliceprop.io import SUFFIXES
 from sliceprop.server.errors import ConflictError
 from sliceprop.server.guard import inside
 from sliceprop.server.label_files import CROPPED_SUFFIX
 from sliceprop.server.logs import used_names
-from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE, FINAL
+from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE, FINAL, FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +77,14 @@ class Studies(LocalDatastore):  # type: ignore[misc]
 
     def __init__(self, folder: str, *, watch: bool | None = None) -> None:
         self._changing, self._changes = RLock(), FileLock(Path(folder) / CHANGES_LOCK)
-        self._list_state: tuple[int, int, int] | None = None
+        self._list_state: tuple[int, ...] | None = None
         self.before_removal: Callable[[str, str], None] = lambda image_id, tag: None
         """Called with image id and tag before a client removes a label."""
+        self.before_replacement: Callable[[str, str], None] = lambda image_id, tag: None
+        """Called with image id and tag just before another label file takes the place of the one that is there."""
         try:
             self._set_damaged_list_aside(Path(folder))
-            self._remove_unfinished(Path(folder))
+            remove_unfinished(Path(folder))
             super().__init__(
                 folder,
                 extensions=[f"*{suffix}" for suffix in SUFFIXES],
@@ -129,6 +132,15 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         if found:
             used_names.add(image_id)
         return found
+
+    def check_reach(self) -> None:
+        """Refuse to take a folder for empty that is out of reach, as when its disk is taken away.
+
+        Raises:
+            StorageError: if what is made in it at the start is not there.
+        """
+        if not Path(self._datastore.label_path(None)).is_dir():
+            raise StorageError(f"{self._datastore_path}: the folder of the studies is out of reach; bring it back")
 
     def get_image_uri(self, image_id: str) -> str:
         """The file of an image; empty if there is none.
@@ -199,15 +211,35 @@ class Studies(LocalDatastore):  # type: ignore[misc]
             suffix = CROPPED_SUFFIX if cropped else self._to_id(Path(label_filename).name)[1]
             name = self._filename(image_id, suffix)
             target = Path(self._inside(f"{self._datastore.label_path(label_tag)}/{name}"))
-            copy_file(Path(label_filename), target)
+
+            def write(temporary: Path) -> None:
+                shutil.copyfile(label_filename, temporary)
+                self.before_replacement(image_id, label_tag)
+
+            write_file(target, write)
             info = {**label_info, "ts": int(time.time()), "mtime_ns": target.stat().st_mtime_ns, "name": name}
             entries[image_id].labels[label_tag] = DataModel(info=info, ext=suffix)
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        """Remove a label, and the mask beside it, as a client asks."""
-        self.before_removal(label_id, label_tag)
-        self.drop_label(label_id, label_tag)
+        """Remove a label, and the mask beside it, as a client asks.
+
+        Files of it in other formats, which somebody put there, would take its place, and go too.
+        """
+        for _ in SUFFIXES:
+            self.before_removal(label_id, label_tag)
+            self.drop_label(label_id, label_tag)
+            self.notice_files()
+            if self.label_file(label_id, label_tag) is None:
+                return
+
+    def remove_image(self, image_id: str) -> None:
+        """Remove an image and its labels; files of it in other formats too, as of a label."""
+        for _ in SUFFIXES:
+            super().remove_image(image_id)
+            self.notice_files()
+            if image_id not in self._datastore.objects:
+                return
 
     def drop_label(self, image_id: str, tag: str) -> None:
         """Take a label file, and the mask beside it, away; none is fine."""
@@ -268,13 +300,6 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         files: dict[str, str] = super()._list_files(path, patterns)
         return {name: file for name, file in files.items() if not name.startswith(UNFINISHED)}
 
-    def _remove_unfinished(self, folder: Path) -> None:
-        """Delete what killed writers left an hour ago or earlier."""
-        for file in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"labels/*/{UNFINISHED}*")]:
-            with suppress(OSError):
-                if file.is_file() and file.stat().st_mtime < time.time() - OLD_S:
-                    file.unlink()
-
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
         """Read what is known of every image, if it was written anew: always as a whole, so that no lock is needed.
 
@@ -299,7 +324,11 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         """Compare entries and files; the thread that watches the folder does it too, at any moment.
 
         Another process that adds a label has put the file there and not yet its entry.
+
+        Raises:
+            StorageError: if the folder is out of reach; what is known of the images stays.
         """
+        self.check_reach()
         with self._changing, ExitStack() as held:
             with suppress(OSError):  # in a folder that is read-only nothing is written below either
                 held.enter_context(self._changes)
@@ -333,6 +362,21 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         with FileLock(self._lock_file) if lock else nullcontext():
             write_file(file, lambda temporary: temporary.write_text(text))
             self._list_state = file_state(file)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed writers and downloads left an hour ago or earlier; studies remove that of versions themselves.
+
+    Args:
+        folder: of the studies.
+    """
+    ours = folder / FOLDER
+    places = [folder, *folder.glob("labels/*"), ours, ours / "checkpoints", *ours.glob("studies/*")]
+    here = [place for place in places if place.resolve().is_relative_to(folder.resolve())]
+    for left in (left for place in here for left in place.glob(f"{UNFINISHED}*")):
+        with suppress(OSError):
+            if is_abandoned(left, OLD_S):
+                remove(left)
 
 
 def _same_scan(file: Path, other: Path) -> bool:

@@ -79,6 +79,8 @@ def problem(folder: Path, policy: Policy) -> str:
     """What keeps the server from letting people in, and from storing what they submit; empty if nothing does."""
     if policy.tokens is not None and policy.tokens.damaged:
         return DAMAGED
+    if not (folder / "labels").is_dir():
+        return "the folder of the studies is out of reach"
     if not os.access(folder, os.W_OK):
         return "the folder of the studies cannot be written"
     audit = folder / FOLDER / LOG

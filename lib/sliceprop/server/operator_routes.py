@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from logging import FileHandler, getLogger
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, BackgroundTasks, Query, Request
@@ -89,6 +89,12 @@ async def read_gpu(user: Admin) -> Response:
 def reload(user: Admin) -> Response:
     """Refuse: a second app in this process would not know what the first one is writing."""
     raise ForbiddenError("start the server anew instead")
+
+
+@router.api_route("/model/{path:path}", methods=["GET", "PUT", "DELETE"], include_in_schema=False)
+def refuse_model(path: str, user: Admin) -> Any:
+    """Refuse, before anything is received: models belong to studies here."""
+    return running_app().model_file(path)
 
 
 @router.get("/datastore/dataset")

@@ -208,6 +208,10 @@ class StudyRecord:
             )
         self.forget_results()
 
+    def set_aside(self, tag: str) -> list[Path]:
+        """Label files of a tag that could not be used, as they were."""
+        return sorted((self.folder / "set_aside").glob(f"{tag}.*"))
+
     def forget_results(self) -> None:
         """Forget all propagations, and what clients were given: they were of another scan of this name."""
         for name in (RESULT, BEFORE, *SENT, *DRAFTS, "annotation"):

@@ -56,6 +56,7 @@ from sliceprop.server.web import (
     check_upload,
     image_id,
     running_app,
+    save_upload,
     saved,
 )
 from sliceprop.versions import FINAL
@@ -188,6 +189,49 @@ def has_image(image: str, user: Reader, check_sum: str | None = None, *, slot: S
         raise NotFoundError("the file of this image is another one")
 
 
+@router.get("/datastore/image")
+def download_image(image: str, user: Reader) -> Any:
+    """The file of an image, after fetching it from an archive."""
+    return datastore.download_image(image)
+
+
+@router.delete("/datastore/image")
+@router.delete("/datastore/", include_in_schema=False)
+def remove_image(id: str, user: Admin) -> Any:
+    """Remove an image and its labels."""
+    return datastore.remove_image(id)
+
+
+@router.get("/datastore/image/info")
+def read_image_info(image: str, user: Reader) -> Any:
+    """What is known of an image."""
+    return datastore.get_image_info(image)
+
+
+@router.head("/datastore/label")
+def has_label(image: str, tag: str, user: Reader) -> Any:
+    """Whether there is a label."""
+    return datastore.download_label(image, tag, check_only=True)
+
+
+@router.get("/datastore/label")
+def download_label(label: str, tag: str, user: Reader) -> Any:
+    """The file of a label."""
+    return datastore.download_label(label, tag)
+
+
+@router.delete("/datastore/label")
+def remove_label(id: str, tag: str, user: Admin) -> Any:
+    """Remove a label."""
+    return datastore.remove_label(id, tag)
+
+
+@router.get("/datastore/label/info")
+def read_label_info(label: str, tag: str, user: Reader) -> Any:
+    """What is known of a label."""
+    return datastore.get_label_info(label, tag)
+
+
 @router.put("/datastore/label")
 def save_label(
     image: str, label: UploadFile, user: Annotator, params: Params = "{}", tag: str = FINAL, *, slot: UploadSlot
@@ -269,7 +313,6 @@ def _clients_info(text: str, user: User, known: Mapping[str, Any]) -> dict[str, 
 
 @router.put("/session/")
 def create_session(
-    background_tasks: BackgroundTasks,
     files: list[UploadFile],
     user: Reader,
     uncompress: bool = False,
@@ -282,7 +325,15 @@ def create_session(
         raise InputError("each file needs a name")
     if uncompress:
         raise InputError("archives are not accepted; send the image, or the files of one DICOM series")
-    return session.create_session(background_tasks, False, expiry, files)
+    sessions = running_app().sessions()
+    if sessions is None:
+        raise NotFoundError("this server has no sessions; its operator can allow them with MONAI_LABEL_SESSIONS")
+    with tempfile.TemporaryDirectory() as folder:
+        series = Path(folder) / "series"
+        series.mkdir()
+        received = [save_upload(file, series) for file in files]
+        session_id, about = sessions.add_session(str(series if len(received) > 1 else received[0]), expiry)
+    return {"session_id": session_id, "session_info": _told_session(about.to_json())}
 
 
 @router.get("/session/{session_id}")
@@ -291,7 +342,18 @@ def get_session(session_id: str, user: Reader, update_ts: bool = False, image: b
     answer = session.get_session(session_id, update_ts, image)
     if isinstance(answer, FileResponse) and not Path(answer.path).is_file():
         raise InputError("the image of this session is a series of several files")
-    return answer
+    return answer if image else _told_session(answer)
+
+
+@router.delete("/session/{session_id}")
+def remove_session(session_id: str, user: Reader) -> Any:
+    """End a session, and remove its scan."""
+    return _told_session(session.remove_session(session_id))
+
+
+def _told_session(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a session, without where the server keeps it."""
+    return {**about, "path": "", "image": Path(about["image"]).name}
 
 
 @router.post("/activelearning/{strategy}")

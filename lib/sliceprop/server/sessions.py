@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
+from shutil import rmtree
+from typing import Any
 
 from monailabel.utils.sessions import Sessions
 
@@ -16,6 +19,24 @@ class ScanSessions(Sessions):  # type: ignore[misc]
     def __bool__(self) -> bool:
         """True: without it MONAI Label removes nothing until it has used a session since its start."""
         return True
+
+    def add_session(
+        self, data_file: str, expiry: int = 0, uncompress: bool = False, session_id: str | None = None
+    ) -> Any:
+        """Move a scan into a new session, for its owner only; nothing stays of one that fails, as on a full disk."""
+        name = session_id or str(uuid.uuid4())
+        folder = Path(self.store_path) / name
+        try:
+            folder.mkdir(0o700, parents=True, exist_ok=True)
+            return super().add_session(data_file, expiry, uncompress, name)
+        except BaseException:
+            self.remove_session(name)
+            raise
+
+    def remove_session(self, session_id: str) -> None:
+        """End it, whoever else does at the same time."""
+        self.pop(session_id, None)
+        rmtree(Path(self.store_path) / session_id, ignore_errors=True)
 
     def remove_expired(self) -> int:
         """Remove the sessions that are over, broken ones too; how many that were."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,6 +84,11 @@ class Numbers:
             range(1, len(asked) + 1), [{"name": name, "idx": i} for i, name in enumerate(asked, start=1)]
         )
         return {name: numbers.get(i) or _no_structure(name) for i, name in enumerate(asked, start=1)}
+
+    def named(self, reason: str) -> str:
+        """A tool's reason for refusing, with names in place of the numbers of labels."""
+        names = {str(number): name for name, number in self._numbers.items()}
+        return re.sub(r"(?<=\blabel )\d+", lambda found: names.get(found[0], found[0]), reason)
 
     def register(self) -> dict[int, int]:
         """Put the new names into the table, all of them or none; `{number: index}` of theirs.
@@ -203,7 +209,11 @@ class ToolTask(PropagateTask):
         case, upload, kept = self._case(options), options.get("label"), flag(options, SHOWN, True)
         with self._workspace.lock(case):
             scene = self._scene(case, label_options(options), Path(upload) if upload else None, options)
-        labels, drawn = scene.with_drawn(self._model.run(scene, options))
+        try:
+            made = self._model.run(scene, options)
+        except InputError as error:
+            raise type(error)(scene.numbers.named(str(error))) from error
+        labels, drawn = scene.with_drawn(made)
         if indices := scene.numbers.register():
             labels, scene = replace_values(labels, indices, keep=True), scene.with_indices(indices)
         if scene.selected is None:

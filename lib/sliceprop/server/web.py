@@ -100,12 +100,20 @@ def saved(upload: UploadFile | None) -> Iterator[Path | None]:
     if upload is None:
         yield None
         return
-    name = check_upload(upload) or "upload"
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / name
-        with file.open("wb") as target:
-            shutil.copyfileobj(upload.file, target)
-        yield file
+        yield save_upload(upload, Path(folder))
+
+
+def save_upload(upload: UploadFile, folder: Path) -> Path:
+    """The uploaded file, in a folder, under its own name.
+
+    Raises:
+        InputError: as of `check_upload`.
+    """
+    file = folder / (check_upload(upload) or "upload")
+    with file.open("wb") as target:
+        shutil.copyfileobj(upload.file, target)
+    return file
 
 
 class StoredResponse(StreamingResponse):

@@ -23,7 +23,7 @@ from sliceprop.config import BACKGROUND_SCRIBBLE, MAX_LABEL
 from sliceprop.engine.registration import Model
 from sliceprop.errors import CheckpointError, FileError, InputError, NoAnnotationError, StorageError
 from sliceprop.files import copy_file, read_json, write_json
-from sliceprop.hashing import array_digest, file_state, known_digest
+from sliceprop.hashing import array_digest, digest, file_state, known_digest
 from sliceprop.labels import LabelArray, present_values
 from sliceprop.server.audit import sender
 from sliceprop.server.checkpoints import Checkpoints, Chosen
@@ -143,6 +143,7 @@ class Workspace:
         self._locks: WeakValueDictionary[str, Any] = WeakValueDictionary()  # of studies that are worked on
         self._choosing = Lock()
         store.before_removal = self._keep_before_removal
+        store.before_replacement = self._keep_put_meanwhile
 
     def lock(self, case: Case) -> RLock:
         """Serialises the work on one study; different studies do not wait for each other."""
@@ -246,9 +247,11 @@ class Workspace:
         """The image of a study; read anew only when the file has changed. Results of another image are forgotten.
 
         Raises:
-            FileError: or another `InputError`, if it cannot be read.
+            FileError: or another `InputError`, if it cannot be read; a `StorageError` if the folder is out of reach.
         """
         state = file_state(case.image) if case.image.exists() else ()
+        if not state:
+            self.store.check_reach()
         scan = _read_scan(case.image, state)
         if case.record is not None and case.record.folder.is_dir():
             case.record.notice_scan({"voxels": _scan_digest(case.image, state), "grid": grid_of(scan)})
@@ -688,16 +691,17 @@ class Workspace:
 
     def _annotate(self, case: Case, labels: LabelArray, options: LabelOptions) -> Annotation:
         sent, scan = self.answered(case, labels), self.scan(case)
+        known = case.record.annotation() if case.record else None
         if options.slice_axis == "auto" and sent is not None and is_our_result(labels, sent.slice_axis, sent):
             axis = sent.slice_axis
         else:
-            marked = labels > 0 if labels.any() else None
-            axis = resolve_slice_axis(options.slice_axis, scan.array.shape, scan.affine, marked)
+            marked, before = labels > 0 if labels.any() else None, known.slice_axis if known else None
+            axis = resolve_slice_axis(options.slice_axis, scan.array.shape, scan.affine, marked, before)
         return hand_made(
             labels,
             slice_axis=axis,
             sent=sent,
-            known=case.record.annotation() if case.record else None,
+            known=known,
             listed=options.annotated_slices,
             reviewed=options.reviewed_slices,
             partial=options.partial,
@@ -749,6 +753,21 @@ class Workspace:
         with self._changing(record):
             if self._keep_foreign(image_id, tag).name:
                 record.versions.append(Entry(tag, "removed", by=sender()))
+
+    def _keep_put_meanwhile(self, image_id: str, tag: str) -> None:
+        """Keep a label file that somebody put there since it was looked at; called by the datastore.
+
+        Another version is newer by then, so that this one counts when it is restored.
+        """
+        file, record = self.store.label_file(image_id, tag), self.record(image_id)
+        found = "" if file is None else known_digest(file)
+        if file is None or found == self.store.get_label_info(image_id, tag).get("sha256"):
+            return
+        known = {version.digest for version in record.versions.newest_first(tag)}
+        if found not in known | {digest(one) for one in record.set_aside(tag)}:
+            version = record.versions.append(Entry(tag, "conflict"), file)
+            told = "somebody put a label %s of %s there meanwhile; it is kept as version %d, which does not count"
+            logger.warning(told, tag, image_id, version.number)
 
     def _keep_foreign(self, image_id: str, tag: str) -> Shown:
         """Keep a label file that is no version yet before it goes, or another one takes its place."""
