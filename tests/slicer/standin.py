@@ -36,12 +36,16 @@ def numpy_matrix(matrix):
 class Node:
     def __init__(self, kind, name, number):
         self.kind, self.name, self.id, self.attributes, self.display = kind, name, f"{kind}{number}", {}, None
+        self.transform = None
 
     def GetName(self):
         return self.name
 
     def GetID(self):
         return self.id
+
+    def GetParentTransformNode(self):
+        return self.transform
 
     def SetName(self, name):
         self.name = name

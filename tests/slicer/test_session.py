@@ -64,6 +64,25 @@ def test_from_a_loaded_scan_to_the_next_slice(slicer, server):
         Client("http://127.0.0.1:9").studies()
 
 
+@pytest.mark.parametrize("moved", ["volume", "segmentation"])
+def test_what_is_under_a_transform_is_neither_sent_nor_brought(slicer, server, moved):
+    """Slicer would put what comes back elsewhere."""
+    import standin
+    from SlicePropLib.client import Client
+    from SlicePropLib.session import Session
+
+    client, volume = Client(server.url), standin.add_volume(slicer, scan(), AFFINE, f"moved {moved}")
+    mine = standin.add_segments(slicer, only(truth()), ["disc", "core"])
+    session = Session.of(client, volume, mine)
+    session.submit()
+    before = client.study(session.image)["annotation_version"]
+    {"volume": volume, "segmentation": mine}[moved].transform = object()
+    for use in (session.submit, session.take_over, session.show, lambda: Session.of(client, volume, mine)):
+        with pytest.raises(LookupError, match="under a transform"):
+            use()
+    assert client.study(session.image)["annotation_version"] == before
+
+
 def test_a_scan_from_slicers_dicom_database_is_found_by_its_series(slicer, server):
     import standin
     from SlicePropLib.client import Client

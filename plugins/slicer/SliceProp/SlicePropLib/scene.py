@@ -40,6 +40,20 @@ def series_uid(volume: Any) -> str:
     return str(slicer.dicomDatabase.instanceValue(instances[0], "0020,000E")) if instances else ""
 
 
+def check_place(*nodes: Any) -> None:
+    """Refuse nodes under a transform: Slicer applies it when it exports segments, and not when it imports them.
+
+    Raises:
+        LookupError: naming the node.
+    """
+    for node in nodes:
+        if node.GetParentTransformNode() is not None:
+            raise LookupError(
+                f"{node.GetName()} is under a transform, with which it lies elsewhere than the server's scan; "
+                "take it out of that (module Data, column of transforms) first"
+            )
+
+
 def is_ours(segmentation: Any) -> bool:
     """Whether it shows what the server answered, and is not the user's."""
     return bool(segmentation.GetAttribute(_OURS)) and segmentation.GetName() in (RESULT, ELSEWHERE)

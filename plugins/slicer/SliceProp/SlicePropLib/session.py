@@ -56,6 +56,7 @@ class Session:
             raise LookupError(
                 f"{segmentation.GetName()} is the server's; choose your own segmentation, or clone this one"
             )
+        scene.check_place(volume, segmentation)
         own, there = _plain(volume.GetName()), client.studies()
         image = next((one for one in (volume.GetName(), scene.series_uid(volume), own) if one in there), None)
         known = scene.known(segmentation)
@@ -86,7 +87,9 @@ class Session:
 
         Raises:
             GridError: if the voxels do not coincide.
+            LookupError: if volume or segmentation is under a transform.
         """
+        scene.check_place(self.volume, self.segmentation)
         return align(scene.ijk_to_ras(self.volume), scene.shape(self.volume), self.state())
 
     def take_over(self) -> str:
