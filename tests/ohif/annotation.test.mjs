@@ -108,3 +108,14 @@ test('only the last strokes are kept', () => {
   assert.equal(strokes.length, 2);
   assert.deepEqual([strokes.pop(), strokes.pop(), strokes.pop()], [{ slice: 3 }, { slice: 2 }, undefined]);
 });
+
+test('a stroke that is taken back while the server gets it is to be sent', () => {
+  const annotation = new Annotation([1]);
+  const before = annotation.state(1);
+  annotation.paint(1);
+  const submission = annotation.begin();
+  assert.equal(annotation.sending, true);
+  annotation.restore(1, before);
+  annotation.submitted(submission);
+  assert.deepEqual([annotation.sending, annotation.unsaved], [false, [1]]);
+});

@@ -194,3 +194,14 @@ test('a browser without a store lets paint all the same', async () => {
   await paint(panel, 1);
   assert.deepEqual(own(panel), [1]);
 });
+
+test('what is submitted while another series is opened is no draft any more', async () => {
+  const panel = Object.assign(await open(), { _notices: [], _changed: () => {} });
+  await paint(panel, 2);
+  await panel._request('Submitting', async session => {
+    panel._session = null;
+    await session.submit();
+  });
+  await panel._drafts._saved;
+  assert.deepEqual([...store.kept.keys()], []);
+});

@@ -163,33 +163,45 @@ export class MemoryStore {
   }
 
   open() {
-    const store = {
-      getAllKeys: () => this._answer(() => [...this.kept.keys()].sort()),
-      get: key => this._answer(() => this.kept.get(key)),
-      put: (draft, key) => this._answer(() => this._put(key, structuredClone(draft))),
-      delete: key => this._answer(() => void this.kept.delete(key)),
+    return answer(() => ({ transaction: (_, mode) => this._transaction(mode), close() {} }));
+  }
+
+  /** Like a browser's: its requests succeed, and a disk that is full shows when all of it is to be kept. */
+  _transaction(mode) {
+    const changed = new Map(this.kept);
+    const transaction = {};
+    let open = 0;
+    const request = act => {
+      open += 1;
+      return answer(act, () => (open -= 1) || queueMicrotask(() => this._end(transaction, mode, changed)));
     };
-    return this._answer(() => ({ transaction: () => ({ objectStore: () => store }), close() {} }));
-  }
-
-  _put(key, draft) {
-    if (this.full) {
-      throw new Error('QuotaExceededError');
-    }
-    this.kept.set(key, draft);
-  }
-
-  _answer(act) {
-    const request = {};
-    queueMicrotask(() => {
-      try {
-        request.result = act();
-        request.onsuccess();
-      } catch (error) {
-        request.error = error;
-        request.onerror();
-      }
+    transaction.objectStore = () => ({
+      getAllKeys: () => request(() => [...changed.keys()].sort()),
+      get: key => request(() => changed.get(key)),
+      put: (draft, key) => request(() => void changed.set(key, structuredClone(draft))),
+      delete: key => request(() => void changed.delete(key)),
     });
-    return request;
+    return transaction;
   }
+
+  _end(transaction, mode, changed) {
+    if (mode === 'readwrite' && this.full) {
+      transaction.error = new Error('QuotaExceededError');
+      transaction.onabort();
+      return;
+    }
+    this.kept = changed;
+    transaction.oncomplete();
+  }
+}
+
+/** A request that succeeds a moment later; `then` is called after that. */
+function answer(act, then = () => {}) {
+  const request = {};
+  queueMicrotask(() => {
+    request.result = act();
+    request.onsuccess();
+    then();
+  });
+  return request;
 }

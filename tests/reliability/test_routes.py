@@ -82,6 +82,12 @@ def test_a_session_does_not_tell_where_the_server_keeps_it(client: TestClient, s
     assert client.get(address).status_code == client.delete(address).status_code == 404
 
 
+@pytest.mark.parametrize("names", [["meta.info"], ["A/0001.dcm", "B/0001.dcm"]])
+def test_no_file_of_a_session_takes_the_place_of_another(client: TestClient, names: list[str]) -> None:
+    answer = client.put("/session/", files=[("files", (name, SCAN[1])) for name in names])
+    assert answer.status_code == 400 and "a name of its own" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_nothing_stays_of_a_session_that_cannot_be_kept(
     client: TestClient, studies: Path, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

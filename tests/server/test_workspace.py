@@ -608,11 +608,25 @@ def test_labels_of_versions_are_known_though_something_else_lies_beside_the_stud
 def test_marks_that_show_no_direction_lie_along_that_of_before(workspace, submit):
     labels = np.zeros(SHAPE, np.uint16)
     labels[5, 2:9, 3:8] = 1
-    submit(labels, slice_axis=0)
+    version = submit(labels, slice_axis=0)["annotation_version"]
     dot = np.zeros(SHAPE, np.uint16)
     dot[12, 9, 9] = 1
-    assert submit(dot)["slice_axis"] == 0
-    assert submit(column([2, 7]))["slice_axis"] == 2
+    version = submit(dot, annotation_version=version)["annotation_version"]
+    assert opened(workspace).annotation.slice_axis == 0
+    assert submit(column([2, 7]), annotation_version=version)["slice_axis"] == 2
+
+
+@pytest.mark.parametrize("gone", ["removed", "cleared", "not known"])
+def test_the_direction_of_before_does_not_count_for_who_did_not_go_on_from_it(workspace, submit, gone):
+    labels = np.zeros(SHAPE, np.uint16)
+    labels[5, 2:9, 3:8] = 1
+    submit(labels, slice_axis=0)
+    if gone == "removed":
+        workspace.store.remove_label("case", "sparse")
+    elif gone == "cleared":
+        submit(labels * 0, slice_axis=0, annotated_slices=[])
+    base = {} if gone == "not known" else {"annotation_version": workspace.annotation_version(workspace.case("case"))}
+    assert submit(column([5, 6, 7, 8]), **base)["slice_axis"] == 2
 
 
 def test_what_is_known_stays_while_the_folder_is_out_of_reach(workspace, submit):

@@ -40,6 +40,11 @@
       return this.complete.filter(slice => !this.isUnsaved(slice));
     }
 
+    /** Whether a submission is under way. */
+    get sending() {
+      return this._sent.size > 0;
+    }
+
     /** Slices whose paint only the browser has, ascending. */
     get draft() {
       return union(this.unsaved, this._unfinished, this._sent);
@@ -139,6 +144,9 @@
 
     restore(slice, state) {
       [this._complete, this._unfinished, this._painted].forEach((set, n) => set[state[n] ? 'add' : 'delete'](slice));
+      if (this._sent.has(slice)) {
+        this._painted.add(slice); // the server gets it as it was
+      }
     }
   }
 

@@ -12,6 +12,12 @@
       request.onerror = () => reject(request.error);
     });
 
+  const ended = transaction =>
+    new Promise((resolve, reject) => {
+      transaction.oncomplete = resolve;
+      transaction.onabort = () => reject(transaction.error);
+    });
+
   /**
    * A draft in pieces: each slice by series, shape, axis and slice, scribbles by series, shape and where they are.
    *
@@ -105,7 +111,9 @@
         opening.onupgradeneeded = () => opening.result.createObjectStore(STORE);
         const database = await settled(opening);
         try {
-          return await Promise.all(act(database.transaction(STORE, mode).objectStore(STORE)).map(settled));
+          const transaction = database.transaction(STORE, mode);
+          const requests = Promise.all(act(transaction.objectStore(STORE)).map(settled));
+          return (await Promise.all([requests, ended(transaction)]))[0];
         } finally {
           database.close();
         }

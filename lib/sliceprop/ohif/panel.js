@@ -207,8 +207,7 @@
       }
     }
 
-    _saveDraft() {
-      const session = this._session;
+    _saveDraft(session = this._session) {
       session && this._drafts.save(session.image, session.draft(), session.kept);
     }
 
@@ -309,6 +308,7 @@
           return false;
         } finally {
           this._busy = null;
+          this._saveDraft(session); // another one may be shown by now
           this._changed();
         }
       };

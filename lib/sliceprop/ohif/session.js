@@ -341,7 +341,7 @@
     // What goes to the server -------------------------------------------------------------------------------------
 
     get unsaved() {
-      return this.annotation.unsaved.length > 0 || this.scribblesChanged;
+      return this.annotation.unsaved.length > 0 || this.annotation.sending || this.scribblesChanged;
     }
 
     /** Send everything that the server does not have; after somebody else's submission theirs is taken over first. */

@@ -42,6 +42,7 @@ from sliceprop.server.limits import HearOut, LimitGuard, Queue, Slot, UploadSlot
 from sliceprop.server.records import KINDS
 from sliceprop.server.requests import LabelOptions, first_choices, label_options, parse_params, whole_number
 from sliceprop.server.results import write_result
+from sliceprop.server.sessions import ABOUT
 from sliceprop.server.strategy import NO_STUDY
 from sliceprop.server.trainer import PropagateTrainer
 from sliceprop.server.training_queue import LOOK_S
@@ -321,8 +322,9 @@ def create_session(
     slot: UploadSlot,
 ) -> Any:
     """Take the image of a session; no archives, whose members could be written anywhere."""
-    if "" in [check_upload(file) for file in files]:
-        raise InputError("each file needs a name")
+    names = [check_upload(file) for file in files]
+    if len({"", ABOUT, *names}) < 2 + len(names):
+        raise InputError(f"each file needs a name of its own, other than {ABOUT}")
     if uncompress:
         raise InputError("archives are not accepted; send the image, or the files of one DICOM series")
     sessions = running_app().sessions()

@@ -12,6 +12,9 @@ from typing import Any
 
 from monailabel.utils.sessions import Sessions
 
+ABOUT = "meta.info"
+"""What MONAI Label keeps of a session, beside its scan."""
+
 
 class ScanSessions(Sessions):  # type: ignore[misc]
     """Sessions in a folder, those of a server that has ended too."""
@@ -55,6 +58,6 @@ class ScanSessions(Sessions):  # type: ignore[misc]
     def _kept_s(self, folder: Path) -> float:
         """As long as the client wanted, if that can be read, but never longer than the operator allows."""
         with suppress(OSError, ValueError, TypeError, KeyError):
-            about = json.loads((folder / "meta.info").read_text(encoding="utf-8"))
+            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             return float(min(about["expiry"], self.expiry))
         return float(self.expiry)

@@ -695,7 +695,8 @@ class Workspace:
         if options.slice_axis == "auto" and sent is not None and is_our_result(labels, sent.slice_axis, sent):
             axis = sent.slice_axis
         else:
-            marked, before = labels > 0 if labels.any() else None, known.slice_axis if known else None
+            goes_on = known and known.annotated_slices and options.annotation_version == known.source
+            marked, before = labels > 0 if labels.any() else None, known.slice_axis if known and goes_on else None
             axis = resolve_slice_axis(options.slice_axis, scan.array.shape, scan.affine, marked, before)
         return hand_made(
             labels,
