@@ -19,6 +19,7 @@ from sliceprop import io
 from sliceprop.audit import AuditLog
 from sliceprop.cli import main
 from sliceprop.config import TrainConfig
+from sliceprop.manifest import write_manifest
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.infer import PropagateTask
 from sliceprop.server.requests import LabelOptions, label_options
@@ -325,6 +326,9 @@ def test_what_the_command_line_propagated_is_made_again(studies, tmp_path, capsy
     assert content["inputs"].keys() == {"image", "labels", *learnt_from} and content["seconds"] > 0
     assert content["outputs"]["labels"]["path"] == "out.nii.gz" and "torch" in content["versions"]
     assert main(["reproduce", str(labels)]) == 2
+    write_manifest(tmp_path / "other.json", {**content, "config": {**content["config"], "speed": 2}})
+    assert main(["reproduce", str(tmp_path / "other.json")]) == 2
+    assert "speed" in capsys.readouterr().err
     nib.save(nib.Nifti1Image(column([2, 8]), AFFINE), labels)
     assert main(["reproduce", str(manifest)]) == 2
     labels.unlink()

@@ -82,13 +82,19 @@ def _no_server(studies: Path) -> Iterator[None]:
 
     Raises:
         InputError: if there is one.
+        FileError: if nothing can be changed there.
     """
     lock = FileLock(studies / FOLDER / SERVER_LOCK, timeout=0)
     try:
-        with lock:
-            yield
+        lock.acquire()
     except Timeout as error:
         raise InputError(f"{studies}: a server works on these studies; end it first, then erase again") from error
+    except OSError as error:
+        raise FileError(f"{studies}: cannot be changed ({error.strerror}), so nothing was erased") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _traces(studies: Path, study: str, known: dict[str, Any], scan: bool) -> Iterator[Path]:

@@ -299,11 +299,18 @@ def _make(recipe: Recipe, progress: Callable[[Progress], None] | None) -> tuple[
 def _told(file: Path, manifest: Mapping[str, Any]) -> _Told:
     """What a manifest tells, if it is of the right kinds; whoever wrote it may have done so by hand."""
     try:
-        return _TOLD.validate_python(manifest)
+        told = _TOLD.validate_python(manifest)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{file}: is not a manifest, or damaged ({place}: {first['msg']})") from error
+    config, training = told["config"], told["training"]
+    predictor = manifest["config"].get("predictor", {})
+    known: list[tuple[Any, Any]] = [(manifest["config"], config), (predictor, config.predictor)]
+    known += [] if training is None else [(manifest["training"], training)]
+    if unknown := [name for given, settings in known for name in given if not hasattr(settings, name)]:
+        raise InputError(f"{file}: has settings that this program does not know: {', '.join(unknown)}")
+    return told
 
 
 def _recipe(told: _Told, folder: Path) -> Recipe:

@@ -50,15 +50,15 @@ def test_no_coroutine_of_monai_label_answers(client: TestClient) -> None:
 
 
 def test_the_datastore_answers_as_before(client: TestClient) -> None:
-    added = {"file": ("gone.nii", nifti(scan(7)))}
-    assert client.put("/datastore/image?image=gone", files=added).status_code == 200
-    assert client.get("/datastore/image?image=gone").content == added["file"][1]
-    assert client.get("/datastore/image/info?image=gone").json()["name"] == "gone.nii"
+    added = {"file": ("passing.nii", nifti(scan(7)))}
+    assert client.put("/datastore/image?image=passing", files=added).status_code == 200
+    assert client.get("/datastore/image?image=passing").content == added["file"][1]
+    assert client.get("/datastore/image/info?image=passing").json()["name"] == "passing.nii"
     assert client.get("/datastore/label?label=case&tag=sparse").content[:2] == b"\x1f\x8b"
     assert client.head("/datastore/label?image=case&tag=sparse").status_code == 200
-    assert client.head("/datastore/label?image=gone&tag=sparse").status_code == 404
-    assert client.delete("/datastore/image?id=gone").json() == {}
-    assert client.get("/datastore/image?image=gone").status_code == 404
+    assert client.head("/datastore/label?image=passing&tag=sparse").status_code == 404
+    assert client.delete("/datastore/image?id=passing").json() == {}
+    assert client.get("/datastore/image?image=passing").status_code == 404
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])

@@ -74,6 +74,14 @@ def test_a_task_can_be_stopped(start: Any) -> None:
     assert ended(task) == "STOPPED" and not utils.processes("train")
 
 
+def test_a_server_that_ends_waits_for_nothing(start: Any) -> None:
+    running, waiting = start(WAITS), start("")  # the second one has its turn when the first one has ended
+    eventually(lambda: running.get("details"), "the process to run")
+    background.stop()
+    assert ended(running) == "ERROR" and waiting["status"] == "SUBMITTED"
+    utils.background_executors["train"].shutdown()
+
+
 def test_the_process_reads_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
     called = list[list[str]]()
     monkeypatch.setattr(background, "run_main", lambda: called.append(sys.argv))

@@ -6,6 +6,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 pytest.importorskip("monailabel")
 
 from columns import AFFINE, NAMES, column, opened
+from sliceprop.errors import StorageError
 from sliceprop.server.datastore import LocalStudies
+from sliceprop.server.errors import ConflictError
 from sliceprop.server.requests import label_options
 from sliceprop.server.workspace import Workspace
 from sliceprop.versions import Entry, Versions
@@ -237,6 +240,24 @@ def test_a_label_file_is_a_version_before_another_takes_its_place(workspace, sub
     workspace.restore(workspace.case("case"), len(events(workspace)) - 1)
     assert events(workspace)[-2:] == ["found", "restored"] and file.read_bytes() == by_hand
     assert shown_file(workspace, tag) == file
+
+
+def test_who_submits_gets_to_know_the_version_of_what_he_sent(workspace, submit, monkeypatch):
+    """On a full disk a file that arrived meanwhile stays where it is, and counts."""
+    monkeypatch.setattr(workspace.store, "save_label", full := Mock(side_effect=StorageError("full")))
+    append = Versions.append
+
+    def interrupted(versions, *args, **options):
+        version = append(versions, *args, **options)
+        put(column([5, 6]), workspace.folder.parent, "labels", "sparse") if not full.called else None
+        return version
+
+    monkeypatch.setattr(Versions, "append", interrupted)
+    told = submit(column([4]))
+    assert told["annotation_version"] == workspace.record("case").versions.get(1).name
+    assert opened(workspace).annotation.annotated_slices == (5, 6)
+    with pytest.raises(ConflictError):
+        submit(column([4, 7]), annotation_version=told["annotation_version"])
 
 
 @pytest.mark.parametrize("tag", ["sparse", "mine"])

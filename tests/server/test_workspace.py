@@ -454,9 +454,10 @@ def test_a_shown_label_file_that_is_damaged_is_set_aside(workspace, submit, dama
         file.write_bytes(original[:-5])
     else:
         nib.save(nib.Nifti1Image(column(), AFFINE + np.eye(4, k=3) / 2), file)
+    damaged = file.read_bytes()
     assert opened(workspace).annotation.annotated_slices == (2, 7)
     assert file.read_bytes() == original
-    assert (workspace.folder / "studies" / "case" / "set_aside" / "sparse.nii.gz").is_file()
+    assert [one.read_bytes() for one in workspace.record("case").set_aside("sparse")] == [damaged]
 
 
 def test_a_removed_label_is_gone_and_can_be_restored(workspace, submit):
@@ -639,6 +640,8 @@ def test_what_is_known_stays_while_the_folder_is_out_of_reach(workspace, submit)
         with pytest.raises(StorageError, match="out of reach"):
             use()
     workspace.store.notice_files()
+    with pytest.raises(StorageError, match="out of reach"):
+        workspace.store.remove_label("case", "sparse")
     assert list(studies.iterdir()) == []
     studies.rmdir()
     away.rename(studies)

@@ -31,6 +31,7 @@ from uvicorn.config import HTTP_PROTOCOLS
 
 from sliceprop.errors import FileError, InputError, SlicePropError
 from sliceprop.io import make_folder
+from sliceprop.server import background
 from sliceprop.server.archive import kept_folder
 from sliceprop.server.connections import HEAD_S
 from sliceprop.server.logs import quieten
@@ -143,7 +144,10 @@ def main() -> None:
     sslproto.SSLProtocol.max_size = TLS_RECORD
     quieten()
     with _private_temporary_files():
-        _run()
+        try:
+            _run()
+        finally:
+            background.stop()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
+import psutil
 from monailabel.interfaces.utils.app import run_main
 from monailabel.utils.async_tasks import utils
 
@@ -29,6 +30,17 @@ LINES = 20
 def install() -> None:
     """Have MONAI Label use `run_task`."""
     utils._task_func = run_task
+
+
+def stop() -> None:
+    """End all processes, and start none any more; a server that ends would wait for them."""
+    for executor in utils.background_executors.values():
+        executor.shutdown(wait=False, cancel_futures=True)
+    for process in [one for running in utils.background_processes.values() for one in running.values()]:
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+        process.kill()
 
 
 def run_task(task: dict[str, Any], method: str, callback: Callable[[Mapping[str, Any]], None] | None = None) -> None:

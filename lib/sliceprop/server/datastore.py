@@ -226,6 +226,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
 
         Files of it in other formats, which somebody put there, would take its place, and go too.
         """
+        self.check_reach()
         for _ in SUFFIXES:
             self.before_removal(label_id, label_tag)
             self.drop_label(label_id, label_tag)
@@ -235,6 +236,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
 
     def remove_image(self, image_id: str) -> None:
         """Remove an image and its labels; files of it in other formats too, as of a label."""
+        self.check_reach()
         for _ in SUFFIXES:
             super().remove_image(image_id)
             self.notice_files()
@@ -284,8 +286,9 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         """What is known of every image, to change: read anew first and written afterwards, by one process at a time.
 
         Raises:
-            FileError: if the folder is read-only or full.
+            FileError: if the folder is read-only or full; a `StorageError` if it is out of reach.
         """
+        self.check_reach()
         with self._changing:
             try:
                 with self._changes:

@@ -158,10 +158,12 @@ class Workspace:
             InputError: if the id is not a plain name.
             NotFoundError: if there is no such image.
             ArchiveError: if it must be fetched from an archive that does not answer.
+            StorageError: if the folder of the studies is out of reach.
         """
         if not isinstance(image_id, str) or not image_id:
             raise InputError(f"image must be the id of an image, not {image_id!r}")
         plain_name(image_id, "image")
+        self.store.check_reach()
         if not self.store.has_image(image_id):
             raise NotFoundError(f"unknown image {image_id!r}")
         return Case(Path(self.store.get_image_uri(image_id)), self.record(image_id), image_id)
@@ -199,7 +201,7 @@ class Workspace:
 
     def _recorded_labels(self) -> list[tuple[Mapping[str, Any], ...]]:
         """Names and indices of the labels in each version of every study, the newest first."""
-        studies = (StudyRecord(folder).versions for folder in (self.folder / "studies").glob("*") if folder.is_dir())
+        studies = (StudyRecord(folder).versions for folder in (self.folder / "studies").glob("*/"))
         versions = [version for study in studies for version in study.recorded()]
         return [one.entry.label_info for one in sorted(versions, key=lambda one: one.time, reverse=True)]
 
@@ -293,9 +295,9 @@ class Workspace:
                 self.colors.take({one.name: one.color for one in segments if one.name in new})
             self._check_base(case, tag, labels, annotation, options, by or {})
             event: Event = "removed" if tag == SCRIBBLES and not labels.any() else "submitted"
-            self.keep(case, tag, labels, annotation, event, based_on=options.annotation_version or "", by=by)
+            kept = self.keep(case, tag, labels, annotation, event, based_on=options.annotation_version or "", by=by)
             self.remember(case)
-            return {**self._receipt(case, labels, annotation), **self.export(case, tag)}
+            return {**self._receipt(case, labels, annotation, kept), **self.export(case, tag)}
 
     def _check_base(
         self,
@@ -400,9 +402,12 @@ class Workspace:
             logger.exception("the annotation of %s is read from its version each time", case.image_id)
         return named
 
-    def _receipt(self, case: Case, labels: LabelArray, annotation: Annotation | None) -> dict[str, Any]:
+    def _receipt(self, case: Case, labels: LabelArray, annotation: Annotation | None, kept: Version) -> dict[str, Any]:
+        """What a client gets to know of what it sent: its own version, though another one may count by now."""
         told: dict[str, Any] = {"label_info": self._label_info(labels), "label_names": self.names.indices}
-        told |= {"annotation_version": self.annotation_version(case), "scribbles_version": self.scribbles_version(case)}
+        told["annotation_version"] = kept.name if kept.entry.in_force else self.annotation_version(case)
+        marks = kept.entry.tag == SCRIBBLES and kept.labels_file
+        told["scribbles_version"] = kept.name if marks else self.scribbles_version(case)
         if annotation is None:
             return told
         slices = {"annotated_slices": list(annotation.annotated_slices)}
@@ -546,7 +551,8 @@ class Workspace:
         assert case.record is not None
         logger.error("the label %s of %s cannot be used (%s); it is set aside", tag, case.image_id, reason)
         try:
-            copy_file(file, case.record.folder / "set_aside" / f"{tag}{''.join(file.suffixes[-2:])}")
+            name = f"{tag}.{digest(file)[:8]}{''.join(file.suffixes[-2:])}"
+            copy_file(file, case.record.folder / "set_aside" / name)
         except (InputError, OSError):
             logger.exception("the label %s of %s stays where it is", tag, case.image_id)
             return False
