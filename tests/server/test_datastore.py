@@ -143,6 +143,24 @@ def test_threads_that_look_for_files_at_once_do_not_disturb_each_other(tmp_path)
     assert store.list_images() == []
 
 
+def test_who_looks_while_files_are_compared_misses_nothing(stores, folder, tmp_path):
+    class Watched(dict):
+        def clear(self):
+            raise AssertionError("for a moment everything is gone")
+
+    store = stores[0]
+    store.save_label("a", save(tmp_path / "label.nii.gz"), "mine", {})
+    store._datastore.objects["a"].labels = Watched(store._datastore.objects["a"].labels)
+    store._datastore.objects = Watched(store._datastore.objects)
+    store.notice_files()
+    assert sorted(store.list_images()) == ["a", "b"] and store.label_file("a", "mine")
+    (folder / "labels" / "mine" / "a.nii.gz").unlink()
+    (folder / "b.mha").unlink()
+    store.notice_files()
+    assert store.list_images() == ["a"] and store.label_file("a", "mine") is None
+    assert LocalStudies(str(folder)).list_images() == ["a"]
+
+
 def test_a_damaged_list_does_not_keep_the_server_from_starting(stores, tmp_path, folder):
     stores[0].save_label("a", save(tmp_path / "l.nii.gz"), "sparse", {})
     file = folder / "datastore_v2.json"

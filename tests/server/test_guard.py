@@ -203,3 +203,12 @@ def test_ids_that_look_alike_are_not_both_taken(name: str, other: str) -> None:
         with pytest.raises(InputError, match="looks like"):
             check_unlike(new, ["arm", there])
     check_unlike(name, ["arm", name])
+
+
+def test_a_folder_that_cannot_be_looked_at_is_told_of():
+    def unreadable(*known):
+        raise PermissionError(13, "Permission denied")
+
+    client = TestClient(NameGuard(Starlette(), unreadable))
+    answer = client.get("/", params={"image": "case"})
+    assert answer.status_code == 507 and "Permission denied" in answer.json()["detail"]

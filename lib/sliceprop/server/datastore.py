@@ -313,9 +313,9 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         try:
             state = file_state(file)
             if state != self._list_state:
-                self._datastore = LocalDatastoreModel.model_validate_json(file.read_bytes())
-                self._datastore.base_path = self._datastore_path
-                self._list_state = state
+                known = LocalDatastoreModel.model_validate_json(file.read_bytes())
+                known.base_path = self._datastore_path
+                self._datastore, self._list_state = known, state
         except FileNotFoundError:
             return
         except (OSError, ValueError):
@@ -337,6 +337,28 @@ class Studies(LocalDatastore):  # type: ignore[misc]
                 held.enter_context(self._changes)
             self._init_from_datastore_file()
             super()._reconcile_datastore()
+
+    def _remove_non_existing(self) -> int:
+        """Forget what has no file any more; how much that was.
+
+        Threads that look meanwhile miss nothing that stays: the base takes all away for a moment.
+        """
+        self._init_from_datastore_file()
+        known, gone = self._datastore, 0
+
+        def there(folder: str, image: str, ending: str) -> bool:
+            return Path(folder, self._filename(image, ending)).exists()
+
+        images = {one: e for one, e in known.objects.items() if there(known.image_path(), one, e.image.ext)}
+        for image, entry in images.items():
+            labels = {tag: e for tag, e in entry.labels.items() if there(known.label_path(tag), image, e.ext)}
+            if len(labels) < len(entry.labels):
+                gone += len(entry.labels) - len(labels)
+                entry.labels = labels
+        if len(images) < len(known.objects):
+            gone += len(known.objects) - len(images)
+            known.objects = images
+        return gone
 
     def _add_non_existing_labels(self, tag: str) -> int:
         """Labels of a tag that the list lacks, `ID.seg.nrrd` of 3D Slicer among them unless an image is called so."""

@@ -86,6 +86,12 @@ def refusal(error: Exception, reason: str = "") -> JSONResponse:
     return JSONResponse({"detail": _encodable((reason or str(error))[:LONGEST])}, status_code=status, headers=headers)
 
 
+def storage_refusal(error: OSError) -> JSONResponse:
+    """The answer when a file of the server's own fails, for whatever reason; the log has more of it."""
+    logger.error("a file of the server cannot be read or written", exc_info=error)
+    return refusal(StorageError(f"a file of the server cannot be read or written ({error.strerror or 'unknown'})"))
+
+
 def _encodable(text: str) -> str:
     """Text without the half characters that JSON can bring in and UTF-8 cannot take out."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -105,8 +111,7 @@ def install_error_handlers(api: FastAPI, folder: Path) -> None:
         return refusal(error, above.sub("", str(error)))
 
     async def refuse_storage(request: Request, error: Any) -> JSONResponse:
-        logger.error("a file of the server cannot be read or written", exc_info=error)
-        return refusal(StorageError(f"a file of the server cannot be read or written ({error.strerror or 'unknown'})"))
+        return storage_refusal(error)
 
     async def refuse_stock(request: Request, error: Any) -> JSONResponse:
         return refusal(NotFoundError(error.msg))

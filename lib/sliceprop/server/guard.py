@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sliceprop.errors import InputError, SlicePropError, TooLargeError
-from sliceprop.server.errors import refusal
+from sliceprop.server.errors import refusal, storage_refusal
 
 MAX_NAME = 200
 MAX_JSON_BYTES = 1 << 20
@@ -236,8 +236,9 @@ class NameGuard:
                 body = await _whole_body(receive)
                 check_body(body)
                 receive = _again(body, receive)
-        except SlicePropError as error:
-            await refusal(error)(scope, receive, send)
+        except (SlicePropError, OSError) as error:
+            answer = refusal(error) if isinstance(error, SlicePropError) else storage_refusal(error)
+            await answer(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
