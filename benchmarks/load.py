@@ -48,6 +48,9 @@ POLL_S = 0.05
 GOAL_MS, GROWTH_GOAL = 200.0, 0.05
 """95th percentile of `GET /info/`, and growth of memory from the second to the last quarter of a long run, a share."""
 
+PRINTED_BYTES = 1 << 16
+"""Of what a server printed last, told where it fails."""
+
 SOAK, STUDIES = "soak", "different studies, one after the other"
 """Names of rows."""
 
@@ -57,26 +60,28 @@ SMALL = {"size": 64, "n_slices": 12}
 
 @contextmanager
 def server(studies: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """The address of a server on a folder, and its process."""
+    """The address of a server on a folder, and its process; where it fails a client, what it printed last is told."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     app = str(ROOT / "apps" / "labelprop")
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", app, "--studies", str(studies)]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
-        env=os.environ | {"PATH": path},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        _await(lambda: _well(address), "the server")
-        yield address, psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(PATIENCE_S)
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    with tempfile.TemporaryFile() as printed:
+        environment = os.environ | {"PATH": path}
+        process = subprocess.Popen(command, env=environment, stdout=printed, stderr=subprocess.STDOUT)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _await(lambda: _well(address), "the server")
+            yield address, psutil.Process(process.pid)
+        except requests.HTTPError as error:
+            printed.seek(max(0, printed.seek(0, os.SEEK_END) - PRINTED_BYTES))
+            sys.stderr.write(f"{error.response.text}\n{printed.read().decode(errors='replace')}\n")
+            raise
+        finally:
+            process.terminate()
+            process.wait(PATIENCE_S)
 
 
 def _well(address: str) -> bool:
