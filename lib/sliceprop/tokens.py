@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sliceprop.errors import FileError, InputError
-from sliceprop.hashing import file_state
 
 logger = logging.getLogger(__name__)
 
@@ -129,9 +128,10 @@ class TokenFile:
 
     def _version(self) -> tuple[int, ...]:
         try:
-            return file_state(self._file)  # also of who may read it
+            known = self._file.stat()
         except OSError:
             return ()
+        return (known.st_ino, known.st_mtime_ns, known.st_ctime_ns, known.st_size, known.st_mode)
 
 
 def _read(file: Path) -> list[_Entry]:
