@@ -37,7 +37,7 @@ def known_digest(file: Path) -> str:
         OSError: if it cannot be read.
     """
     state = file_state(file)
-    return digest(file) if file.is_dir() or _is_fresh(file) else _known_digest(file, state)
+    return digest(file) if file.is_dir() or _is_fresh(state) else _known_digest(file, state)
 
 
 def file_state(file: Path) -> tuple[int, ...]:
@@ -50,9 +50,9 @@ def file_state(file: Path) -> tuple[int, ...]:
     return state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino
 
 
-def _is_fresh(file: Path) -> bool:
+def _is_fresh(state: tuple[int, ...]) -> bool:
     """Whether a file changed within one step of its file system's clock: another change may have the same times."""
-    changed = file.stat().st_ctime_ns
+    changed = state[1]
     return time.time_ns() - changed < (LONG_STEP_NS if changed % SECOND_NS == 0 else STEP_NS)
 
 

@@ -448,9 +448,7 @@ def _checked(folder: Path, found: tuple[tuple[str, int, int, int], ...]) -> Vers
     try:
         record = _read_record(folder)
         changed = (name for name, sha256 in record["files"].items() if digest(folder / name) != sha256)
-        reason = _wrong(folder, record)
-        if not reason and (name := next(changed, "")):
-            reason = f"{name} does not match its checksum"
+        reason = _wrong(folder, record) or next((f"{name} does not match its checksum" for name in changed), "")
         if not reason:
             return _version(folder, record)
     except FileNotFoundError as error:

@@ -143,7 +143,7 @@ class ArchivedStudies(Studies):
         """What is known of each series, also of those that nobody opened yet."""
         known: dict[str, Any] = super().json()
         new = {"image": {"ext": "", "info": {}}, "labels": {}}
-        known["objects"] = {image: known["objects"].get(image, new) for image in self.list_images()} | known["objects"]
+        known["objects"] = dict.fromkeys(self.list_images(), new) | known["objects"]
         return known
 
     def _list(self) -> list[str]:

@@ -12,7 +12,6 @@ from sliceprop.errors import InputError
 from sliceprop.server.colors import check_color
 from sliceprop.server.errors import ConflictError
 from sliceprop.server.names import NOT_STRUCTURES, check_names, extended
-from sliceprop.server.records import StudyRecord
 from sliceprop.server.workspace import Workspace
 from sliceprop.versions import Version
 
@@ -98,7 +97,7 @@ def _check_removable(workspace: Workspace, names: list[str], name: str) -> None:
 
 def _in_use(workspace: Workspace, index: int) -> bool:
     """Whether a voxel of any study has this label index, or one of a version that somebody may restore."""
-    for record in (StudyRecord(folder) for folder in (workspace.folder / "studies").glob("*/")):
+    for record in workspace.records():
         if record.holds(index) or any(_has(version, index) for version in record.versions.newest_first()):
             return True
     held = [(image, tag) for image, entry in workspace.store.json()["objects"].items() for tag in entry["labels"]]

@@ -177,6 +177,10 @@ class Workspace:
         studies = self.folder / "studies"
         return StudyRecord(inside(studies, studies / image_id))
 
+    def records(self) -> Iterator[StudyRecord]:
+        """What is remembered of every study."""
+        return (StudyRecord(folder) for folder in (self.folder / "studies").glob("*/"))
+
     def requested_case(self, options: Options) -> Case | None:
         """The study of a request: `image`, else the one used or annotated last, else the first; None if there is none.
 
@@ -201,8 +205,7 @@ class Workspace:
 
     def _recorded_labels(self) -> list[tuple[Mapping[str, Any], ...]]:
         """Names and indices of the labels in each version of every study, the newest first."""
-        studies = (StudyRecord(folder).versions for folder in (self.folder / "studies").glob("*/"))
-        versions = [version for study in studies for version in study.recorded()]
+        versions = [version for record in self.records() for version in record.versions.recorded()]
         return [one.entry.label_info for one in sorted(versions, key=lambda one: one.time, reverse=True)]
 
     def keep_estimate(self, case: Case, suggestion: Mapping[str, Any], target: float, labels: list[str]) -> None:
