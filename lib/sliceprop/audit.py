@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sliceprop.errors import SlicePropError
-from sliceprop.io import make_folder
+from sliceprop.io import UNFINISHED, make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class AuditLog:
         file, new = self._folder / KEY, secrets.token_bytes(_KEY_BYTES)
         try:
             make_folder(self._folder)
-            temporary = self._folder / f".writing-{secrets.token_hex(8)}"
+            temporary = self._folder / f"{UNFINISHED}{secrets.token_hex(8)}"
             temporary.touch(0o600)
             temporary.write_bytes(new)
             try:

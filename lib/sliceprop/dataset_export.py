@@ -28,6 +28,7 @@ from sliceprop.config import MAX_LABEL
 from sliceprop.errors import FileError, InputError
 from sliceprop.hashing import digest
 from sliceprop.io import (
+    UNFINISHED,
     Image,
     check_same_grid,
     make_folder,
@@ -366,7 +367,7 @@ def _whole(target: Path) -> Iterator[Path]:
         raise InputError(f"{target}: is there already; choose another number or name, or move it away")
     make_folder(target.parent)
     try:
-        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing-"))
+        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=UNFINISHED))
     except OSError as error:
         raise FileError(f"{target.parent}: cannot write there ({error.strerror})") from error
     try:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from sliceprop import io
 from sliceprop.audit import AuditLog
 from sliceprop.errors import FileError, InputError
-from sliceprop.files import is_abandoned, remove
+from sliceprop.files import abandoned, held, remove
 from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE, FOLDER, SERVER_LOCK, Versions
 
 _LOCK = ".lock"
-_UNFINISHED, _FRESH_S = ".writing-*", 60.0
-"""What killed writers left; what is younger may be written right now."""
+_FRESH_S = 60.0
+"""What is younger may be written right now."""
 
 
 def study_folder(studies: Path, study: str) -> Path:
@@ -65,7 +64,8 @@ def erase_study(studies: Path, study: str, *, scan: bool = False, user: str | No
     kept = Versions(studies / FOLDER / "studies" / study / "versions").numbers()
     gone = sorted(found.union(_unfinished(studies), damaged))
     try:
-        with _no_server(studies):
+        refusal = f"{studies}: a server works on these studies; end it first, then erase again"
+        with held(studies / FOLDER / SERVER_LOCK, refusal):  # it would bring back what it has in memory
             for path in gone:
                 remove(path)
             _forget(studies, study, whole=not any(_scans(studies, study)))
@@ -74,27 +74,6 @@ def erase_study(studies: Path, study: str, *, scan: bool = False, user: str | No
     about = {"user": user, "versions": len(kept), "files": len(gone), "scan": scan}
     AuditLog(studies / FOLDER).record("erase", study=study, **about)
     return gone
-
-
-@contextmanager
-def _no_server(studies: Path) -> Iterator[None]:
-    """Keep servers away meanwhile: one that works on a study, or has it in memory, would bring it back.
-
-    Raises:
-        InputError: if there is one.
-        FileError: if nothing can be changed there.
-    """
-    lock = FileLock(studies / FOLDER / SERVER_LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(f"{studies}: a server works on these studies; end it first, then erase again") from error
-    except OSError as error:
-        raise FileError(f"{studies}: cannot be changed ({error.strerror}), so nothing was erased") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _traces(studies: Path, study: str, known: dict[str, Any], scan: bool) -> Iterator[Path]:
@@ -118,7 +97,7 @@ def _unfinished(studies: Path) -> Iterator[Path]:
     """Of whichever study they are."""
     ours = studies / FOLDER
     for folder in (ours, ours / "checkpoints", studies, *_label_folders(studies)):
-        yield from (file for file in folder.glob(_UNFINISHED) if is_abandoned(file, _FRESH_S))
+        yield from abandoned(folder, _FRESH_S)
 
 
 def _damaged(studies: Path) -> Iterator[Path]:

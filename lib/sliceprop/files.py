@@ -6,13 +6,15 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from sliceprop import io
-from sliceprop.errors import FileError
+from sliceprop.errors import FileError, InputError
 from sliceprop.hashing import checksum
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,39 @@ def is_abandoned(path: Path, silent_s: float) -> bool:
     except OSError:  # it goes at this moment
         return False
     return newest < time.time() - silent_s
+
+
+def abandoned(folder: Path, silent_s: float = 3600.0) -> Iterator[Path]:
+    """What killed writers left half written in a folder, by name; what is younger may be written right now."""
+    yield from (left for left in folder.glob(f"{io.UNFINISHED}*") if is_abandoned(left, silent_s))
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete what killed writers left half written in a folder an hour ago or earlier."""
+    for left in abandoned(folder):
+        with suppress(OSError):  # it goes at this moment, or the folder is read-only
+            remove(left)
+
+
+@contextmanager
+def held(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock, by a file, against other processes; without waiting.
+
+    Raises:
+        InputError: `refusal`, if another process holds it.
+        FileError: if nothing can be written there.
+    """
+    one = FileLock(lock)
+    try:
+        one.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(refusal) from error
+    except OSError as error:
+        raise FileError(f"{lock.parent}: cannot write there ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        one.release()
 
 
 def remove(path: Path) -> None:

@@ -50,6 +50,9 @@ ZARR_SUFFIX, ZARR_REASON = ".zarr", "is OME-Zarr; fill it with `sliceprop propag
 LONGEST_NAME = 255
 """Bytes of a file name, the limit of all common file systems."""
 
+UNFINISHED = ".writing-"
+"""Begins the name of what is being written, until it is complete."""
+
 LONGEST_EXTENSIONS = 16 << 20
 """Bytes between the header of a NIfTI and its voxels; real ones are histories and the headers of DICOM files."""
 
@@ -248,7 +251,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     file = Path(path)
     suffix = "".join(file.suffixes[-2:]) if file.name.endswith(".nii.gz") else file.suffix
     try:
-        descriptor, name = tempfile.mkstemp(dir=file.absolute().parent, prefix=".writing-", suffix=suffix)
+        descriptor, name = tempfile.mkstemp(dir=file.absolute().parent, prefix=UNFINISHED, suffix=suffix)
     except OSError as error:
         raise StorageError(f"{file}: cannot write ({error.strerror})") from error
     os.close(descriptor)

@@ -59,7 +59,7 @@ SPARSE, FINAL, SCRIBBLES = "sparse", "final", "scribbles"
 RESULT = "result"
 """Name of the file with the last propagation of a study."""
 
-_RECORD, _LABELS, _DRAWN, _UNFINISHED = "record.json", "labels", "drawn.npz", ".writing-"
+_RECORD, _LABELS, _DRAWN = "record.json", "labels", "drawn.npz"
 
 Event = Literal["submitted", "found", "final", "restored", "removed", "conflict", "migrated"]
 """How a version came about: `found` was put into the folder by hand, `final` is a result that a user accepted, and
@@ -198,7 +198,7 @@ class Versions:
     def _append(self, entry: Entry, labels: Path | None, drawn: NDArray[np.bool_] | None, time: str) -> Version:
         self._remove_unfinished()
         number = max(self.numbers(), default=0) + 1
-        unfinished = Path(tempfile.mkdtemp(dir=self._folder, prefix=_UNFINISHED))
+        unfinished = Path(tempfile.mkdtemp(dir=self._folder, prefix=io.UNFINISHED))
         try:
             if labels is not None:
                 shutil.copyfile(labels, unfinished / f"{_LABELS}{_ending(labels)}")
@@ -220,7 +220,7 @@ class Versions:
 
     def _remove_unfinished(self) -> None:
         """What writers left that were killed; only the one that holds the lock can be writing."""
-        for folder in self._folder.glob(f"{_UNFINISHED}*"):
+        for folder in self._folder.glob(f"{io.UNFINISHED}*"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def restore(self, number: int, by: Mapping[str, str] | None = None) -> Version:

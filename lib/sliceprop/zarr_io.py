@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sliceprop.errors import FileError, InputError, ShapeError
-from sliceprop.io import Image, check_folder
+from sliceprop.io import UNFINISHED, Image, check_folder
 
 VERSION = "0.4"
 SUFFIX = ".zarr"
@@ -149,7 +149,7 @@ def new_zarr(path: Path, like: ZarrVolume, dtype: str, *, name: str, label: bool
     zarr = _zarr()
     check_new(path)
     try:
-        made = Path(tempfile.mkdtemp(dir=path.absolute().parent, prefix=".writing-", suffix=SUFFIX))
+        made = Path(tempfile.mkdtemp(dir=path.absolute().parent, prefix=UNFINISHED, suffix=SUFFIX))
     except OSError as error:
         raise FileError(f"{path}: cannot write ({error.strerror})") from error
     try:

@@ -6,20 +6,19 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
 
 from sliceprop.cohort.finding import Entry, Failure
 from sliceprop.cohort.pages import review_order, summary, write_cohort_page
 from sliceprop.cohort.work import PICTURE, REPORT, CohortConfig, Task, finished, run_study
 from sliceprop.cohort.workers import WorkersConfig, most_of, needed, offers, replace_ended, workers
 from sliceprop.errors import FileError, InputError, TooLargeError
+from sliceprop.files import held
 from sliceprop.io import make_folder, write_json
 from sliceprop.study import resolve_device
 
@@ -94,7 +93,8 @@ def run_cohort(
     _check_output(output, entries)
     make_folder(output)
     tasks = [Task(entry, output / entry.id, config) for entry in entries]
-    with _locked(output):
+    refusal = f"{output}: another run writes there; wait for its end or choose another folder"
+    with held(output / ".lock", refusal):
         records = _Records(len(tasks) + len(failures), progress)
         for failure in failures:
             records.add(failure)
@@ -183,22 +183,6 @@ def _check_output(output: Path, entries: Iterable[Entry]) -> None:
         for file in (entry.image, entry.labels, entry.scribbles):
             if file is not None and file.resolve().is_relative_to(output.resolve()):
                 raise InputError(f"{output}: holds {file}, which is to be read; choose another folder for the results")
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keep a second run away from the folder until this one ends, however it ends."""
-    lock = FileLock(output / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(f"{output}: another run writes there; wait for its end or choose another folder") from error
-    except OSError as error:
-        raise FileError(f"{output}: cannot write there ({error.strerror})") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _wants_gpu(device: str, team: WorkersConfig) -> bool:

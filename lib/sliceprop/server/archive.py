@@ -29,7 +29,8 @@ from sliceprop import io
 from sliceprop.dicom_seg import FIRST_SERIES_NUMBER, write_dicom_seg
 from sliceprop.dicom_series import check_series, describe_series, read_series
 from sliceprop.errors import FileError, InputError, SlicePropError, StorageError
-from sliceprop.server.datastore import UNFINISHED, Studies, remove_unfinished
+from sliceprop.files import remove_abandoned
+from sliceprop.server.datastore import Studies
 from sliceprop.server.errors import ArchiveError, NotFoundError
 from sliceprop.server.logs import used_names
 
@@ -309,9 +310,9 @@ class ArchivedStudies(Studies):
 
     def _fetch(self, image_id: str, scan: Path, *, anew: bool = False) -> None:
         """Make the scan from the series; files of both that were there stay until the new ones are complete."""
-        remove_unfinished(self._folder)
+        remove_abandoned(self._folder)
         series = self._folder / image_id
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=UNFINISHED) as folder:
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=io.UNFINISHED) as folder:
             received = self._download(image_id, Path(folder)) if anew or not _holds_files(series) else series
             try:
                 files = read_series(received)
@@ -349,7 +350,7 @@ class ArchivedStudies(Studies):
         """
         target = self._folder / image_id
         if not _holds_files(target):
-            with tempfile.TemporaryDirectory(dir=self._folder, prefix=UNFINISHED) as folder:
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix=io.UNFINISHED) as folder:
                 _put(self._download(image_id, Path(folder)), target)
         return target
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 from sliceprop.checkpoint import load_checkpoint, save_checkpoint
 from sliceprop.engine.registration import Model
 from sliceprop.errors import FileError
+from sliceprop.files import remove_abandoned
 from sliceprop.hashing import file_state
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import inside, plain_name
@@ -96,10 +95,7 @@ class Checkpoints:
 
     def remove_leftovers(self) -> None:
         """Delete what killed trainings left half written an hour ago or earlier."""
-        for file in self._folder.glob(".writing-*"):
-            with suppress(FileNotFoundError):  # finished, or deleted, by another process at this moment
-                if file.stat().st_mtime < time.time() - 3600:
-                    file.unlink()
+        remove_abandoned(self._folder)
 
     def __contains__(self, checkpoint_id: str) -> bool:
         return self.file(checkpoint_id).is_file()

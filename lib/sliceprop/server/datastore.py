@@ -30,7 +30,7 @@ from watchdog.observers.polling import PollingObserver
 
 from sliceprop import io
 from sliceprop.errors import FileError, InputError, SlicePropError, StorageError
-from sliceprop.files import copy_file, is_abandoned, remove, write_file
+from sliceprop.files import copy_file, remove_abandoned, write_file
 from sliceprop.hashing import file_state
 from sliceprop.io import SUFFIXES
 from sliceprop.server.errors import ConflictError
@@ -44,9 +44,6 @@ logger = logging.getLogger(__name__)
 MASK = "_drawn"
 """Ends the tag of the mask beside a stored result: 1 where the user decided, 0 where it was propagated."""
 
-UNFINISHED, OLD_S = ".writing-", 3600.0
-"""How files are called while `io.write_atomically` writes them, and when nobody does so any more."""
-
 
 class _Arrivals(FileSystemEventHandler):
     """Calls a function whenever a scan, a label or MONAI Label's list of them comes, goes or is renamed."""
@@ -59,7 +56,7 @@ class _Arrivals(FileSystemEventHandler):
     def on_any_event(self, event: FileSystemEvent) -> None:
         """One of `EVENTS`; the thread that watches must outlive a full disk."""
         names = [Path(os.fsdecode(path)).name for path in (event.src_path, event.dest_path)]
-        if not any(name.endswith((*SUFFIXES, DATASTORE)) and not name.startswith(UNFINISHED) for name in names):
+        if not any(name.endswith((*SUFFIXES, DATASTORE)) and not name.startswith(io.UNFINISHED) for name in names):
             return
         try:
             self._changed()
@@ -301,7 +298,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
         """Names of the files in a folder, without those that are being written or that killed writers left."""
         files: dict[str, str] = super()._list_files(path, patterns)
-        return {name: file for name, file in files.items() if not name.startswith(UNFINISHED)}
+        return {name: file for name, file in files.items() if not name.startswith(io.UNFINISHED)}
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
         """Read what is known of every image, if it was written anew: always as a whole, so that no lock is needed.
@@ -397,11 +394,9 @@ def remove_unfinished(folder: Path) -> None:
     """
     ours = folder / FOLDER
     places = [folder, *folder.glob("labels/*"), ours, ours / "checkpoints", *ours.glob("studies/*")]
-    here = [place for place in places if place.resolve().is_relative_to(folder.resolve())]
-    for left in (left for place in here for left in place.glob(f"{UNFINISHED}*")):
-        with suppress(OSError):
-            if is_abandoned(left, OLD_S):
-                remove(left)
+    for place in places:
+        if place.resolve().is_relative_to(folder.resolve()):
+            remove_abandoned(place)
 
 
 def _same_scan(file: Path, other: Path) -> bool:

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from sliceprop import io
 from sliceprop.errors import InputError, SlicePropError
+from sliceprop.files import remove_abandoned
 from sliceprop.hashing import digest, known_digest
 from sliceprop.labels import LabelArray
 from sliceprop.manifest import MANIFEST, MANIFESTS, Making, Recipe, make_manifest, read_manifest, write_manifest
@@ -23,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 MAX_MANIFESTS = 20
 """Kept per study, with the models that they name; sparse labels compress to kilobytes, a model takes megabytes."""
-
-_UNFINISHED, _FRESH_S = ".writing-*", 3600.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Manifests:
         """
         models = self.folder / "models"
         models.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=models, prefix=".writing-") as folder:
+        with tempfile.TemporaryDirectory(dir=models, prefix=io.UNFINISHED) as folder:
             copy = Path(folder) / checkpoint.name
             try:
                 os.link(checkpoint, copy)
@@ -82,7 +80,7 @@ class Manifests:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             number = max(self.numbers(), default=0) + 1
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as unfinished:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=io.UNFINISHED) as unfinished:
                 whole = Path(unfinished) / f"{number:06d}"
                 whole.mkdir()
                 files = dict(recipe.files)
@@ -117,9 +115,8 @@ class Manifests:
         """Remove all but the newest manifests, models that none of them names, and what killed writers left."""
         for number in self.numbers()[:-MAX_MANIFESTS]:
             shutil.rmtree(self.folder / MANIFESTS / f"{number:06d}")
-        for unfinished in [*(self.folder / "models").glob(_UNFINISHED), *(self.folder / MANIFESTS).glob(_UNFINISHED)]:
-            if unfinished.stat().st_mtime < time.time() - _FRESH_S:
-                shutil.rmtree(unfinished, ignore_errors=True)
+        for folder in (self.folder / "models", self.folder / MANIFESTS):
+            remove_abandoned(folder)
         try:
             used = {_model(self.read(number)) for number in self.numbers()}
         except InputError:
