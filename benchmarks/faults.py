@@ -114,7 +114,7 @@ def restore(workspace: Any, chance: random.Random) -> tuple[int, str]:
     """Restore some version; number and digest of the version that was acknowledged."""
     case = workspace.case(STUDY)
     known = [one.number for one in case.record.versions.newest_first() if one.labels_file]
-    version = workspace.restore(case, chance.choice(known))
+    version = workspace.drawings.restore(case, chance.choice(known))
     return version.number, version.digest
 
 
@@ -248,7 +248,7 @@ def lost(folder: Path, acknowledged: Acknowledged) -> list[str]:
     found = {one.number: one.digest for one in versions.newest_first()}
     wrong = [f"version {n} is missing or changed" for n, digest in acknowledged.items() if found.get(n) != digest]
     wrong += [f"version {n}: {reason}" for n, reason in versions.damaged().items()]
-    annotation = workspace.annotation(case)
+    annotation = workspace.drawings.annotation(case)
     if annotation is None:
         return [*wrong, "no annotation"] if found else wrong
     in_force = versions.get(int(annotation.source.split(":")[1]))
@@ -260,7 +260,7 @@ def lost(folder: Path, acknowledged: Acknowledged) -> list[str]:
     if newest.number != in_force.number:
         wrong.append(f"version {in_force.number} counts, not {newest.number}")
     for tag in TAGS:
-        workspace.current(case, tag)
+        workspace.drawings.current(case, tag)
         version, file = versions.newest(tag), workspace.store.label_file(STUDY, tag)
         wanted = version.labels_file.read_bytes() if version is not None and version.labels_file else None
         if wanted is not None and (file is None or file.read_bytes() != wanted):
@@ -327,7 +327,7 @@ def lost_model(folder: Path, before: bytes | None) -> list[str]:
         except SlicePropError as error:
             wrong.append(str(error))
         case = workspace.case(STUDY)
-        if workspace.choose_model(case, workspace.open(case, LabelOptions()).study).model is None:
+        if workspace.models.choose(case, workspace.open(case, LabelOptions()).study).model is None:
             wrong.append("the checkpoint is not used")
     return wrong
 
@@ -363,7 +363,7 @@ def make_history(folder: Path) -> list[int]:
     workspace.checkpoints.save(STUDY, train(study, TrainConfig(max_epochs=1, refine_steps=2)))
     propagate(workspace)
     finish(workspace)
-    workspace.annotation(case)
+    workspace.drawings.annotation(case)
     return numbers
 
 
@@ -386,19 +386,19 @@ def served_wrongly(folder: Path, good: Path, numbers: list[int]) -> list[str]:
     workspace, whole = open_workspace(folder), open_workspace(good)
     case, before = workspace.case(STUDY), whole.case(STUDY)
     wrong = []
-    annotation = workspace.annotation(case)
+    annotation = workspace.drawings.annotation(case)
     if annotation is None or not any((annotation.labels == drawing(number)).all() for number in numbers):
         wrong.append("the annotation is none that was submitted")
     for kind in ("labels", "from_lower", "from_upper", "uncertainty", "drawn"):
         array, true = case.record.result(kind), before.record.result(kind)
         if array is not None and not np.array_equal(array, true):
             wrong.append(f"the result's {kind} are wrong")
-    scribbles = workspace.scribbles(case)
-    if scribbles is not None and not np.array_equal(scribbles, whole.scribbles(before)):
+    scribbles = workspace.drawings.scribbles(case)
+    if scribbles is not None and not np.array_equal(scribbles, whole.drawings.scribbles(before)):
         wrong.append("the scribbles are wrong")
     if workspace.names.names != whole.names.names:
         wrong.append(f"the labels are {workspace.names.names}")
-    chosen = workspace.choose_model(case, workspace.open(case, LabelOptions()).study)
+    chosen = workspace.models.choose(case, workspace.open(case, LabelOptions()).study)
     if chosen.model is None and not chosen.note:
         wrong.append("the checkpoint is left out without a word")
     sound = (folder / CHECKPOINT).read_bytes() == (good / CHECKPOINT).read_bytes()
@@ -407,7 +407,7 @@ def served_wrongly(folder: Path, good: Path, numbers: list[int]) -> list[str]:
         wrong.append("the checkpoint is sound and not used")
     wrong += [f"the result's manifest: {reason}" for reason in _not_reproduced(case.record.folder, told["manifest"])]
     submit(workspace, numbers[-1] + 1)
-    if list(workspace.annotation(case).annotated_slices) != slices_of(numbers[-1] + 1):
+    if list(workspace.drawings.annotation(case).annotated_slices) != slices_of(numbers[-1] + 1):
         wrong.append("a new drawing does not count")
     return wrong
 
@@ -471,7 +471,7 @@ def work_read_only(folder: Path, seed: int, pipe: Connection) -> None:
 
     logging.disable(logging.CRITICAL)
     workspace = open_workspace(folder)
-    before = workspace.annotation(workspace.case(STUDY))
+    before = workspace.drawings.annotation(workspace.case(STUDY))
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     if os.geteuid() == 0:  # whom modes do not stop
@@ -483,7 +483,7 @@ def work_read_only(folder: Path, seed: int, pipe: Connection) -> None:
     except FileError:
         pass
     for program in (workspace, open_workspace(folder)):  # the second starts on a folder that is read-only already
-        after = program.annotation(program.case(STUDY))
+        after = program.drawings.annotation(program.case(STUDY))
         if after.source != before.source or not (after.labels == before.labels).all():
             pipe.send("the annotation changed")
         program.open(program.case(STUDY), _no_options())

@@ -28,5 +28,5 @@ def opened(workspace: Workspace, **options: Any) -> Opened:
 def answered(workspace: Workspace, labels: np.ndarray) -> None:
     """As if `labels` had been the answer to an infer request."""
     case = workspace.case("case")
-    drawn = workspace.annotation(case)
+    drawn = workspace.drawings.annotation(case)
     case.record.save_sent(Sent(labels.astype(np.int32), drawn.labels, drawn.slice_axis, drawn.annotated_slices))

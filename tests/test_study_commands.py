@@ -75,8 +75,8 @@ def test_versions_are_listed_and_restored(studies, run):
     assert listed[0]["by"] == {"user": "anna", "client": "3D Slicer"} and len(listed[0]["sha256"]) == 64
     assert run("restore", "case", 1)["version"] == 3
     workspace = Workspace(LocalStudies(str(studies)))
-    assert workspace.annotation(workspace.case("case")).annotated_slices == (2,)
-    assert workspace.annotation(workspace.case("other")).annotated_slices == (2, 7)
+    assert workspace.drawings.annotation(workspace.case("case")).annotated_slices == (2,)
+    assert workspace.drawings.annotation(workspace.case("other")).annotated_slices == (2, 7)
     assert "no version 9" in run("restore", "case", 9, code=2)
     assert "nothing is kept" in run("versions", "../case", code=2)
 
@@ -170,10 +170,10 @@ def test_nothing_is_restored_before_what_was_put_there_by_hand(studies, run, tag
         LocalStudies(str(studies), watch=False)
     assert f"{put} is no version yet" in run("restore", "case", 1, code=2)
     workspace = Workspace(LocalStudies(str(studies), watch=False))
-    workspace.current(workspace.case("case"), tag)
+    workspace.drawings.current(workspace.case("case"), tag)
     for number in (1, 2, 1):
         run("restore", "case", number)
-    assert workspace.annotation(workspace.case("case")).annotated_slices == (2,)
+    assert workspace.drawings.annotation(workspace.case("case")).annotated_slices == (2,)
 
 
 def everything(folder):
@@ -199,8 +199,8 @@ def test_an_erased_study_leaves_no_trace_but_a_hash_and_others_stay(studies, run
     assert "case" not in (studies / ".labelprop" / "audit.jsonl").read_text()
     assert not (studies / ".labelprop" / "training.json").exists()
     workspace = Workspace(LocalStudies(str(studies)))
-    assert workspace.annotation(workspace.case("case")) is None
-    assert workspace.annotation(workspace.case("other")).annotated_slices == (2, 7)
+    assert workspace.drawings.annotation(workspace.case("case")) is None
+    assert workspace.drawings.annotation(workspace.case("other")).annotated_slices == (2, 7)
 
 
 def test_a_segmentation_of_slicer_is_erased_with_its_study_and_no_other(studies, run):
@@ -283,7 +283,7 @@ def test_a_damaged_list_of_images_goes_with_the_study_that_it_names(studies, run
     assert not naming()
     store = LocalStudies(str(studies), watch=False)
     assert store.list_images() == ["other"]
-    assert Workspace(store).annotation(Workspace(store).case("other")).annotated_slices == (2, 7)
+    assert Workspace(store).drawings.annotation(Workspace(store).case("other")).annotated_slices == (2, 7)
 
 
 def test_a_damaged_list_alone_is_enough_to_be_erased(studies, run):

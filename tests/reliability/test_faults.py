@@ -81,7 +81,7 @@ def test_a_real_disk_that_is_full_can_be_read_and_goes_on_when_there_is_space(tm
         with pytest.raises(FileError):
             faults.submit(workspace, 4)
         for program in (workspace, faults.open_workspace(folder)):  # the second starts on the full disk
-            annotation = program.annotation(program.case(faults.STUDY))
+            annotation = program.drawings.annotation(program.case(faults.STUDY))
             assert list(annotation.annotated_slices) == faults.slices_of(66)
         filler.unlink()
         acknowledged |= dict([faults.submit(workspace, 4)])

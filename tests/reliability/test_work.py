@@ -29,6 +29,7 @@ pytest.importorskip("monailabel")
 from monailabel.config import settings as server_settings
 
 from sliceprop.io import Image, read_image, write_image
+from sliceprop.server.cases import Case
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import ConflictError
 from sliceprop.server.infer import PropagateTask
@@ -36,7 +37,7 @@ from sliceprop.server.label_edits import edit_labels, parse_edits
 from sliceprop.server.outcome import current_labels, finalise, undo
 from sliceprop.server.provenance import is_our_result
 from sliceprop.server.requests import label_options
-from sliceprop.server.workspace import Case, Workspace
+from sliceprop.server.workspace import Workspace
 
 STEPS = 25
 EXAMPLES = max(4, int(os.environ.get("SLICEPROP_FUZZ", "5000")) // 10 // STEPS)
@@ -107,17 +108,17 @@ class Work(RuleBasedStateMachine):
     def count(self, drawn: Drawn, partial: bool = False) -> None:
         """From now on this is what was drawn; who corrects a result that is older overwrites it, as documented."""
         self.drawn, self.partial, self.result = drawn, partial, None
-        self.versions[int(self.workspace.annotation_version(self.case).split(":")[1])] = drawn, partial
+        self.versions[int(self.workspace.drawings.annotation_version(self.case).split(":")[1])] = drawn, partial
 
     def is_result(self, labels: NDArray[Any]) -> bool:
-        sent = self.workspace.answered(self.case, labels)
+        sent = self.workspace.drawings.answered(self.case, labels)
         return sent is not None and (is_our_result(labels, 2, sent) or not sent.labels.any())
 
     @rule(k=at, plane=planes(), shift=st.integers(0, 200), alone=st.booleans())
     def draw(self, k: int, plane: Plane, shift: int, alone: bool) -> None:
         """In a client that lists the slices that are complete, empty ones too."""
         drawn = {k: plane} if alone or self.partial else {**self.drawn, k: plane}
-        based = self.workspace.annotation_version(self.case)
+        based = self.workspace.drawings.annotation_version(self.case)
         self.submit(volume(drawn), shift, annotated_slices=sorted(drawn), annotation_version=based)
         self.count(drawn)
 
@@ -144,7 +145,7 @@ class Work(RuleBasedStateMachine):
             target.parent.mkdir(exist_ok=True)
             self.file(labels).replace(target)
             self.workspace.store.refresh()
-            self.workspace.annotation(self.case)
+            self.workspace.drawings.annotation(self.case)
         else:
             self.submit(labels, 0, partial=how == "single labels")
         self.count(planes, how == "single labels")
@@ -170,7 +171,7 @@ class Work(RuleBasedStateMachine):
         assert self.result is not None
         labels = self.result.copy()
         labels[..., k] = plane
-        sent = self.workspace.answered(self.case, labels)
+        sent = self.workspace.drawings.answered(self.case, labels)
         if sent is None or not np.array_equal(sent.labels, self.result) or not is_our_result(labels, 2, sent):
             return
         changed = k in self.drawn or not np.array_equal(plane, self.result[..., k])
@@ -194,7 +195,7 @@ class Work(RuleBasedStateMachine):
     @rule(data=st.data())
     def restore(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.versions)))
-        self.workspace.restore(self.case, number)
+        self.workspace.drawings.restore(self.case, number)
         (self.drawn, self.partial), self.result = self.versions[number], None
 
     @precondition(lambda self: self.drawn)
@@ -227,7 +228,7 @@ class Work(RuleBasedStateMachine):
         if not hasattr(self, "workspace"):
             return
         assert self.workspace.names.names == self.names
-        annotation = self.workspace.annotation(self.case)
+        annotation = self.workspace.drawings.annotation(self.case)
         assert list(annotation.annotated_slices if annotation else ()) == sorted(self.drawn)
         if annotation is not None:
             assert annotation.partial == self.partial

@@ -60,7 +60,7 @@ def masked(app: LabelPropApp, image: str, tag: str = "original") -> list[int]:
 
 
 def drawn(app: LabelPropApp, image: str) -> np.ndarray:
-    annotation = app.workspace.annotation(app.workspace.case(image))
+    annotation = app.workspace.drawings.annotation(app.workspace.case(image))
     assert annotation is not None and list(annotation.annotated_slices) == DRAWN
     return annotation.labels
 
@@ -87,7 +87,7 @@ def test_results_never_become_what_users_drew(app: LabelPropApp, tag: str) -> No
     answers = app.batch_infer({**QUICK, "label_tag": tag})
     assert all("are what users drew" in answer["error"] for answer in answers.values())
     drawn(app, "first")
-    assert app.workspace.scribbles(app.workspace.case("first")) is None
+    assert app.workspace.drawings.scribbles(app.workspace.case("first")) is None
 
 
 @pytest.mark.parametrize("tag", ["we~ird", "con", ".hid", " sp ", "a_drawn", "x" * 250])

@@ -50,7 +50,7 @@ def put(workspace, file, **params):
 
 
 def annotated(workspace):
-    return workspace.annotation(workspace.case("case")).labels
+    return workspace.drawings.annotation(workspace.case("case")).labels
 
 
 @FILES

@@ -91,7 +91,7 @@ def test_who_submits_does_not_wait_for_a_tool(workspace, submit):
     task = ToolTask(workspace, "all", Model(run, InferType.SEGMENTATION, "marks everything", {}))
     _, told = meanwhile(task, pause, {"image_id": "case"}, lambda: submit(column([2, 5, 7])))
     assert told["draft"]
-    assert workspace.annotation(workspace.case("case")).annotated_slices == (2, 5, 7)
+    assert workspace.drawings.annotation(workspace.case("case")).annotated_slices == (2, 5, 7)
 
 
 def test_a_request_for_a_model_that_is_not_there_leaves_no_name(workspace, submit, tmp_path):

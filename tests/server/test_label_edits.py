@@ -81,7 +81,7 @@ def test_a_client_that_missed_a_renaming_means_the_same_label(workspace, open_wo
         info = [{"name": name, "idx": 7}, {"name": "core", "idx": 2}]
         paint(open_workspace(), tmp_path, 7, label_info=info)
         assert open_workspace().names.names == ["nucleus", "core"]
-        assert open_workspace().annotation(workspace.case("case")).labels.max() == 1
+        assert open_workspace().drawings.annotation(workspace.case("case")).labels.max() == 1
 
 
 def test_a_former_name_beside_the_present_one_is_another_label(workspace, tmp_path):
@@ -89,7 +89,7 @@ def test_a_former_name_beside_the_present_one_is_another_label(workspace, tmp_pa
     change(workspace, {"name": "disc", "renamed_from": "draft"})
     paint(workspace, tmp_path, 1, label_info=[{"name": "draft", "idx": 1}, {"name": "disc", "idx": 2}])
     assert workspace.names.names == ["disc", "draft"]
-    assert workspace.annotation(workspace.case("case")).labels.max() == 2
+    assert workspace.drawings.annotation(workspace.case("case")).labels.max() == 2
 
 
 def test_a_new_label_does_not_get_the_number_of_background_scribbles(workspace):
@@ -134,11 +134,11 @@ def test_a_restored_version_means_the_labels_that_it_was_painted_with(workspace,
     nib.save(nib.Nifti1Image(labels, np.diag([1.0, 1, 3, 1])), file)  # kept as it is, without a list of its labels
     workspace.store.refresh()
     workspace.store.remove_label("case", "sparse")
-    assert workspace.annotation(workspace.case("case")) is None
+    assert workspace.drawings.annotation(workspace.case("case")) is None
     with pytest.raises(ConflictError, match="versions"):
         change(workspace, removed=["b"])
-    workspace.restore(workspace.case("case"), 1)
-    assert workspace.names.by_index[workspace.annotation(workspace.case("case")).labels.max()] == "b"
+    workspace.drawings.restore(workspace.case("case"), 1)
+    assert workspace.names.by_index[workspace.drawings.annotation(workspace.case("case")).labels.max()] == "b"
 
 
 def test_the_operators_names_stay_but_can_be_coloured(open_workspace):

@@ -67,7 +67,8 @@ def test_the_final_label_is_what_is_shown_and_leaves_the_annotation(workspace, s
         finalise(workspace, case)
     submit(column([2, 7]), tag=tag)
     propagated(workspace, column(range(2, 8)))
-    workspace.keep_estimate(case, {"expected_dice": 0.97, "stop": True}, 0.95, workspace.label_versions("case"))
+    drawn = workspace.drawings.label_versions("case")
+    workspace.keep_estimate(case, {"expected_dice": 0.97, "stop": True}, 0.95, drawn)
     assert finalise(workspace, case) == {"dicom_seg": False, "sentence": "Saved on this server as NIfTI."}
     info = workspace.store.get_label_info("case", "final")
     assert info["annotated_slices"] == [2, 7] and [one["name"] for one in info["label_info"]] == ["disc"]

@@ -123,7 +123,7 @@ def test_results_of_another_scan_of_the_name_are_forgotten(workspace, tmp_path):
     os.utime(case.image, (2, 2))
     assert not (state(workspace)["result"] or {}).get("current")
     assert case.record.result("labels") is None and not case.record.outlines()
-    assert workspace.annotation(case).annotated_slices == (1, 6)
+    assert workspace.drawings.annotation(case).annotated_slices == (1, 6)
 
 
 def test_large_label_numbers_take_two_bytes(workspace, tmp_path):

@@ -69,7 +69,7 @@ def test_who_looks_while_another_process_submits_brings_nothing_old_back(workspa
 
     def look():
         while not finished.is_set():
-            other.annotation(other.case("case"))
+            other.drawings.annotation(other.case("case"))
 
     with ThreadPoolExecutor() as pool:
         looking = pool.submit(look)
@@ -200,7 +200,7 @@ def test_a_copy_of_an_older_version_that_keeps_its_time_does_not_count_and_that_
     submit(column([2]))
     submit(column([4]))
     shutil.copy2(workspace.record("case").versions.get(1).labels_file, shown_file(workspace))
-    with caplog.at_level(logging.WARNING, "sliceprop.server.workspace"):
+    with caplog.at_level(logging.WARNING, "sliceprop.server.drawings"):
         assert opened(workspace).annotation.annotated_slices == (4,)
     assert "held an older version; version 2 counts" in caplog.text
 
@@ -237,7 +237,7 @@ def test_a_label_file_is_a_version_before_another_takes_its_place(workspace, sub
     submit(column([4]), tag)
     assert events(workspace)[-2:] == ["found", "submitted"]
     put(column([7]), file.parent)
-    workspace.restore(workspace.case("case"), len(events(workspace)) - 1)
+    workspace.drawings.restore(workspace.case("case"), len(events(workspace)) - 1)
     assert events(workspace)[-2:] == ["found", "restored"] and file.read_bytes() == by_hand
     assert shown_file(workspace, tag) == file
 
@@ -275,5 +275,5 @@ def test_a_label_file_that_arrives_during_a_submission_is_kept(workspace, submit
     submit(column([4]), tag)
     assert events(workspace) == ["submitted", "submitted", "conflict"]
     np.testing.assert_array_equal(nib.load(shown_file(workspace, tag)).dataobj, column([4]))
-    workspace.restore(workspace.case("case"), 3)
+    workspace.drawings.restore(workspace.case("case"), 3)
     np.testing.assert_array_equal(nib.load(shown_file(workspace, tag)).dataobj, column([5, 6]))

@@ -122,7 +122,7 @@ def test_annotated_slices_of_slicer_stay_too_and_are_still_so_when_submitted(ask
     np.testing.assert_array_equal(np.unique(np.nonzero(ask.drawn)[2]), [3, 5, 8])
     assert ask.drawn[..., [3, 8]].all() and ask.drawn[..., 5].sum() == 3 + 14
     assert submit(with_answer(shown, answer))["annotated_slices"] == [3, 8]
-    np.testing.assert_array_equal(workspace.annotation(workspace.case("case")).labels, drawn)
+    np.testing.assert_array_equal(workspace.drawings.annotation(workspace.case("case")).labels, drawn)
 
 
 @pytest.mark.parametrize("sent", [False, True])
@@ -135,7 +135,7 @@ def test_what_slicer_has_just_corrected_on_an_annotated_slice_is_kept(ask, submi
     answer, _ = ask("grow_from_seeds", in_slicer(corrected), label_info=SCRIBBLED, selected_label_name="disc")
     np.testing.assert_array_equal((answer == 1)[..., [3, 8]], (corrected == 1)[..., [3, 8]])
     assert submit(with_answer(corrected, answer))["annotated_slices"] == [3, 8]
-    np.testing.assert_array_equal(workspace.annotation(workspace.case("case")).labels, corrected)
+    np.testing.assert_array_equal(workspace.drawings.annotation(workspace.case("case")).labels, corrected)
 
 
 @pytest.mark.parametrize("tool", ["grow_from_seeds", "threshold_islands"])
@@ -147,7 +147,7 @@ def test_scribbles_on_an_annotated_slice_hide_what_is_drawn_there_but_do_not_cha
     answer, _ = ask(tool, in_slicer(drawn, on=8), **options)
     np.testing.assert_array_equal((answer == 1)[..., [3, 8]], (drawn == 1)[..., [3, 8]])
     assert submit(with_answer(drawn, answer))["annotated_slices"] == [3, 8]
-    np.testing.assert_array_equal(workspace.annotation(workspace.case("case")).labels, drawn)
+    np.testing.assert_array_equal(workspace.drawings.annotation(workspace.case("case")).labels, drawn)
 
 
 @pytest.mark.parametrize("got", ["the scan alone", "nothing", "nothing, but another client a result"])
@@ -155,7 +155,7 @@ def test_what_slicer_was_not_shown_is_not_lost_by_a_tool(ask, submit, workspace,
     drawn, case = odd(), workspace.case("case")
     submit(drawn)
     if got == "the scan alone":
-        case.record.save_sent(given_bare(workspace.annotation(case)))
+        case.record.save_sent(given_bare(workspace.drawings.annotation(case)))
     elif got != "nothing":
         answered(workspace, np.where(drawn.any(axis=(0, 1)), drawn, column()))
     shown = np.zeros_like(drawn)
@@ -164,7 +164,7 @@ def test_what_slicer_was_not_shown_is_not_lost_by_a_tool(ask, submit, workspace,
         np.testing.assert_array_equal((answer == 1)[..., [3, 8]], (drawn == 1)[..., [3, 8]])
         shown = with_answer(shown, answer)
     assert submit(shown)["annotated_slices"] == [3, 8]
-    np.testing.assert_array_equal(workspace.annotation(case).labels, drawn)
+    np.testing.assert_array_equal(workspace.drawings.annotation(case).labels, drawn)
 
 
 def test_marks_sent_along_leave_annotated_slices_alone(ask, submit, workspace):
@@ -311,7 +311,7 @@ def test_a_label_that_somebody_names_while_a_tool_runs_is_another_one(ask, submi
     labels, params = ask("threshold_islands", shown, label_info=DISC, thresholds={"bone": [50, None]})
     assert params["label_names"] == {"vessel": 1, "disc": 2, "bone": 3}
     np.testing.assert_array_equal(labels, np.where(column() == 1, 3, 0))
-    assert workspace.annotation(workspace.case("case")).labels.max() == 1
+    assert workspace.drawings.annotation(workspace.case("case")).labels.max() == 1
 
 
 def test_scribbles_need_the_label_they_belong_to(ask):

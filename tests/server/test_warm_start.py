@@ -28,7 +28,7 @@ def models(tmp_path):
 def chosen(workspace, start, init=None):
     served = Workspace(workspace.store, start=start)
     case = served.case("case")
-    return served.choose_start(case, served.open(case, label_options({})).study, init)
+    return served.models.choose_start(case, served.open(case, label_options({})).study, init)
 
 
 def test_the_pretrained_model_that_fits(workspace, submit, models):
@@ -48,14 +48,14 @@ def test_a_study_s_own_model_goes_before(workspace, submit, models):
     own = Model(RegistrationNet().state_dict(), TrainConfig(), study.study_hash, metric=0.5)
     workspace.checkpoints.save("case", own)
     assert chosen(workspace, WarmStart(str(models))).model.metric == 0.5
-    assert workspace.choose_model(case, study).model.metric == 0.5
+    assert workspace.models.choose(case, study).model.metric == 0.5
 
 
 def test_propagation_does_without_a_pretrained_model(workspace, submit, models):
     submit(column([2, 7]))
     served = Workspace(workspace.store, start=WarmStart(str(models)))
     case = served.case("case")
-    assert served.choose_model(case, served.open(case, label_options({})).study).model is None
+    assert served.models.choose(case, served.open(case, label_options({})).study).model is None
 
 
 def test_a_pretrained_model_that_cannot_be_used_is_said(workspace, submit, models):

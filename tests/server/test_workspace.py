@@ -86,7 +86,7 @@ def test_configured_labels_in_another_order_mean_the_same_voxels(workspace, tmp_
         restarted = Workspace(LocalStudies(str(served.folder.parent)), order)
         case = restarted.case("case")
         (case.record.folder / "annotation.npz").unlink()  # the version is read
-        np.testing.assert_array_equal(restarted.annotation(case).labels, labels)
+        np.testing.assert_array_equal(restarted.drawings.annotation(case).labels, labels)
         assert restarted.names.names[:2] == ["disc", "core"]
     told = restarted.submit("case", "sparse", file, label_options({"label_info": [{"name": "core"}, {"name": "fat"}]}))
     assert [(one["name"], one["idx"]) for one in told["label_info"]] == [("core", 2), ("fat", 3)]
@@ -125,7 +125,7 @@ def test_values_that_are_no_indices_mean_the_label_that_they_became(workspace, s
     else:
         workspace.names.register([f"other_{index}" for index in range(4, 302)])
     names = workspace.names.names
-    workspace.restore(workspace.case("case"), 2)
+    workspace.drawings.restore(workspace.case("case"), 2)
     np.testing.assert_array_equal(opened(workspace).annotation.labels, column([3, 8], 3))
     assert workspace.names.names == names
 
@@ -179,7 +179,7 @@ def test_a_corrected_result_is_known_whatever_others_were_answered_meanwhile(wor
     for other in (column(value=2), np.zeros(SHAPE), column(range(2, 8))):
         answered(workspace, other)
     assert submit(corrected)["annotated_slices"] == [2, 5, 7]
-    assert workspace.annotation(workspace.case("case")).annotated_slices == (2, 5, 7)
+    assert workspace.drawings.annotation(workspace.case("case")).annotated_slices == (2, 5, 7)
 
 
 def test_scribbles_have_their_own_background_value(workspace, submit):
@@ -207,7 +207,7 @@ def test_a_mark_is_never_stored_as_background(workspace, submit):
     marks = np.zeros(SHAPE, np.uint16)
     marks[8, 8:10, 4], marks[0, :, 4] = 255, 300
     submit(marks, tag="scribbles", label_info=names, background_scribble=300)
-    scribbles = workspace.scribbles(workspace.case("case"))
+    scribbles = workspace.drawings.scribbles(workspace.case("case"))
     assert (scribbles == BACKGROUND_SCRIBBLE).sum() == (marks == 300).sum()
     assert (scribbles[marks == 255] == workspace.names.indices["n255"]).all()
 
@@ -221,7 +221,7 @@ def test_marks_of_a_label_that_an_earlier_release_numbered_like_background_are_r
     marks[8, 8:10, 4] = 1
     with pytest.raises(InputError, match="n255"):
         submit(marks, tag="scribbles", label_info=info)
-    assert workspace.scribbles(workspace.case("case")) is None
+    assert workspace.drawings.scribbles(workspace.case("case")) is None
 
 
 def test_scribble_segments_of_slicer_are_marks(workspace, tmp_path):
@@ -279,7 +279,7 @@ def test_a_part_of_the_grid_that_slicer_saved_counts(workspace, tmp_path):
     io.write_image(file, column([2, 7])[2:, :, 1:9], io.Image(column([2, 7])[2:, :, 1:9], part))
     workspace.store.refresh()
     np.testing.assert_array_equal(opened(workspace).annotation.labels, column([2, 7]))
-    workspace.restore(workspace.case("case"), 1)
+    workspace.drawings.restore(workspace.case("case"), 1)
     assert [one.name for one in file.parent.iterdir()] == [file.name]
 
 
@@ -329,7 +329,7 @@ def test_what_a_client_that_missed_a_change_sent_is_kept_too(workspace, submit):
     lost = record.versions.get(2)
     assert (lost.entry.event, lost.entry.annotated_slices, lost.entry.based_on) == ("conflict", (9,), "sparse:7")
     assert opened(workspace).annotation.annotated_slices == (2,)
-    workspace.restore(workspace.case("case"), 2)
+    workspace.drawings.restore(workspace.case("case"), 2)
     assert opened(workspace).annotation.annotated_slices == (9,)
 
 
@@ -383,7 +383,7 @@ def test_ten_clients_on_ten_studies_do_not_mix(workspace, tmp_path):
     with ThreadPoolExecutor(10) as threads:
         list(threads.map(client, range(10)))
     for number, name in enumerate(names):
-        annotation = workspace.annotation(workspace.case(name))
+        annotation = workspace.drawings.annotation(workspace.case(name))
         np.testing.assert_array_equal(annotation.labels, column([number, 11]))
         assert workspace.case(name).record.versions.numbers() == [1, 2]
         assert nib.load(workspace.store.label_file(name, "sparse")).get_fdata()[..., number].any()
@@ -405,15 +405,15 @@ def test_a_restored_version_counts_again_everywhere(workspace, submit):
     case = workspace.case("case")
     submit(column([2, 7]), partial=True)
     submit(column([4]))
-    before = workspace.annotation_version(case)
-    workspace.restore(case, 1, {"user": "anna"})
-    annotation = workspace.annotation(case)
+    before = workspace.drawings.annotation_version(case)
+    workspace.drawings.restore(case, 1, {"user": "anna"})
+    annotation = workspace.drawings.annotation(case)
     assert (annotation.annotated_slices, annotation.partial) == ((2, 7), True)
-    assert workspace.annotation_version(case) != before
+    assert workspace.drawings.annotation_version(case) != before
     shown = workspace.store.label_file("case", "sparse")
     np.testing.assert_array_equal(nib.load(shown).get_fdata(), column([2, 7]))
     with pytest.raises(InputError):
-        workspace.restore(case, 99)
+        workspace.drawings.restore(case, 99)
 
 
 def test_a_version_kept_just_before_a_crash_counts_after_it(workspace, submit):
@@ -464,8 +464,8 @@ def test_a_removed_label_is_gone_and_can_be_restored(workspace, submit):
     case = workspace.case("case")
     submit(column([2]))
     workspace.store.remove_label("case", "sparse")
-    assert opened(workspace).annotation is None and workspace.annotation_version(case) == ""
-    workspace.restore(case, 1)
+    assert opened(workspace).annotation is None and workspace.drawings.annotation_version(case) == ""
+    workspace.drawings.restore(case, 1)
     assert opened(workspace).annotation.annotated_slices == (2,)
 
 
@@ -511,9 +511,9 @@ def test_empty_scribbles_remove_those_before(workspace, submit):
     submit(column([2, 7]))
     for _ in range(2):
         submit(marks, tag="scribbles")
-        np.testing.assert_array_equal(workspace.scribbles(workspace.case("case")), marks)
+        np.testing.assert_array_equal(workspace.drawings.scribbles(workspace.case("case")), marks)
         submit(marks * 0, tag="scribbles")
-        assert workspace.scribbles(workspace.case("case")) is None
+        assert workspace.drawings.scribbles(workspace.case("case")) is None
         assert opened(workspace).study.annotation.scribbles is None
     versions = list(workspace.case("case").record.versions.newest_first("scribbles"))
     assert [one.entry.event for one in versions] == ["removed", "submitted", "removed", "submitted"]
@@ -564,7 +564,7 @@ def test_what_was_drawn_on_another_grid_is_neither_shifted_nor_lost(workspace, s
         with pytest.raises(GeometryError, match="version 1 was drawn on a scan with another grid"):
             act()
     with pytest.raises(GeometryError):
-        workspace.restore(case, 1)
+        workspace.drawings.restore(case, 1)
     put_scan(workspace, scan, AFFINE)
     np.testing.assert_array_equal(opened(workspace).annotation.labels, column([2, 7]))
     assert opened(workspace).annotation.annotated_slices == (2, 7)
@@ -626,7 +626,8 @@ def test_the_direction_of_before_does_not_count_for_who_did_not_go_on_from_it(wo
         workspace.store.remove_label("case", "sparse")
     elif gone == "cleared":
         submit(labels * 0, slice_axis=0, annotated_slices=[])
-    base = {} if gone == "not known" else {"annotation_version": workspace.annotation_version(workspace.case("case"))}
+    version = workspace.drawings.annotation_version(workspace.case("case"))
+    base = {} if gone == "not known" else {"annotation_version": version}
     assert submit(column([5, 6, 7, 8]), **base)["slice_axis"] == 2
 
 

@@ -247,7 +247,7 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         mask = write_result(reply.drawn.astype(np.uint8), self.workspace.scan(case), {})
         try:
             with self.workspace.lock(case):
-                self.workspace.keep_found(case, tag)
+                self.workspace.drawings.keep_found(case, tag)
                 info = {"params": reply.params, "sha256": digest(Path(reply.file))}
                 label = store.save_label(image_id, reply.file, tag, info)
                 store.save_label(image_id, str(mask), f"{tag}{MASK}", {})

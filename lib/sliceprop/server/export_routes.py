@@ -15,12 +15,13 @@ from sliceprop.errors import InputError
 from sliceprop.export import FORMATS, export_labels
 from sliceprop.labels import LabelArray
 from sliceprop.segments import Segment
+from sliceprop.server.cases import Case
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import plain_name
 from sliceprop.server.label_files import read_labels
 from sliceprop.server.outcome import current_labels
 from sliceprop.server.web import Reader, StoredResponse, running_app
-from sliceprop.server.workspace import Case, Workspace
+from sliceprop.server.workspace import Workspace
 
 router = APIRouter()
 

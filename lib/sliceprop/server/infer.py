@@ -15,13 +15,14 @@ from sliceprop.config import FUSIONS, METHODS, PropagateConfig, SuggestConfig
 from sliceprop.errors import InputError
 from sliceprop.labels import LabelArray
 from sliceprop.manifest import Making, Recipe, making
+from sliceprop.server.cases import Case
 from sliceprop.server.checkpoints import Chosen
 from sliceprop.server.manifests import Manifests
 from sliceprop.server.provenance import Sent
 from sliceprop.server.records import StudyRecord
 from sliceprop.server.requests import Options, first_choices, flag, label_options, number, propagate_config
 from sliceprop.server.results import named, named_suggestion, result_format, write_result
-from sliceprop.server.workspace import Case, Opened, Workspace
+from sliceprop.server.workspace import Opened, Workspace
 from sliceprop.study import Propagation, propagate, suggest
 
 NO_NAMES = {"background": 0}
@@ -161,11 +162,11 @@ class PropagateTask(InferTask):  # type: ignore[misc]
 
     def _take(self, case: Case, options: Options, upload: Path | None) -> Taken:
         workspace, selected = self._workspace, options.get("selected_label_name")
-        workspace.check_model(options.get("init"))  # before names that are new become known
+        workspace.models.check(options.get("init"))  # before names that are new become known
         opened = workspace.open(case, label_options(options), upload, selected)
-        chosen = workspace.choose_model(case, opened.study, options.get("init"), keep=True)
-        drawn = workspace.label_versions(case.image_id) if case.image_id else []
-        return Taken(opened, chosen, workspace.scribbles_version(case), drawn)
+        chosen = workspace.models.choose(case, opened.study, options.get("init"), keep=True)
+        drawn = workspace.drawings.label_versions(case.image_id) if case.image_id else []
+        return Taken(opened, chosen, workspace.drawings.scribbles_version(case), drawn)
 
     def _propagate(self, taken: Taken, config: PropagateConfig, advice: SuggestConfig) -> Propagation | None:
         """The result; None for a study without annotation."""

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sliceprop.labels import LabelArray
+from sliceprop.server.cases import Case
 from sliceprop.server.errors import ConflictError
 from sliceprop.server.provenance import Annotation, Sent, drawn_by_hand, lay_over
-from sliceprop.server.workspace import Case, Workspace
+from sliceprop.server.workspace import Workspace
 from sliceprop.versions import FINAL
 
 
@@ -21,7 +22,7 @@ def current_labels(workspace: Workspace, case: Case) -> LabelArray:
     Raises:
         InputError: or a subclass, for a scan or annotation that cannot be used.
     """
-    shape, annotation = workspace.scan(case).array.shape, workspace.annotation(case)
+    shape, annotation = workspace.scan(case).array.shape, workspace.drawings.annotation(case)
     result = case.record.result("labels") if case.record else None  # after the scan: it may be another one now
     labels = np.zeros(shape, np.int32) if result is None or result.shape != shape else result
     return labels if annotation is None else lay_over(labels, annotation)
@@ -33,7 +34,7 @@ def current_drawn(workspace: Workspace, case: Case) -> NDArray[np.bool_] | None:
     Raises:
         InputError: or a subclass, for a scan or annotation that cannot be used.
     """
-    shape, annotation = workspace.scan(case).array.shape, workspace.annotation(case)
+    shape, annotation = workspace.scan(case).array.shape, workspace.drawings.annotation(case)
     labels = case.record.result("labels") if case.record else None
     drawn = np.zeros(shape, bool)
     if case.record is not None and labels is not None and labels.shape == shape:
@@ -55,7 +56,7 @@ def undo(workspace: Workspace, case: Case) -> None:
             raise ConflictError("there is no propagation to take back")
         case.record.undo()
         labels, report = current_labels(workspace, case), case.record.report() or {"slice_axis": 0}
-        known = workspace.annotation(case) or Annotation(np.zeros_like(labels), report["slice_axis"], ())
+        known = workspace.drawings.annotation(case) or Annotation(np.zeros_like(labels), report["slice_axis"], ())
         case.record.save_sent(Sent(labels, known.labels, known.slice_axis, known.annotated_slices))
 
 
@@ -74,11 +75,11 @@ def finalise(workspace: Workspace, case: Case, by: Mapping[str, str] | None = No
         ConflictError: if nothing was annotated or propagated yet.
     """
     with workspace.lock(case):
-        annotation, labels = workspace.annotation(case), current_labels(workspace, case)
+        annotation, labels = workspace.drawings.annotation(case), current_labels(workspace, case)
         if case.record is None or (annotation is None and not labels.any()):
             raise ConflictError("there is nothing to save yet; paint a slice and propagate first")
-        drawn, estimate = workspace.label_versions(case.image_id), case.record.estimate()
-        workspace.keep(case, FINAL, labels, annotation, "final", drawn=current_drawn(workspace, case), by=by)
+        drawn, estimate = workspace.drawings.label_versions(case.image_id), case.record.estimate()
+        workspace.drawings.keep(case, FINAL, labels, annotation, "final", drawn=current_drawn(workspace, case), by=by)
         if estimate.get("labels") == drawn:  # nothing was drawn, so what was estimated still holds
-            case.record.save_estimate({**estimate, "labels": workspace.label_versions(case.image_id)})
+            case.record.save_estimate({**estimate, "labels": workspace.drawings.label_versions(case.image_id)})
         return {"dicom_seg": False, "sentence": "Saved on this server as NIfTI.", **workspace.export(case, FINAL)}

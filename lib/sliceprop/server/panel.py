@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from sliceprop import io
 from sliceprop.labels import LabelArray
 from sliceprop.server.archive import ArchivedStudies
+from sliceprop.server.cases import Case
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.outcome import current_drawn, current_labels
 from sliceprop.server.results import named
-from sliceprop.server.workspace import Case, Workspace
+from sliceprop.server.workspace import Workspace
 from sliceprop.volume import resolve_slice_axis
 
 VOXEL_KINDS = ("labels", "annotation", "scribbles", "uncertainty", "drawn")
@@ -31,7 +32,7 @@ def study_state(workspace: Workspace, case: Case, training: dict[str, Any]) -> d
         InputError: or a subclass, for a scan or annotation that cannot be used.
     """
     with workspace.lock(case):
-        scan, annotation, names = workspace.scan(case), workspace.annotation(case), workspace.names.indices
+        scan, annotation, names = workspace.scan(case), workspace.drawings.annotation(case), workspace.names.indices
         shape = scan.array.shape
         axis = annotation.slice_axis if annotation else resolve_slice_axis("auto", shape, scan.affine, None)
         return {
@@ -42,9 +43,9 @@ def study_state(workspace: Workspace, case: Case, training: dict[str, Any]) -> d
             "n_slices": shape[axis],
             "annotated_slices": list(annotation.annotated_slices) if annotation else [],
             "annotation_version": annotation.source if annotation else "",
-            "scribbles_version": workspace.scribbles_version(case),
+            "scribbles_version": workspace.drawings.scribbles_version(case),
             "partial": bool(annotation and annotation.partial),
-            "scribbles": workspace.scribbles(case) is not None,
+            "scribbles": workspace.drawings.scribbles(case) is not None,
             "label_names": names,
             "colors": workspace.colors.of(names),
             "fixed_labels": workspace.names.fixed,
@@ -63,7 +64,7 @@ def _result_state(workspace: Workspace, case: Case, axis: int) -> dict[str, Any]
     if report is None or case.record is None:
         return None
     told = named(report, workspace.names.by_index)
-    sources = workspace.annotation_version(case), workspace.scribbles_version(case)
+    sources = workspace.drawings.annotation_version(case), workspace.drawings.scribbles_version(case)
     along = report.get("slice_axis", axis) == axis
     return {
         "current": (report.get("source"), report.get("scribbles")) == sources,
@@ -99,7 +100,7 @@ def voxels(workspace: Workspace, case: Case, kind: str) -> tuple[NDArray[Any], d
             "X-Shape": ",".join(map(str, array.shape)),
             "X-Dtype": str(array.dtype),
             "X-Version": case.record.version() if case.record else "",
-            "X-Annotation-Version": workspace.annotation_version(case),
+            "X-Annotation-Version": workspace.drawings.annotation_version(case),
         }
     return array, headers
 
@@ -119,10 +120,10 @@ def _voxels(workspace: Workspace, case: Case, kind: str) -> NDArray[Any]:
     if kind == "labels":
         labels: LabelArray | None = current_labels(workspace, case)
     elif kind == "annotation":
-        annotation = workspace.annotation(case)
+        annotation = workspace.drawings.annotation(case)
         labels = annotation.labels if annotation else None
     elif kind == "scribbles":
-        labels = workspace.scribbles(case)
+        labels = workspace.drawings.scribbles(case)
     else:
         raise NotFoundError(f"unknown kind {kind!r}, choose from {', '.join(VOXEL_KINDS)}")
     return io.compact_labels(np.zeros(workspace.scan(case).array.shape, np.int32) if labels is None else labels)

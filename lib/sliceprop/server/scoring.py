@@ -54,10 +54,10 @@ class QualityScoring(ScoringMethod):  # type: ignore[misc]
     def _score(self, image_id: str) -> dict[str, Any]:
         case = self._workspace.case(image_id)
         opened, names = self._workspace.open(case, LabelOptions()), self._workspace.names.by_index
-        drawn = self._workspace.label_versions(image_id)
+        drawn = self._workspace.drawings.label_versions(image_id)
         report = case.record.report() if case.record else None
         if report is None or opened.annotation is None or report["source"] != opened.annotation.source:
-            model = self._workspace.model(case, opened.study)
+            model = self._workspace.models.choose(case, opened.study).model
             report = propagate(opened.study, model, target=self._target, names=names).report
             self._workspace.keep_estimate(case, report["suggestion"], self._target, drawn)
         told = named(report, names)

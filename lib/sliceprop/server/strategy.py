@@ -11,11 +11,12 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from sliceprop.config import PLANS, SuggestConfig
 from sliceprop.errors import SlicePropError
+from sliceprop.server.cases import Case
 from sliceprop.server.provenance import given_bare
 from sliceprop.server.records import DRAFTS
 from sliceprop.server.requests import Options, first_choices, label_options, number, suggest_config
 from sliceprop.server.results import named_suggestion
-from sliceprop.server.workspace import Case, Workspace
+from sliceprop.server.workspace import Workspace
 from sliceprop.study import suggest
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def _note_emptied_scene(workspace: Workspace, answer: Mapping[str, Any], options
         return
     case = workspace.case(answer["id"])
     with workspace.lock(case):
-        annotation = workspace.annotation(case)
+        annotation = workspace.drawings.annotation(case)
         if annotation is not None and case.record is not None:
             case.record.save_sent(given_bare(annotation), DRAFTS)
 
@@ -151,7 +152,8 @@ def _suggest(workspace: Workspace, case: Case, options: Options, config: Suggest
     names = workspace.names
     with workspace.lock(case):
         study = workspace.open(case, label_options(options)).study
-        model, drawn = workspace.model(case, study, options.get("init")), workspace.label_versions(case.image_id)
+        model = workspace.models.choose(case, study, options.get("init")).model
+        drawn = workspace.drawings.label_versions(case.image_id)
     found = [named_suggestion(one, names.by_index) for one in suggest(study, model, config, names=names.by_index)]
     if config.plan == "next_slice":
         with workspace.lock(case):

@@ -16,6 +16,7 @@ from sliceprop import io
 from sliceprop.config import BACKGROUND_SCRIBBLE
 from sliceprop.errors import InputError
 from sliceprop.labels import LabelArray, present_values, sparse_labels
+from sliceprop.server.cases import Case
 from sliceprop.server.file_names import named_by_file, segments_in
 from sliceprop.server.infer import SHOWN, PropagateTask, Reply
 from sliceprop.server.label_files import read_labels, replace_values
@@ -40,7 +41,7 @@ from sliceprop.server.provenance import (
 from sliceprop.server.records import DRAFTS
 from sliceprop.server.requests import LabelOptions, Options, first_choices, flag, label_options, number
 from sliceprop.server.results import result_format, write_result
-from sliceprop.server.workspace import Case, Workspace
+from sliceprop.server.workspace import Workspace
 from sliceprop.tools.boundary_points import PointsConfig, boundary_points, points_of_marks
 from sliceprop.tools.fast_marching import MarchConfig, fast_marching
 from sliceprop.tools.fill_between_slices import fill_between_slices
@@ -240,9 +241,9 @@ class ToolTask(PropagateTask):
             marks, scribbles, before = self._uploaded(numbers, read_labels(upload, scan), described, selected)
             annotation, before = self._as_shown(case, before, scribbles != 0, selected)
             return Scene(scan, marks, scribbles, annotation, before, selected, numbers)
-        stored = self._workspace.scribbles(case) if case.image_id else None
+        stored = self._workspace.drawings.scribbles(case) if case.image_id else None
         marks = np.zeros(scan.array.shape, np.int32) if stored is None else _signed(stored, BACKGROUND_SCRIBBLE)
-        annotation = self._workspace.annotation(case)
+        annotation = self._workspace.drawings.annotation(case)
         before = np.zeros_like(marks) if annotation is None else annotation.labels
         return Scene(scan, marks, marks, annotation, before, selected, numbers)
 
@@ -253,7 +254,7 @@ class ToolTask(PropagateTask):
 
         Without a selected label the file may hold marks alone, and where it holds none says nothing.
         """
-        known, sent = self._workspace.annotation(case), self._workspace.answered(case, before)
+        known, sent = self._workspace.drawings.annotation(case), self._workspace.drawings.answered(case, before)
         before = beneath(before, hidden, sent, known)
         if known is None:
             return None, before

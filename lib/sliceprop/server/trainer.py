@@ -105,7 +105,7 @@ class PropagateTrainer(TrainTask):  # type: ignore[misc]
             raise InputError("there is no image to train on")
         train_config(options, self._budget_s)
         study = self._workspace.open(case, label_options(options)).study
-        self._workspace.model(case, study, options.get("init"))
+        self._workspace.models.choose(case, study, options.get("init"))
         self._workspace.remember(case)
         known = ("slice_axis", "budget_s", "init", "seed")
         return {"image": case.image_id, **{key: options[key] for key in known if options.get(key) is not None}}
@@ -131,7 +131,7 @@ class PropagateTrainer(TrainTask):  # type: ignore[misc]
         checkpoints.remove_leftovers()
         with _held(self._workspace.lock(case), case.image_id):
             opened = self._workspace.open(case, label_options(options))
-            chosen = self._workspace.choose_start(case, opened.study, options.get("init"))
+            chosen = self._workspace.models.choose_start(case, opened.study, options.get("init"))
         job = Job(
             case.image_id,
             case.image.absolute(),
@@ -162,8 +162,8 @@ class PropagateTrainer(TrainTask):  # type: ignore[misc]
         with Report(self._state, case.image_id, config) as report:
             checkpoints.remove_leftovers()
             study = self._workspace.open(case, label_options(options)).study
-            chosen = self._workspace.choose_start(case, study, options.get("init"))
-            before, report.note = self._workspace.model(case, study), chosen.note
+            chosen = self._workspace.models.choose_start(case, study, options.get("init"))
+            before, report.note = self._workspace.models.choose(case, study).model, chosen.note
             learn(
                 study,
                 config,

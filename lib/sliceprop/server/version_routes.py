@@ -8,11 +8,11 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 
 from sliceprop.server.audit import sender
+from sliceprop.server.cases import Case
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.manifests import Manifests
 from sliceprop.server.records import StudyRecord
 from sliceprop.server.web import Annotator, Reader, running_app
-from sliceprop.server.workspace import Case
 from sliceprop.versions import DamagedError
 
 router = APIRouter()
@@ -24,8 +24,8 @@ def list_versions(image: str, user: Reader) -> dict[str, Any]:
     workspace = running_app().workspace
     case = workspace.case(image)
     with workspace.lock(case):
-        versions = _record(case).versions
-        told = {"annotation": workspace.annotation_version(case), "scribbles": workspace.scribbles_version(case)}
+        versions, drawings = _record(case).versions, workspace.drawings
+        told = {"annotation": drawings.annotation_version(case), "scribbles": drawings.scribbles_version(case)}
         damaged = [{"version": number, "reason": reason} for number, reason in versions.damaged().items()]
         return {**told, "versions": [one.told() for one in versions.newest_first()], "damaged": damaged}
 
@@ -51,9 +51,9 @@ def restore_version(image: str, version: int, user: Annotator) -> dict[str, Any]
     """Make an old version count again, as a new one; nothing is lost by it."""
     workspace = running_app().workspace
     case = workspace.case(image)
-    restored = workspace.restore(case, version, sender())
-    told = {"annotation_version": workspace.annotation_version(case)}
-    return {**restored.told(), **told, "scribbles_version": workspace.scribbles_version(case)}
+    restored = workspace.drawings.restore(case, version, sender())
+    told = {"annotation_version": workspace.drawings.annotation_version(case)}
+    return {**restored.told(), **told, "scribbles_version": workspace.drawings.scribbles_version(case)}
 
 
 @router.get("/labelprop/manifest")
