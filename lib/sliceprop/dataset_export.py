@@ -28,6 +28,7 @@ from sliceprop.config import MAX_LABEL
 from sliceprop.errors import FileError, InputError
 from sliceprop.hashing import digest
 from sliceprop.io import (
+    FOLDER,
     UNFINISHED,
     Image,
     check_same_grid,
@@ -38,7 +39,7 @@ from sliceprop.io import (
     write_json,
 )
 from sliceprop.labels import LabelArray, check_labels
-from sliceprop.versions import FINAL, FOLDER, Versions
+from sliceprop.versions import FINAL, Versions
 
 DATASET, DATALIST, PROVENANCE = "dataset.json", "datalist.json", "provenance.json"
 IMAGES, TARGETS, WEIGHTS = "imagesTr", "labelsTr", "weightsTr"

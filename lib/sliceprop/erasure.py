@@ -14,7 +14,8 @@ from sliceprop import io
 from sliceprop.audit import AuditLog
 from sliceprop.errors import FileError, InputError
 from sliceprop.files import abandoned, held, remove
-from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE, FOLDER, SERVER_LOCK, Versions
+from sliceprop.io import FOLDER
+from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE, SERVER_LOCK, Versions
 
 _LOCK = ".lock"
 _FRESH_S = 60.0

@@ -50,6 +50,9 @@ ZARR_SUFFIX, ZARR_REASON = ".zarr", "is OME-Zarr; fill it with `sliceprop propag
 LONGEST_NAME = 255
 """Bytes of a file name, the limit of all common file systems."""
 
+FOLDER = ".labelprop"
+"""Beside the scans: what is kept of them. A server makes it at its start; if it goes, its disk was taken away."""
+
 UNFINISHED = ".writing-"
 """Begins the name of what is being written, until it is complete."""
 
@@ -229,13 +232,17 @@ def _check_name(file: Path) -> None:
 
 
 def make_folder(folder: str | Path) -> None:
-    """Make a folder and its parents; one that is there is fine.
+    """Make a folder and its parents, but nothing in a `FOLDER` that is not there; one that is there is fine.
 
     Raises:
         StorageError: if that is not possible.
     """
+    path = Path(folder)
+    for kept in path.parents:
+        if kept.name == FOLDER and not kept.is_dir():
+            raise StorageError(f"{kept}: is out of reach")
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{folder}: cannot make this folder ({error.strerror})") from error
 

@@ -28,8 +28,9 @@ from sliceprop.engine.replay import Steps, counted_steps
 from sliceprop.erasure import study_folder
 from sliceprop.errors import FileError, InputError, SlicePropError
 from sliceprop.hashing import array_digest, checksum, known_digest
+from sliceprop.io import FOLDER
 from sliceprop.study import Progress, Propagation, Study, open_study, propagate, resolve_device, train
-from sliceprop.versions import FOLDER, now
+from sliceprop.versions import now
 
 FORMAT = 2
 """Those of format 1 hold no checksum; they are read too."""

@@ -120,7 +120,7 @@ def _reproduce(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _audit(chosen: argparse.Namespace, event: str) -> None:
     from sliceprop.audit import AuditLog
-    from sliceprop.versions import FOLDER
+    from sliceprop.io import FOLDER
 
     about = {"user": _user(), "client": f"sliceprop {chosen.command}"}
     AuditLog(chosen.studies / FOLDER).record(event, **about, study=chosen.study)

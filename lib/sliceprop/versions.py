@@ -40,9 +40,6 @@ CHANGES_LOCK = ".changes.lock"
 SERVER_LOCK = ".server.lock"
 """Held by a server in `FOLDER` as long as it runs."""
 
-FOLDER = ".labelprop"
-"""What the server keeps of its studies, in the folder of the scans."""
-
 DATASTORE = "datastore_v2.json"
 """MONAI Label's list of the images and labels of a folder; our server notes in it which slices of a label are drawn.
 Processes for batches and scoring write it too."""

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import itertools
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,18 +33,25 @@ from sliceprop.engine.network import RegistrationNet
 from sliceprop.engine.registration import Model
 from sliceprop.errors import InputError
 from sliceprop.server import limits as module
+from sliceprop.server import routes
 from sliceprop.server.errors import BusyError
+from sliceprop.server.guard import FOREIGN, MAX_JSON_BYTES, _takes_files
 from sliceprop.server.limits import (
+    READERS,
     HearOut,
     LimitGuard,
     Limits,
     Queue,
     Slot,
     UploadSlot,
+    _read_slot,
     _slot,
     _upload_slot,
+    read_queue,
     upload_queue,
 )
+
+SLOTS = {_slot, _upload_slot, _read_slot}
 
 
 def test_the_operator_chooses_the_limits() -> None:
@@ -162,14 +170,66 @@ def test_files_wait_for_each_other_and_leave_threads_for_the_rest() -> None:
         assert {answer().json() for answer in answers} == {"stored"} and computed().json() == "done"
 
 
-def test_every_route_that_takes_a_file_waits_for_a_slot(client: TestClient) -> None:
-    taking = [
-        {dependency.call for dependency in route.dependant.dependencies} & {_slot, _upload_slot}
-        for route in client.app.routes
-        if isinstance(route, APIRoute) and route.endpoint.__module__.startswith("sliceprop")
-        if any("UploadFile" in str(field.field_info.annotation) for field in route.dependant.body_params)
-    ]
-    assert len(taking) >= 5 and all(taking)
+def our_routes(client: TestClient) -> list[APIRoute]:
+    routes = [route for route in client.app.routes if isinstance(route, APIRoute)]
+    return [route for route in routes if route.endpoint.__module__.startswith("sliceprop")]
+
+
+def takes_files(route: APIRoute) -> bool:
+    return any("UploadFile" in str(field.field_info.annotation) for field in route.dependant.body_params)
+
+
+READING = ("export", "result", "voxels", "study", "final", "undo", "versions", "version", "restore", "labels")
+
+
+def test_every_route_that_takes_a_file_or_waits_for_a_study_waits_without_a_thread(client: TestClient) -> None:
+    waiting = {
+        (route.path, *route.methods): {one.call for one in route.dependant.dependencies} & SLOTS
+        for route in our_routes(client)
+        if takes_files(route) or route.path in {f"/labelprop/{name}" for name in READING}
+    }
+    assert len(waiting) >= 5 + len(READING) and all(waiting.values())
+
+
+def test_a_few_read_at_once_and_the_others_wait_without_a_thread() -> None:
+    async def read() -> tuple[int, int]:
+        queue = read_queue(Limits(jobs=1, queue=0))
+        for _ in range(READERS):
+            await queue.enter()
+        others = [asyncio.create_task(queue.enter()) for _ in range(50)]
+        await asyncio.wait(others, timeout=0)
+        found = queue.running, queue.waiting
+        for _ in range(50):
+            queue.leave()
+        await asyncio.gather(*others)
+        return found
+
+    assert asyncio.run(read()) == (READERS, 50)
+
+
+def test_only_bodies_with_files_may_be_long(client: TestClient) -> None:
+    """FastAPI reads all others whole, whatever kind they say to be."""
+    for route in our_routes(client):
+        path = re.sub(r"{[^}]*}", "x", route.path)
+        if not path.startswith(FOREIGN):
+            stored = route.path == "/labelprop/checkpoints/{checkpoint_id}"
+            for method in route.methods - {"GET", "HEAD"}:
+                assert _takes_files(method, path) == (takes_files(route) or stored), route.path
+    long = b"[" * (MAX_JSON_BYTES + 1)
+    for kind in ("text/plain", "multipart/form-data; boundary=b", "application/x-www-form-urlencoded"):
+        assert client.put("/labelprop/labels", content=long, headers={"Content-Type": kind}).status_code == 413
+
+
+def test_little_of_a_form_lies_in_memory(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, check = list[bool](), routes.check_upload
+    monkeypatch.setattr(routes, "check_upload", lambda file: (seen.append(file._in_memory), check(file))[1])
+    content = nifti(np.random.default_rng(0).integers(0, 255, scan().shape).astype(np.uint8))
+    assert len(content) > 1 << 14
+    assert client.put("/datastore/image?image=little", files={"file": ("little.nii", content)}).status_code == 200
+    assert seen == [False]
+    fields = {f"field{number}": "x" for number in range(9)}
+    label = {"label": ("label.nii.gz", nifti(truth()))}
+    assert client.put("/datastore/label?image=case&tag=mine", files=label, data=fields).status_code == 400
 
 
 def test_whoever_waits_too_long_is_told_so() -> None:

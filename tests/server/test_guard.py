@@ -190,11 +190,12 @@ def test_json_by_any_name_is_small_and_names_plain_things(monkeypatch, kind, sta
     async def answer(request):
         return PlainTextResponse(await request.body())
 
-    client = TestClient(NameGuard(Starlette(routes=[Route("/", answer, methods=["POST"])]), lambda *known: None))
+    client = TestClient(NameGuard(Starlette(routes=[Route("/infer/x", answer, methods=["POST"])]), lambda *known: None))
     headers = {"Content-Type": kind}
-    assert client.post("/", content=b'{"n": 1}', headers=headers).text == '{"n": 1}'
-    assert client.post("/", content=b'{"n": %s}' % (b"1" * 20), headers=headers).status_code == status
-    assert client.post("/", content=b'{"image": "../x"}', headers=headers).status_code == min(status, 400)
+    assert client.post("/infer/x", content=b'{"n": 1}', headers=headers).text == '{"n": 1}'
+    assert client.post("/infer/x", content=b'{"n": %s}' % (b"1" * 20), headers=headers).status_code == status
+    assert client.post("/infer/x", content=b'{"image": "../x"}', headers=headers).status_code == min(status, 400)
+    assert client.post("/train/x", content=b"x" * 21, headers=headers).status_code == 413
 
 
 @pytest.mark.parametrize(("name", "other"), [("Knee", "knee"), ("M\u00fcller", "Mu\u0308ller"), ("ﬁn", "fin")])

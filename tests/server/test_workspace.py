@@ -649,3 +649,28 @@ def test_what_is_known_stays_while_the_folder_is_out_of_reach(workspace, submit)
     submit(column([5]), "mine")
     assert workspace.store.get_label_info("case", "sparse") == noted
     assert LocalStudies(str(studies)).get_label_info("case", "sparse") == noted
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_submission_during_which_the_folder_goes_is_refused_and_leaves_nothing(
+    workspace, submit, monkeypatch, mounted
+):
+    submit(column([2]))
+    studies, away, write = workspace.folder.parent, workspace.folder.parent.with_name("away"), io.write_image
+
+    def goes(*args):
+        write(*args)
+        studies.rename(away)
+        if mounted:
+            studies.mkdir()
+
+    with monkeypatch.context() as during:
+        during.setattr(io, "write_image", goes)
+        with pytest.raises(StorageError):
+            submit(column([2, 5]))
+    assert not list(studies.rglob("*"))
+    if studies.exists():
+        studies.rmdir()
+    away.rename(studies)
+    assert submit(column([2, 6]))["annotated_slices"] == [2, 6]
+    assert [version.number for version in workspace.record("case").versions.newest_first()] == [2, 1]

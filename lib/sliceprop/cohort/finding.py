@@ -16,8 +16,8 @@ from typing import Any
 
 from sliceprop.errors import FileError, InputError
 from sliceprop.files import read_table
-from sliceprop.io import SUFFIXES, ZARR_REASON, ZARR_SUFFIX
-from sliceprop.versions import DATASTORE, FOLDER, NAMES
+from sliceprop.io import FOLDER, SUFFIXES, ZARR_REASON, ZARR_SUFFIX
+from sliceprop.versions import DATASTORE, NAMES
 
 COLUMNS = ("image", "labels", "scribbles", "slice_axis", "model")
 LABEL_TAGS = ("sparse", "final")

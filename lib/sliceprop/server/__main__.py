@@ -29,13 +29,13 @@ from monailabel.interfaces.utils.app import app_instance
 from monailabel.main import Main
 from uvicorn.config import HTTP_PROTOCOLS
 
-from sliceprop.errors import FileError, InputError, SlicePropError
-from sliceprop.io import make_folder
+from sliceprop.errors import FileError, InputError, SlicePropError, StorageError
+from sliceprop.io import FOLDER, make_folder
 from sliceprop.server import background
 from sliceprop.server.archive import kept_folder
 from sliceprop.server.connections import HEAD_S
 from sliceprop.server.logs import quieten
-from sliceprop.versions import FOLDER, SERVER_LOCK
+from sliceprop.versions import SERVER_LOCK
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ class Server(Main):  # type: ignore[misc]
         settings.MONAI_LABEL_APP_CONF = dict(args.conf or ())
         conf, remote = settings.MONAI_LABEL_APP_CONF, _is_archive(args.studies)
         folder = Path(kept_folder(args.studies, conf.get("folder")) if remote else args.studies) / FOLDER
+        with suppress(StorageError):
+            make_folder(folder)
         args.log_config = args.log_config or self._log_config(folder / "logs")
         self._alone(folder)
         if not settings.MONAI_LABEL_SESSION_PATH and _is_private(folder / "sessions"):

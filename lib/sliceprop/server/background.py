@@ -15,11 +15,15 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import psutil
+from monailabel.config import settings
 from monailabel.interfaces.utils.app import run_main
 from monailabel.utils.async_tasks import utils
+
+from sliceprop.io import FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +96,10 @@ def _process(method: str) -> subprocess.Popen[str]:
 
 
 def main() -> None:
-    """MONAI Label's command line, with the request from standard input."""
+    """MONAI Label's command line, with the request from standard input, unless the studies went out of reach by now."""
+    studies = settings.MONAI_LABEL_STUDIES
+    if not studies.startswith(("http://", "https://")) and not Path(studies, FOLDER).is_dir():
+        sys.exit("the folder of the studies is out of reach")
     sys.argv += ["-r", sys.stdin.read()]
     run_main()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,18 +13,16 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from sliceprop import io
-from sliceprop.errors import FileError, InputError
+from sliceprop.errors import FileError, InputError, StorageError
 from sliceprop.files import read_json, write_json
 from sliceprop.hashing import array_digest, file_state
+from sliceprop.io import FOLDER
 from sliceprop.server.datastore import Studies
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import inside, plain_name
 from sliceprop.server.records import StudyRecord
 from sliceprop.server.requests import Options
-from sliceprop.versions import (
-    FOLDER,
-    grid_of,
-)
+from sliceprop.versions import grid_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +52,8 @@ class Cases:
     def __init__(self, store: Studies) -> None:
         self.store = store
         self.folder = Path(store._datastore_path) / FOLDER
+        with suppress(StorageError):  # a folder that is read-only is still served
+            io.make_folder(self.folder)
         self._locks: WeakValueDictionary[str, Any] = WeakValueDictionary()  # of studies that are worked on
         self._choosing = Lock()
 

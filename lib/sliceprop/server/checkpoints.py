@@ -12,6 +12,7 @@ from sliceprop.engine.registration import Model
 from sliceprop.errors import FileError
 from sliceprop.files import remove_abandoned
 from sliceprop.hashing import file_state
+from sliceprop.io import make_folder
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import inside, plain_name
 
@@ -90,7 +91,7 @@ class Checkpoints:
         Raises:
             FileError: if the folder is read-only or full.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         save_checkpoint(self.file(checkpoint_id), model)
 
     def remove_leftovers(self) -> None:

@@ -32,12 +32,12 @@ from sliceprop import io
 from sliceprop.errors import FileError, InputError, SlicePropError, StorageError
 from sliceprop.files import copy_file, remove_abandoned, write_file
 from sliceprop.hashing import file_state
-from sliceprop.io import SUFFIXES
+from sliceprop.io import FOLDER, SUFFIXES
 from sliceprop.server.errors import ConflictError
 from sliceprop.server.guard import inside
 from sliceprop.server.label_files import CROPPED_SUFFIX
 from sliceprop.server.logs import used_names
-from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE, FINAL, FOLDER
+from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE, FINAL
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,8 @@ class Studies(LocalDatastore):  # type: ignore[misc]
                 shutil.copyfile(label_filename, temporary)
                 self.before_replacement(image_id, label_tag)
 
-            write_file(target, write)
+            target.parent.mkdir(exist_ok=True)  # not its parents: they are out of reach if they are not there
+            io.write_atomically(target, write)
             info = {**label_info, "ts": int(time.time()), "mtime_ns": target.stat().st_mtime_ns, "name": name}
             entries[image_id].labels[label_tag] = DataModel(info=info, ext=suffix)
         return image_id

@@ -19,6 +19,7 @@ from sliceprop.server.cases import Case
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.guard import plain_name
 from sliceprop.server.label_files import read_labels
+from sliceprop.server.limits import ReadSlot
 from sliceprop.server.outcome import current_labels
 from sliceprop.server.web import Reader, StoredResponse, running_app
 from sliceprop.server.workspace import Workspace
@@ -27,7 +28,7 @@ router = APIRouter()
 
 
 @router.get("/labelprop/export")
-def export(image: str, user: Reader, format: str = ".seg.nrrd", tag: str = "") -> Response:
+def export(image: str, user: Reader, format: str = ".seg.nrrd", tag: str = "", *, slot: ReadSlot) -> Response:
     """The labels of a study as a file, or as a ZIP archive where the format needs several."""
     name, content = exported(running_app().workspace, image, format, tag)
     header = {"Content-Disposition": f"attachment; filename*=utf-8''{quote(name)}"}

@@ -7,6 +7,7 @@ the folder may be called otherwise and stay readable, as long as their names can
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PureWindowsPath
@@ -22,7 +23,7 @@ from sliceprop.server.errors import refusal, storage_refusal
 
 MAX_NAME = 200
 MAX_JSON_BYTES = 1 << 20
-"""Of a JSON body: lists of options and slices, never voxels."""
+"""Of a body without files: lists of options and slices, never voxels."""
 
 MAX_DEPTH = 32
 """Of JSON, in lists and objects within each other; our own options need 4."""
@@ -35,6 +36,9 @@ FOREIGN = ("/proxy/", "/ohif/", "/static/")
 
 CREATING = frozenset({("PUT", "/datastore/image"), ("PUT", "/datastore/")})
 """Requests whose `image` is new."""
+
+_FILES = re.compile(r"/(datastore/(image|label)?|session/|infer/[^/]+|labelprop/(scribbles|checkpoints/[^/]+))")
+"""Paths of routes that take files."""
 
 _MARKS = " ._-"
 _INVISIBLE = frozenset(
@@ -232,9 +236,10 @@ class NameGuard:
             names = check_names(path, scope["query_string"].decode("latin-1"))
             if names:
                 await run_in_threadpool(self._check_known, scope["method"], path, names)
-            if _brings_json(scope):
+            if _brings_json(scope) or not _takes_files(scope["method"], path):
                 body = await _whole_body(receive)
-                check_body(body)
+                if _brings_json(scope):
+                    check_body(body)
                 receive = _again(body, receive)
         except (SlicePropError, OSError) as error:
             answer = refusal(error) if isinstance(error, SlicePropError) else storage_refusal(error)
@@ -249,6 +254,13 @@ def _brings_json(scope: Scope) -> bool:
     return kind.endswith(("/json", "+json")) and scope["method"] not in ("GET", "HEAD")
 
 
+def _takes_files(method: str, path: str) -> bool:
+    """Whether a body may be long; routes that take JSON read one of every kind whole."""
+    if method in ("GET", "HEAD") or path.startswith(FOREIGN):
+        return True  # never read
+    return method in ("PUT", "POST") and _FILES.fullmatch(path) is not None
+
+
 async def _whole_body(receive: Receive) -> bytes:
     """The body of a request.
 
@@ -260,7 +272,7 @@ async def _whole_body(receive: Receive) -> bytes:
         message = await receive()
         body += bytes(message.get("body", b""))
         if len(body) > MAX_JSON_BYTES:
-            raise TooLargeError(f"a JSON body may have {MAX_JSON_BYTES} bytes, not more")
+            raise TooLargeError(f"a body without files may have {MAX_JSON_BYTES} bytes, not more")
         if message["type"] != "http.request" or not message.get("more_body"):
             return body
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 from sliceprop.audit import LOG
+from sliceprop.io import FOLDER
 from sliceprop.server.access import DAMAGED, Policy
-from sliceprop.versions import FOLDER
 
 LEAST_FREE_BYTES = 64 << 20
 """Free space under which a submission may fail."""

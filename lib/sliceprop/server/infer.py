@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sliceprop.config import FUSIONS, METHODS, PropagateConfig, SuggestConfig
 from sliceprop.errors import InputError
+from sliceprop.io import FOLDER, make_folder
 from sliceprop.labels import LabelArray
 from sliceprop.manifest import Making, Recipe, making
 from sliceprop.server.cases import Case
@@ -157,8 +158,11 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         if options.get("image_id"):
             return self._workspace.case(options["image_id"])
         session = options.get("session")
-        record = StudyRecord(Path(session["path"]) / ".labelprop") if session else None
-        return Case(Path(options["image"]), record)
+        if not session:
+            return Case(Path(options["image"]), None)
+        folder = Path(session["path"]) / FOLDER
+        make_folder(folder)
+        return Case(Path(options["image"]), StudyRecord(folder))
 
     def _take(self, case: Case, options: Options, upload: Path | None) -> Taken:
         workspace, selected = self._workspace, options.get("selected_label_name")

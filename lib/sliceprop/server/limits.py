@@ -1,7 +1,7 @@
 """How much the server takes on: size of requests, how many work at once and wait, how long they may take.
 
-Requests that compute are let through one per core, before they take a thread, so that what is quick (`/info/`,
-progress, voxels) is answered at once however many wait.
+Requests that compute are let through one per core, those that read a study a few at once, before they take a thread, so
+that what is quick (`/info/`, progress) is answered at once however many wait.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from sliceprop.server.errors import BusyError, TooSlowError, refusal
 from sliceprop.server.requests import number, whole_number
 
 MIB = 1 << 20
+
+READERS = 8
+"""At once; each holds a thread while it waits for its study, of which FastAPI has 40."""
 
 REST_S, REST = 5.0, 1 << 16
 """Of the body of a request that is refused already, a client must send so many bytes in this time to be waited for."""
@@ -132,16 +135,30 @@ async def _upload_slot(request: Request) -> AsyncIterator[None]:
         yield
 
 
+async def _read_slot(request: Request) -> AsyncIterator[None]:
+    """The same of the queue for what is kept of a study."""
+    async with turn(request.app.state.reads, request):
+        yield
+
+
 Slot = Annotated[None, Depends(_slot, scope="function")]
 """Parameter of routes that compute."""
 
 UploadSlot = Annotated[None, Depends(_upload_slot, scope="function")]
 """Parameter of routes that take files: they wait for each other, never for what computes, and none is turned away."""
 
+ReadSlot = Annotated[None, Depends(_read_slot, scope="function")]
+"""The same for routes that read or change what is kept of a study, however many ask for the same one at once."""
+
 
 def upload_queue(limits: Limits) -> Queue:
     """For routes that take files: however many come at once, the others have threads left."""
     return Queue(replace(limits, queue=sys.maxsize, wait_s=limits.request_s))
+
+
+def read_queue(limits: Limits) -> Queue:
+    """For routes that read what is kept: they leave threads, and memory, to the others."""
+    return Queue(replace(limits, jobs=READERS, queue=sys.maxsize, wait_s=limits.request_s))
 
 
 class LimitGuard:

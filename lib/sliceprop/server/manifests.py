@@ -39,10 +39,10 @@ class Manifests:
         """A second name for a checkpoint as it is now; the file stays when a training replaces the first one.
 
         Raises:
-            OSError: if the folder is read-only or full, or there is no such checkpoint.
+            OSError: or a `StorageError`, if the folder is read-only or full, or there is no such checkpoint.
         """
         models = self.folder / "models"
-        models.mkdir(parents=True, exist_ok=True)
+        io.make_folder(models)
         with tempfile.TemporaryDirectory(dir=models, prefix=io.UNFINISHED) as folder:
             copy = Path(folder) / checkpoint.name
             try:
@@ -78,7 +78,7 @@ class Manifests:
         """
         folder = self.folder / MANIFESTS
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            io.make_folder(folder)
             number = max(self.numbers(), default=0) + 1
             with tempfile.TemporaryDirectory(dir=folder, prefix=io.UNFINISHED) as unfinished:
                 whole = Path(unfinished) / f"{number:06d}"

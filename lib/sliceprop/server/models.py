@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from sliceprop.errors import CheckpointError, FileError, InputError
+from sliceprop.errors import CheckpointError, FileError, InputError, StorageError
 from sliceprop.server.cases import Case
 from sliceprop.server.checkpoints import Checkpoints, Chosen
 from sliceprop.server.manifests import Manifests
@@ -87,6 +87,6 @@ class Models:
             try:
                 kept = Manifests(case.record.folder).keep_model(file)
                 return Chosen(self._checkpoints.read(kept), kept)
-            except OSError:
+            except (OSError, StorageError):
                 logger.exception("the model of a result of %s cannot be kept", case.image_id)
         return Chosen(self._checkpoints.load(checkpoint_id))

@@ -16,7 +16,7 @@ from sliceprop.server.archive import ArchivedStudies
 from sliceprop.server.audit import sender
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.label_edits import edit_labels, parse_edits
-from sliceprop.server.limits import UploadSlot
+from sliceprop.server.limits import ReadSlot, UploadSlot
 from sliceprop.server.outcome import finalise, undo
 from sliceprop.server.panel import study_state, voxels
 from sliceprop.server.requests import label_options, parse_params
@@ -57,7 +57,7 @@ def ohif_file(path: str, user: Reader) -> Response:
 
 
 @router.get("/labelprop/study")
-def get_study(image: str, user: Reader) -> dict[str, Any]:
+def get_study(image: str, user: Reader, *, slot: ReadSlot) -> dict[str, Any]:
     """All that the panel shows of a study but its voxels."""
     app = running_app()
     store, workspace = app.datastore(), app.workspace
@@ -70,7 +70,7 @@ def get_study(image: str, user: Reader) -> dict[str, Any]:
 
 
 @router.get("/labelprop/voxels")
-def get_voxels(request: Request, image: str, user: Reader, kind: str = "labels") -> Response:
+def get_voxels(request: Request, image: str, user: Reader, kind: str = "labels", *, slot: ReadSlot) -> Response:
     """Voxels of a study as raw bytes, the first axis fastest."""
     workspace = running_app().workspace
     array, headers = voxels(workspace, workspace.case(image), kind)
@@ -82,7 +82,7 @@ def get_voxels(request: Request, image: str, user: Reader, kind: str = "labels")
 
 
 @router.put("/labelprop/labels")
-def put_labels(body: dict[str, Any], user: Annotator) -> dict[str, Any]:
+def put_labels(body: dict[str, Any], user: Annotator, *, slot: ReadSlot) -> dict[str, Any]:
     """Add, rename, recolour or remove labels."""
     workspace = running_app().workspace
     edit_labels(workspace, parse_edits(body))
@@ -112,7 +112,7 @@ def get_progress(user: Reader, image: str = "") -> dict[str, Any]:
 
 
 @router.post("/labelprop/undo")
-def take_back(image: str, user: Annotator) -> dict[str, Any]:
+def take_back(image: str, user: Annotator, *, slot: ReadSlot) -> dict[str, Any]:
     """Take the last propagation back."""
     workspace = running_app().workspace
     case = workspace.case(image)
@@ -121,7 +121,7 @@ def take_back(image: str, user: Annotator) -> dict[str, Any]:
 
 
 @router.post("/labelprop/final")
-def save_final(image: str, user: Annotator) -> dict[str, Any]:
+def save_final(image: str, user: Annotator, *, slot: ReadSlot) -> dict[str, Any]:
     """Store what the panel shows as the study's final label, in an archive also as DICOM SEG."""
     app = running_app()
     told = finalise(app.workspace, app.workspace.case(image), sender())

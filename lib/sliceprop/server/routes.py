@@ -21,6 +21,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.utils.async_tasks.utils import tasks
 from monailabel.utils.others.generic import file_checksum
 from starlette.datastructures import UploadFile as Upload
+from starlette.formparsers import MultiPartParser
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -38,7 +39,17 @@ from sliceprop.server.errors import BusyError, NotFoundError, install_error_hand
 from sliceprop.server.guard import NameGuard, check_unlike, new_name
 from sliceprop.server.health import Counters
 from sliceprop.server.learning import OPEN
-from sliceprop.server.limits import HearOut, LimitGuard, Queue, Slot, UploadSlot, turn, upload_queue
+from sliceprop.server.limits import (
+    HearOut,
+    LimitGuard,
+    Queue,
+    ReadSlot,
+    Slot,
+    UploadSlot,
+    read_queue,
+    turn,
+    upload_queue,
+)
 from sliceprop.server.records import KINDS
 from sliceprop.server.requests import LabelOptions, first_choices, label_options, parse_params, whole_number
 from sliceprop.server.results import write_result
@@ -67,6 +78,9 @@ router = APIRouter()
 
 MAX_TRAININGS, SCORING = 8, "quality"
 
+MAX_FIELDS, MAX_IN_MEMORY = 8, 1 << 14
+"""Of a form: fields that are no files, at most 1 MiB each, and bytes of each of its files; longer ones go to disk."""
+
 MAX_INFO_BYTES = 1 << 16
 """Of what clients keep beside one image or label, as it is written; every change of any of them writes it anew."""
 
@@ -92,9 +106,11 @@ def install(app: LabelPropApp) -> None:
 
     parts = (operator_routes, panel_routes, version_routes, export_routes, proxy)
     api.router.routes[:0] = [*router.routes, *(route for part in parts for route in part.router.routes)]
+    api.router.form_limits, MultiPartParser.spool_max_size = {"max_fields": MAX_FIELDS}, MAX_IN_MEMORY
     install_error_handlers(api, app.workspace.folder.parent)
     api.dependency_overrides[get_current_user] = current_user
-    api.state.queue, api.state.uploads, api.state.counters = Queue(app.limits), upload_queue(app.limits), Counters()
+    api.state.queue, api.state.counters = Queue(app.limits), Counters()
+    api.state.uploads, api.state.reads = upload_queue(app.limits), read_queue(app.limits)
     api.user_middleware[:] = [
         Middleware(HearOut, limits=app.limits),
         Middleware(Auditor, log=lambda: app.audit, counters=api.state.counters),
@@ -528,7 +544,9 @@ def stop_batch(user: Admin) -> Any:
 
 
 @router.get("/labelprop/result")
-def get_result(background_tasks: BackgroundTasks, image: str, user: Reader, kind: str = "labels") -> Response:
+def get_result(
+    background_tasks: BackgroundTasks, image: str, user: Reader, kind: str = "labels", *, slot: ReadSlot
+) -> Response:
     """One volume of the last propagation of a study, as NIfTI."""
     if kind not in KINDS:
         raise NotFoundError(f"unknown kind {kind!r}, choose from {', '.join(KINDS)}")
@@ -576,7 +594,7 @@ async def _checkpoint_chunks(request: Request) -> AsyncIterator[bytes]:
         async for chunk in request.stream():
             yield chunk
         return
-    part = (await request.form()).get("file")
+    part = (await request.form(max_fields=MAX_FIELDS)).get("file")
     if not isinstance(part, Upload):
         raise InputError("the form has no file; send the checkpoint as its part `file`, or as the body")
     while chunk := await part.read(CHUNK):

@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, Response
 from sliceprop.server.audit import sender
 from sliceprop.server.cases import Case
 from sliceprop.server.errors import NotFoundError
+from sliceprop.server.limits import ReadSlot
 from sliceprop.server.manifests import Manifests
 from sliceprop.server.records import StudyRecord
 from sliceprop.server.web import Annotator, Reader, running_app
@@ -19,7 +20,7 @@ router = APIRouter()
 
 
 @router.get("/labelprop/versions")
-def list_versions(image: str, user: Reader) -> dict[str, Any]:
+def list_versions(image: str, user: Reader, *, slot: ReadSlot) -> dict[str, Any]:
     """Everything that was ever submitted for a study, the newest first, and what is damaged."""
     workspace = running_app().workspace
     case = workspace.case(image)
@@ -31,7 +32,7 @@ def list_versions(image: str, user: Reader) -> dict[str, Any]:
 
 
 @router.get("/labelprop/version")
-def get_version(image: str, version: int, user: Reader) -> Response:
+def get_version(image: str, version: int, user: Reader, *, slot: ReadSlot) -> Response:
     """The label file of one version."""
     workspace = running_app().workspace
     try:
@@ -47,7 +48,7 @@ def get_version(image: str, version: int, user: Reader) -> Response:
 
 
 @router.post("/labelprop/restore")
-def restore_version(image: str, version: int, user: Annotator) -> dict[str, Any]:
+def restore_version(image: str, version: int, user: Annotator, *, slot: ReadSlot) -> dict[str, Any]:
     """Make an old version count again, as a new one; nothing is lost by it."""
     workspace = running_app().workspace
     case = workspace.case(image)
