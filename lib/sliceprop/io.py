@@ -247,8 +247,10 @@ def make_folder(folder: str | Path) -> None:
         raise StorageError(f"{folder}: cannot make this folder ({error.strerror})") from error
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a temporary file beside `path`, then move it there, so that readers never see half a file.
+def write_atomically(
+    path: str | Path, write: Callable[[Path], object], put: Callable[[Path, Path], object] = os.replace
+) -> None:
+    """Call `write` on a temporary file beside `path`, then `put` it there, so that readers never see half a file.
 
     The file is on the disk before its name is, so that this also holds after a loss of power.
 
@@ -269,7 +271,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         sync(temporary)
-        temporary.replace(file)
+        put(temporary, file)
         sync(file.absolute().parent)
     except (OSError, RuntimeError) as error:
         raise StorageError(f"{file}: cannot write ({getattr(error, 'strerror', None) or error})") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +20,7 @@ pytest.importorskip("monailabel")
 from monailabel.config import Settings
 from monailabel.datastore.dicom import DICOMwebClientX
 from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
 
 from sliceprop import io
 from sliceprop.dicom import write_dicom_series
@@ -136,6 +138,30 @@ def growing(tmp_path: Path) -> Growing:
     return Growing(tmp_path / "source")
 
 
+def test_files_of_another_series_are_never_taken_for_the_one_that_was_asked_for(
+    growing: Growing, tmp_path: Path
+) -> None:
+    store = ArchivedStudies(growing, {}, str(tmp_path / "kept"))
+    growing.stored = [*growing.all[:2], growing.all[2]]
+    growing.all[2].SeriesInstanceUID = "1.2.3"
+    with pytest.raises(ArchiveError, match="another series"):
+        store.get_image_uri(growing.uid)
+    assert not [path for path in (tmp_path / "kept").rglob("*") if growing.uid in path.name]
+
+
+def test_what_an_archive_sends_that_is_not_dicom_is_its_fault(
+    growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ArchivedStudies(growing, {}, str(tmp_path / "kept"))
+    monkeypatch.setattr(growing, "iter_series", Mock(side_effect=InvalidDicomError("an error page")))
+    with pytest.raises(ArchiveError, match="not DICOM"):
+        store.get_image_uri(growing.uid)
+    monkeypatch.setattr(growing, "uid", "../..")
+    assert store.has_image(growing.uid) is False
+    store.refresh()
+    assert store.list_images() == []
+
+
 def slices(folder: Path, image: str) -> tuple[int, int, int]:
     """Of the scan, of the series, and of what the list says."""
     store, scan = opened(folder), io.read_image(folder / f"{image}.nii.gz")
@@ -201,7 +227,7 @@ def test_a_series_on_which_was_drawn_stays_also_when_monai_label_lists_no_label(
     store.remove_label(growing.uid, "sparse")
     workspace.record(growing.uid).versions.restore(1)
     growing.stored = growing.all
-    told = panel_routes.get_study(growing.uid, SimpleNamespace(username="anna"))
+    told = panel_routes.get_study(growing.uid, SimpleNamespace(username="anna"), slot=None)
     assert told["annotated_slices"] == [1]
     assert slices(tmp_path / "kept", growing.uid)[:2] == (2, 2)
 
@@ -214,7 +240,11 @@ def test_a_series_on_which_nobody_drew_grows_when_it_is_opened(
     monkeypatch.setattr(panel_routes, "running_app", lambda: app)
     for stored in (growing.all[:2], growing.all):
         growing.stored = stored
-        assert panel_routes.get_study(growing.uid, SimpleNamespace(username="anna"))["shape"] == [6, 5, len(stored)]
+        assert panel_routes.get_study(growing.uid, SimpleNamespace(username="anna"), slot=None)["shape"] == [
+            6,
+            5,
+            len(stored),
+        ]
 
 
 def test_an_archive_that_hangs_holds_up_one_who_asks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

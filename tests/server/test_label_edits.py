@@ -180,3 +180,18 @@ def test_a_file_that_nobody_can_read_holds_no_label(workspace, tmp_path):
     assert change(workspace, removed=["core"]) == ["disc"]
     with pytest.raises(ConflictError):
         change(workspace, removed=["disc"])
+
+
+def test_a_label_cannot_be_removed_while_something_with_it_is_stored(workspace, tmp_path, monkeypatch):
+    change(workspace, {"name": "draft"}, {"name": "core"})
+    kept, refused = workspace.drawings.keep, list[str]()
+
+    def interrupted(*args, **options):
+        with pytest.raises(ConflictError, match="rename it instead"):
+            change(workspace, removed=["core"])
+        refused.append("core")
+        return kept(*args, **options)
+
+    monkeypatch.setattr(workspace.drawings, "keep", interrupted)
+    paint(workspace, tmp_path, 7, label_info=[{"name": "core", "idx": 7}])
+    assert refused == ["core"] and "core" in workspace.names.names

@@ -277,3 +277,29 @@ def test_a_label_file_that_arrives_during_a_submission_is_kept(workspace, submit
     np.testing.assert_array_equal(nib.load(shown_file(workspace, tag)).dataobj, column([4]))
     workspace.drawings.restore(workspace.case("case"), 3)
     np.testing.assert_array_equal(nib.load(shown_file(workspace, tag)).dataobj, column([5, 6]))
+
+
+@pytest.mark.parametrize("goes", ["replaced", "removed"])
+def test_a_label_file_that_somebody_puts_there_at_the_last_moment_becomes_a_version(
+    workspace, submit, monkeypatch, goes
+):
+    submit(column([2]))
+    file, hook = shown_file(workspace), {"replaced": "set_aside", "removed": "before_removal"}[goes]
+    looked, by_hand = getattr(workspace.store, hook), list[bytes]()
+
+    def interrupted(*label):
+        answer = looked(*label)
+        if not by_hand:
+            by_hand.append(put(column([5, 6]), file.parent).read_bytes())
+        return answer
+
+    monkeypatch.setattr(workspace.store, hook, interrupted)
+    submit(column([2, 3])) if goes == "replaced" else workspace.store.remove_label("case", "sparse")
+    newest = next(workspace.record("case").versions.newest_first())
+    assert newest.entry.event == "conflict" and newest.labels_file.read_bytes() == by_hand[0]
+    assert (shown_file(workspace) is not None) == (goes == "replaced")
+    assert not list(workspace.record("case").folder.glob("set_aside/*"))
+    if goes == "replaced":
+        assert opened(workspace).annotation.annotated_slices == (2, 3)
+        workspace.drawings.restore(workspace.case("case"), newest.number)
+        assert opened(workspace).annotation.annotated_slices == (5, 6)

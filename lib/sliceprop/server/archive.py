@@ -23,6 +23,7 @@ from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX
 from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.utils.others.generic import md5_digest
+from pydicom.errors import InvalidDicomError
 from requests.adapters import HTTPAdapter
 
 from sliceprop import io
@@ -49,7 +50,7 @@ LISTED_S = 10.0
 PATIENCE_S = 2.0
 """For the list that another thread asks an archive for; one that hangs must not hold up everybody."""
 
-_UID = re.compile(r"[0-9.]{1,64}")
+_UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")
 _NUMBER_OF_INSTANCES = "00201209"
 
 
@@ -363,6 +364,8 @@ class ArchivedStudies(Studies):
         files.mkdir()
         with self._asking():
             for number, instance in enumerate(self._client.iter_series(study, image_id)):
+                if str(instance.get("SeriesInstanceUID")) != image_id:
+                    raise ArchiveError(f"the DICOMweb server {self.name()} sends files of another series")
                 file = files / f"{number:06}.dcm"  # never a name that the archive gives
                 try:
                     instance.save_as(file)
@@ -399,20 +402,22 @@ class ArchivedStudies(Studies):
                 wanted = {**dict(zip(search, values, strict=True)), **more}
                 answer = self._client.search_for_series(search_filters=wanted, get_remaining=True)
                 found |= {_value(series, "0020000E"): _value(series, "0020000D") for series in answer}
-        return found
+        return {series: study for series, study in found.items() if _UID.fullmatch(series)}
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
         """What goes wrong between this server and the archive, in one sentence."""
         try:
             yield
-        except StorageError:
+        except (StorageError, ArchiveError):
             raise
         except requests.HTTPError as error:
             reason = str(error).partition(" for url")[0]
             raise ArchiveError(f"the DICOMweb server {self.name()} refuses the request ({reason})") from error
-        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError, KeyError, OSError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise ArchiveError(f"the DICOMweb server {self.name()} does not answer; is it running?") from error
+        except (InvalidDicomError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ArchiveError(f"what the DICOMweb server {self.name()} sends is not DICOM") from error
 
 
 def _value(entry: Mapping[str, Any], tag: str) -> str:

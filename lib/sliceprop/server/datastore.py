@@ -77,8 +77,10 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         self._list_state: tuple[int, ...] | None = None
         self.before_removal: Callable[[str, str], None] = lambda image_id, tag: None
         """Called with image id and tag before a client removes a label."""
-        self.before_replacement: Callable[[str, str], None] = lambda image_id, tag: None
-        """Called with image id and tag just before another label file takes the place of the one that is there."""
+        self.set_aside: Callable[[str, str, Path], Path | None] = lambda *label: label[-1].unlink(missing_ok=True)
+        """Called with image id, tag and a label file that goes, to move it where it stays; None if it is not there."""
+        self.after_removal: Callable[[str, str, Path], None] = lambda image_id, tag, file: None
+        """Called with image id, tag and a file that was set aside, when another one took its place or none does."""
         try:
             self._set_damaged_list_aside(Path(folder))
             remove_unfinished(Path(folder))
@@ -209,15 +211,35 @@ class Studies(LocalDatastore):  # type: ignore[misc]
             name = self._filename(image_id, suffix)
             target = Path(self._inside(f"{self._datastore.label_path(label_tag)}/{name}"))
 
-            def write(temporary: Path) -> None:
-                shutil.copyfile(label_filename, temporary)
-                self.before_replacement(image_id, label_tag)
-
             target.parent.mkdir(exist_ok=True)  # not its parents: they are out of reach if they are not there
-            io.write_atomically(target, write)
-            info = {**label_info, "ts": int(time.time()), "mtime_ns": target.stat().st_mtime_ns, "name": name}
+            mtime_ns = self._replace(image_id, label_tag, target, Path(label_filename))
+            info = {**label_info, "ts": int(time.time()), "mtime_ns": mtime_ns, "name": name}
             entries[image_id].labels[label_tag] = DataModel(info=info, ext=suffix)
         return image_id
+
+    def _replace(self, image_id: str, tag: str, target: Path, source: Path) -> int:
+        """Let a copy take the place of a label file, also of one that somebody puts there at this moment; its time."""
+        aside, times = list[Path](), list[int]()
+
+        def put(temporary: Path, target: Path) -> None:
+            times.append(temporary.stat().st_mtime_ns)
+            while True:
+                if old := self.set_aside(image_id, tag, target):
+                    aside.append(old)
+                try:
+                    os.link(temporary, target)  # unlike a renaming it replaces nothing
+                except FileExistsError:
+                    continue
+                except OSError:  # a file system without links
+                    temporary.replace(target)
+                return
+
+        try:
+            io.write_atomically(target, lambda temporary: shutil.copyfile(source, temporary), put)
+        finally:
+            for old in aside:
+                self.after_removal(image_id, tag, old)
+        return times[0]
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Remove a label, and the mask beside it, as a client asks.
@@ -249,9 +271,13 @@ class Studies(LocalDatastore):  # type: ignore[misc]
 
     def _drop(self, image_id: str, tag: str) -> None:
         file = self.label_file(image_id, tag)
-        if file is not None:
+        if file is None:
+            return
+        if tag.endswith(MASK):
             file.unlink(missing_ok=True)
-            self._datastore.objects[image_id].labels.pop(tag, None)
+        elif old := self.set_aside(image_id, tag, file):
+            self.after_removal(image_id, tag, old)
+        self._datastore.objects[image_id].labels.pop(tag, None)
 
     def note_label(self, image_id: str, tag: str, info: Mapping[str, Any]) -> None:
         """Add to what is known of a label file that is there."""

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from glob import escape
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -71,7 +72,8 @@ class Drawings:
     def __init__(self, cases: Cases, names: LabelNames, colors: LabelColors) -> None:
         self._cases, self._store, self._names, self._colors = cases, cases.store, names, colors
         cases.store.before_removal = self._keep_before_removal
-        cases.store.before_replacement = self._keep_put_meanwhile
+        cases.store.set_aside = self._move_aside
+        cases.store.after_removal = self._keep_put_meanwhile
 
     def annotation(self, case: Case) -> Annotation | None:
         """The annotation in force: of tag `sparse`, else `final`; None if neither exists.
@@ -423,20 +425,33 @@ class Drawings:
             if self._keep_foreign(image_id, tag).name:
                 record.versions.append(Entry(tag, "removed", by=sender()))
 
-    def _keep_put_meanwhile(self, image_id: str, tag: str) -> None:
-        """Keep a label file that somebody put there since it was looked at; called by the datastore.
+    def _move_aside(self, image_id: str, tag: str, file: Path) -> Path | None:
+        """Move a label file that goes where it stays if the server ends now; called by the datastore."""
+        if not file.exists():
+            return None
+        if not file.exists():
+            return None
+        aside = self._cases.record(image_id).folder / "set_aside"
+        io.make_folder(aside)
+        try:
+            return file.rename(aside / f"{tag}.{token_hex(4)}{''.join(file.suffixes[-2:])}")
+        except FileNotFoundError:
+            return None
+
+    def _keep_put_meanwhile(self, image_id: str, tag: str, aside: Path) -> None:
+        """Keep a label file that went, if somebody put it there since it was looked at; called by the datastore.
 
         Another version is newer by then, so that this one counts when it is restored.
         """
-        file, record = self._store.label_file(image_id, tag), self._cases.record(image_id)
-        found = "" if file is None else known_digest(file)
-        if file is None or found == self._store.get_label_info(image_id, tag).get("sha256"):
-            return
-        known = {version.digest for version in record.versions.newest_first(tag)}
-        if found not in known | {digest(one) for one in record.set_aside(tag)}:
-            version = record.versions.append(Entry(tag, "conflict"), file)
+        record, found = self._cases.record(image_id), digest(aside)
+        known = {self._store.get_label_info(image_id, tag).get("sha256")}
+        known |= {version.digest for version in record.versions.newest_first(tag)}
+        known |= {digest(one) for one in record.set_aside(tag) if one != aside}
+        if found not in known:
+            version = record.versions.append(Entry(tag, "conflict"), aside)
             told = "somebody put a label %s of %s there meanwhile; it is kept as version %d, which does not count"
             logger.warning(told, tag, image_id, version.number)
+        aside.unlink()
 
     def _keep_foreign(self, image_id: str, tag: str) -> Shown:
         """Keep a label file that is no version yet before it goes, or another one takes its place."""

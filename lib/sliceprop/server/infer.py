@@ -130,6 +130,12 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         advice, config = SuggestConfig(target=number(options, "target", self._target)), propagate_config(options)
         with self._workspace.lock(case):
             taken = self._take(case, options, Path(upload) if upload else None)
+        with self._workspace.names.used(taken.opened.study.annotation.values):
+            return self._reply(case, taken, options, config, advice)
+
+    def _reply(
+        self, case: Case, taken: Taken, options: Options, config: PropagateConfig, advice: SuggestConfig
+    ) -> Reply:
         opened = taken.opened
         with making() as made:
             result = self._propagate(taken, config, advice)
@@ -145,7 +151,7 @@ class PropagateTask(InferTask):  # type: ignore[misc]
             self._workspace.remember(case)
             if case.record is not None and flag(options, SHOWN, True):
                 case.record.save_sent(_sent(opened, answer, report))
-            if upload is None and report["method"] == "auto":
+            if not options.get("label") and report["method"] == "auto":
                 self._workspace.keep_estimate(case, report["suggestion"], advice.target, taken.labels)
             version = case.record.version() if case.record else ""
         names = answer.names if opened.study.annotation.values else NO_NAMES

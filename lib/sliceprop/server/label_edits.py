@@ -97,6 +97,8 @@ def _check_removable(workspace: Workspace, names: list[str], name: str) -> None:
 
 def _in_use(workspace: Workspace, index: int) -> bool:
     """Whether a voxel of any study has this label index, or one of a version that somebody may restore."""
+    if workspace.names.is_used(index):
+        return True
     for record in workspace.records():
         if record.holds(index) or any(_has(version, index) for version in record.versions.newest_first()):
             return True

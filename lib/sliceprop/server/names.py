@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -174,6 +176,21 @@ class LabelNames:
         self._beyond: dict[int, str] | None = None
         self.lock = Lock()
         """Held from `mapping` to `register`, so that two clients cannot be given the same index."""
+
+        self._used: Counter[int] = Counter()
+
+    @contextmanager
+    def used(self, indices: Collection[int]) -> Iterator[None]:
+        """Until it ends none of these labels can be removed: what has them is being stored."""
+        self._used.update(indices)
+        try:
+            yield
+        finally:
+            self._used.subtract(indices)
+
+    def is_used(self, index: int) -> bool:
+        """Whether something with this label index is being stored; asked while `lock` is held."""
+        return self._used[index] > 0
 
     @property
     def fixed(self) -> bool:

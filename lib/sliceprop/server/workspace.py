@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ class Workspace(Cases):
         plain_name(tag, "tag")
         case, segments = self.case(image_id), segments_in(file)
         options = named_by_file(options, segments)
-        with self.lock(case):
+        with self.lock(case), ExitStack() as stored:
             with self.names.lock:
                 background = options.background_scribble if tag == SCRIBBLES else None
                 labels, new = self.drawings.renumbered(read_labels(file, self.scan(case)), options, background)
@@ -133,6 +134,7 @@ class Workspace(Cases):
                 _check_not_empty(labels, tag, options)
                 _open(self.scan(case), _drawing(annotation, labels if tag == SCRIBBLES else None))
                 self.names.register(new)
+                stored.enter_context(self.names.used(present_values(labels)))
                 self.colors.take({one.name: one.color for one in segments if one.name in new})
             self._check_base(case, tag, labels, annotation, options, by or {})
             event: Event = "removed" if tag == SCRIBBLES and not labels.any() else "submitted"
