@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from sliceprop.server import web
+from sliceprop.server.errors import BusyError
 
 CHUNK = 100
 
@@ -75,3 +76,22 @@ def test_an_answer_whose_client_hangs_up_leaves_no_file() -> None:
 
     asyncio.run(answer({"type": "http"}, receive, send))
     assert answer.file.closed
+
+
+def test_only_so_much_waits_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answered(answer: web.StoredResponse) -> None:
+        async def send(message: Message) -> None:
+            pass
+
+        await answer({"type": "http"}, asyncio.Future, send)
+
+    monkeypatch.setattr(web, "MAX_STORED", 10)
+    given, dropped = web.StoredResponse([bytes(4)], {}), web.StoredResponse([bytes(4)], {})
+    with pytest.raises(BusyError):
+        web.StoredResponse([bytes(4)], {})
+    asyncio.run(answered(given))
+    more = web.StoredResponse([bytes(4)], {})
+    with pytest.raises(BusyError):
+        web.StoredResponse([bytes(4)], {})
+    del dropped, more
+    web.StoredResponse([bytes(100)], {})  # alone it may be as large as it is

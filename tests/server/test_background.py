@@ -11,9 +11,11 @@ import pytest
 
 pytest.importorskip("monailabel")
 
+from monailabel.config import settings
 from monailabel.utils.async_tasks import utils
 
 from serving import eventually
+from sliceprop.io import FOLDER
 from sliceprop.server import background
 
 REQUEST = {"image": "DOE^JOHN", "budget_s": f"{' ' * 200_000}5"}
@@ -82,10 +84,19 @@ def test_a_server_that_ends_waits_for_nothing(start: Any) -> None:
     utils.background_executors["train"].shutdown()
 
 
-def test_the_process_reads_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_reads_its_request_unless_the_studies_are_out_of_reach(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     called = list[list[str]]()
+    monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", str(tmp_path))
     monkeypatch.setattr(background, "run_main", lambda: called.append(sys.argv))
     monkeypatch.setattr(sys, "argv", ["background.py", "-m", "train"])
     monkeypatch.setattr(sys, "stdin", io.StringIO("{}"))
+    with pytest.raises(SystemExit, match="out of reach"):
+        background.main()
+    assert called == list(tmp_path.iterdir()) == []
+    (tmp_path / FOLDER).mkdir()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("{}"))
+    monkeypatch.setattr(sys, "argv", ["background.py", "-m", "train"])
     background.main()
     assert called == [["background.py", "-m", "train", "-r", "{}"]]

@@ -1,4 +1,5 @@
 import json
+from threading import Thread
 
 import pytest
 
@@ -264,3 +265,22 @@ def test_names_that_another_process_adds_are_seen(table, tmp_path):
 def test_json_that_is_no_list_of_labels_is_refused(text):
     with pytest.raises(InputError):
         parse_names(text)
+
+
+def test_another_process_waits_while_labels_get_their_indices(tmp_path):
+    """As one for batches, which finds label files that were put there by hand."""
+    one, other, order = LabelNames(tmp_path / "names.json"), LabelNames(tmp_path / "names.json"), []
+    with one.lock:
+        thread = Thread(target=lambda: order.append(register(other, "spleen")))
+        thread.start()
+        indices, new = one.mapping([1], [{"name": "liver", "idx": 1}])
+        one.register(new)
+    thread.join()
+    assert indices == {1: 1} and order == [{1: 2}] and one.names == ["liver", "spleen"]
+
+
+def register(table, name):
+    with table.lock:
+        indices, new = table.mapping([1], [{"name": name, "idx": 1}])
+        table.register(new)
+        return indices

@@ -32,7 +32,7 @@ from uvicorn.config import HTTP_PROTOCOLS
 from sliceprop.errors import FileError, InputError, SlicePropError, StorageError
 from sliceprop.io import FOLDER, make_folder
 from sliceprop.server import background
-from sliceprop.server.archive import kept_folder
+from sliceprop.server.archive import is_archive, studies_folder
 from sliceprop.server.connections import HEAD_S
 from sliceprop.server.logs import quieten
 from sliceprop.versions import SERVER_LOCK
@@ -54,7 +54,7 @@ class Server(Main):  # type: ignore[misc]
         Raises:
             FileError: if it cannot be, or would lie in a folder that is not there.
         """
-        if args.studies and not _is_archive(args.studies):
+        if args.studies and not is_archive(args.studies):
             folder = Path(args.studies)
             if not os.access(folder.parent, os.X_OK):
                 raise FileError(f"{folder}: {folder.parent} cannot be entered; is a drive not mounted?")
@@ -71,8 +71,7 @@ class Server(Main):  # type: ignore[misc]
         settings.MONAI_LABEL_APP_DIR = args.app
         settings.MONAI_LABEL_STUDIES = args.studies
         settings.MONAI_LABEL_APP_CONF = dict(args.conf or ())
-        conf, remote = settings.MONAI_LABEL_APP_CONF, _is_archive(args.studies)
-        folder = Path(kept_folder(args.studies, conf.get("folder")) if remote else args.studies) / FOLDER
+        folder = studies_folder(args.studies, settings.MONAI_LABEL_APP_CONF) / FOLDER
         with suppress(StorageError):
             make_folder(folder)
         args.log_config = args.log_config or self._log_config(folder / "logs")
@@ -112,10 +111,6 @@ class Server(Main):  # type: ignore[misc]
         file = Path(tempfile.gettempdir()) / "logging.json"
         file.write_text(json.dumps(config))
         return str(file)
-
-
-def _is_archive(studies: str) -> bool:
-    return studies.startswith(("http://", "https://"))
 
 
 def _environment() -> dict[str, str]:

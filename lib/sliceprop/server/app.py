@@ -26,7 +26,7 @@ from sliceprop.errors import InputError
 from sliceprop.hashing import digest
 from sliceprop.server import background
 from sliceprop.server.access import Policy
-from sliceprop.server.archive import open_archive
+from sliceprop.server.archive import is_archive, open_archive
 from sliceprop.server.audit import sender
 from sliceprop.server.batch import BatchTask
 from sliceprop.server.datastore import MASK, LocalStudies, Studies
@@ -157,8 +157,7 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
 
     def init_datastore(self) -> Datastore:
         """A folder of scans, or an archive; MONAI Label's own access to the kinds of archive that are not DICOMweb."""
-        remote = self.studies.startswith(("http://", "https://"))
-        return super().init_datastore() if remote else LocalStudies(self.studies)
+        return super().init_datastore() if is_archive(self.studies) else LocalStudies(self.studies)
 
     def _init_dicomweb_datastore(self) -> Datastore:
         return open_archive(self.studies, self.conf.get("folder"))

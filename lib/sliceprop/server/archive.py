@@ -77,6 +77,21 @@ def open_archive(url: str, folder: str | None) -> ArchivedStudies:
     return ArchivedStudies(client, search, kept_folder(url, folder))
 
 
+def studies_folder(studies: str, conf: Mapping[str, Any]) -> Path:
+    """Where scans and labels of a server lie: the folder that it was given, or the one for its archive.
+
+    Args:
+        studies: folder or address of an archive.
+        conf: of the app; its `folder` is one for an archive.
+    """
+    return Path(kept_folder(studies, conf.get("folder")) if is_archive(studies) else studies)
+
+
+def is_archive(studies: str) -> bool:
+    """Whether the studies are at an address."""
+    return studies.startswith(("http://", "https://"))
+
+
 def kept_folder(url: str, folder: str | None) -> str:
     """Where scans and labels of an archive are kept; arguments as those of `open_archive`."""
     cache = settings.MONAI_LABEL_DICOMWEB_CACHE_PATH.strip() or str(Path.home() / ".cache" / "monailabel" / "dicom")

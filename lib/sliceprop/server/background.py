@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,6 +23,7 @@ from monailabel.interfaces.utils.app import run_main
 from monailabel.utils.async_tasks import utils
 
 from sliceprop.io import FOLDER
+from sliceprop.server.archive import studies_folder
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +97,8 @@ def _process(method: str) -> subprocess.Popen[str]:
 
 def main() -> None:
     """MONAI Label's command line, with the request from standard input, unless the studies went out of reach by now."""
-    studies = settings.MONAI_LABEL_STUDIES
-    if not studies.startswith(("http://", "https://")) and not Path(studies, FOLDER).is_dir():
+    folder = studies_folder(settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_APP_CONF)
+    if not (folder / FOLDER).is_dir():
         sys.exit("the folder of the studies is out of reach")
     sys.argv += ["-r", sys.stdin.read()]
     run_main()

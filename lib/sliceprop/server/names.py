@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from filelock import FileLock
+
 from sliceprop.config import BACKGROUND_SCRIBBLE
-from sliceprop.errors import InputError, SlicePropError
+from sliceprop.errors import FileError, InputError, SlicePropError
 from sliceprop.files import read_table, write_table
 from sliceprop.hashing import file_state
+from sliceprop.io import make_folder
 from sliceprop.server.guard import parse_json
 
 logger = logging.getLogger(__name__)
@@ -150,6 +153,27 @@ def recorded_names(
     return found
 
 
+class _TableLock:
+    """Held by one thread of one process at a time; where nothing can be written, by one thread of this one.
+
+    Args:
+        table: file that it is for.
+    """
+
+    def __init__(self, table: Path) -> None:
+        self._threads, self._processes = Lock(), FileLock(table.with_suffix(".lock"), thread_local=False)
+
+    def __enter__(self) -> None:
+        self._threads.acquire()
+        with suppress(OSError, FileError):
+            make_folder(Path(self._processes.lock_file).parent)
+            self._processes.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._processes.release()
+        self._threads.release()
+
+
 class LabelNames:
     """The table of names of one server.
 
@@ -174,7 +198,7 @@ class LabelNames:
         self._renamed_file = file.with_name("renamed.json")
         self._last_known: dict[int, str] | None = None
         self._beyond: dict[int, str] | None = None
-        self.lock = Lock()
+        self.lock = _TableLock(file)
         """Held from `mapping` to `register`, so that two clients cannot be given the same index."""
 
         self._used: Counter[int] = Counter()

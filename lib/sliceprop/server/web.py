@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
+from weakref import finalize
 
 from fastapi import Depends, Form, UploadFile
 from fastapi.responses import StreamingResponse
@@ -20,7 +21,7 @@ from sliceprop.errors import InputError
 from sliceprop.io import SUFFIXES
 from sliceprop.server.access import current_user
 from sliceprop.server.app import LabelPropApp
-from sliceprop.server.errors import NotFoundError
+from sliceprop.server.errors import BusyError, NotFoundError
 from sliceprop.server.guard import CREATING, inside, new_name, plain_filename
 from sliceprop.stored_voxels import LONGEST_HEADER, is_one_file
 
@@ -116,15 +117,26 @@ def save_upload(upload: UploadFile, folder: Path) -> Path:
     return file
 
 
+MAX_STORED = 8 << 30
+"""Bytes of answers that wait for their clients."""
+
+
 class StoredResponse(StreamingResponse):
     """A large answer: it waits for its client in a nameless file, which goes with it, and not in memory.
+
+    So may `MAX_STORED` bytes in all.
 
     Args:
         parts: of its content.
         headers: its length is added.
         media_type: of the content.
         status_code: of the answer.
+
+    Raises:
+        BusyError: if too much waits already.
     """
+
+    _stored: ClassVar = dict[int, int]()  # bytes by answer
 
     def __init__(
         self,
@@ -135,12 +147,22 @@ class StoredResponse(StreamingResponse):
     ) -> None:
         self.file = tempfile.TemporaryFile()  # noqa: SIM115, closed when the answer has ended
         self.file.writelines(parts)
-        length = {"Content-Length": str(self.file.tell())} if self.file.tell() else {}
+        size = self.file.tell()
+        length = {"Content-Length": str(size)} if size else {}
         self.file.seek(0)
+        self._stored[id(self)] = size
+        self._taken = finalize(self, self._stored.pop, id(self))
+        if sum(list(self._stored.values())) > max(MAX_STORED, size):
+            self._taken()
+            self.file.close()
+            raise BusyError("many answers wait for their clients to take them; try again", retry_after_s=30)
         chunks = iter(partial(self.file.read, CHUNK), b"")
         super().__init__(chunks, status_code, {**headers, **length}, media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, until the client has all or hangs up."""
-        with self.file:
-            await super().__call__(scope, receive, send)
+        try:
+            with self.file:
+                await super().__call__(scope, receive, send)
+        finally:
+            self._taken()
