@@ -40,6 +40,7 @@ class Remote:
 
     address: str
     token: str
+    studies: Path
 
     def connect(self, panel: Any, idle: Callable[[], None]) -> None:
         panel.server.address.setText(self.address)
@@ -56,7 +57,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
     (studies / "leg.nii").write_bytes(nifti(scan()))
     token = add_token(work / "tokens", "ada", "train")
     with GuardedServer(studies, work, {"token_file": str(work / "tokens")}) as client:
-        yield Remote(client.url, token)
+        yield Remote(client.url, token, studies)
 
 
 @pytest.mark.e2e
@@ -179,6 +180,28 @@ def test_what_others_painted_meanwhile_is_not_replaced(
     panel.server.submit_button.click()
     idle()
     assert "nothing is annotated" in panel.message.text()
+
+
+@pytest.mark.e2e
+def test_what_was_drawn_on_another_scan_of_the_same_name_is_not_counted(
+    panel: Any, remote: Remote, viewer: Any, idle: Callable[[], None]
+) -> None:
+    (remote.studies / "exchanged.nii").write_bytes(nifti(scan()))
+    remote.connect(panel, idle)
+    panel.server.connect_button.click()
+    idle()
+    panel.server.studies.setCurrentText("exchanged")
+    panel.server.open_button.click()
+    idle()
+    panel.labels.layer.data[4, 3:9, 3:9] = 1
+    panel.labels.layer.refresh()
+    (remote.studies / "exchanged.nii").write_bytes(nifti(scan(3)))
+    panel.server.submit_button.click()
+    idle()
+    assert "another scan" in panel.message.text()
+    client = Client(remote.address, remote.token)
+    assert client.study("exchanged")["annotated_slices"] == []
+    (remote.studies / "exchanged.nii").unlink()
 
 
 @pytest.fixture(scope="module")

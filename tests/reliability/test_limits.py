@@ -35,7 +35,7 @@ from sliceprop.errors import InputError
 from sliceprop.server import limits as module
 from sliceprop.server import routes
 from sliceprop.server.errors import BusyError
-from sliceprop.server.guard import FOREIGN, MAX_JSON_BYTES, _takes_files
+from sliceprop.server.guard import BODILESS, FOREIGN, MAX_JSON_BYTES, _takes_files
 from sliceprop.server.limits import (
     READERS,
     HearOut,
@@ -213,7 +213,7 @@ def test_only_bodies_with_files_may_be_long(client: TestClient) -> None:
         path = re.sub(r"{[^}]*}", "x", route.path)
         if not path.startswith(FOREIGN):
             stored = route.path == "/labelprop/checkpoints/{checkpoint_id}"
-            for method in route.methods - {"GET", "HEAD"}:
+            for method in route.methods - BODILESS:
                 assert _takes_files(method, path) == (takes_files(route) or stored), route.path
     long = b"[" * (MAX_JSON_BYTES + 1)
     for kind in ("text/plain", "multipart/form-data; boundary=b", "application/x-www-form-urlencoded"):

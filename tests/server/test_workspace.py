@@ -674,3 +674,16 @@ def test_a_submission_during_which_the_folder_goes_is_refused_and_leaves_nothing
     away.rename(studies)
     assert submit(column([2, 6]))["annotated_slices"] == [2, 6]
     assert [version.number for version in workspace.record("case").versions.newest_first()] == [2, 1]
+
+
+@pytest.mark.parametrize("tag", ["sparse", "scribbles"])
+def test_what_was_drawn_on_another_scan_of_the_same_name_is_refused(workspace, submit, tag):
+    """As by a client that stayed open while the study was erased and another scan came in its place."""
+    case = workspace.case("case")
+    drawn_on = workspace.scan_name(case)
+    assert submit(column([2]), tag, scan=drawn_on)["scan"] == drawn_on
+    nib.save(nib.Nifti1Image(io.read_image(case.image).array[::-1], AFFINE), case.image)
+    with pytest.raises(ConflictError, match="another scan"):
+        submit(column([2, 5]), tag, scan=drawn_on)
+    assert len(list(workspace.record("case").versions.newest_first())) == 1
+    assert submit(column([2, 5]), tag, scan=workspace.scan_name(case))["scan"] != drawn_on

@@ -133,6 +133,23 @@ def test_the_buttons_of_the_panel(slicer, server, monkeypatch):
     assert (np.linalg.inv(AFFINE) @ plane[:, 3])[2] == pytest.approx(7)
 
 
+def test_what_was_drawn_on_another_scan_of_the_same_name_is_not_counted(slicer, tmp_path):
+    import standin
+    from SlicePropLib.client import Client, ServerError
+    from SlicePropLib.session import Session
+
+    (tmp_path / "studies").mkdir()
+    with Server(tmp_path / "studies", tmp_path) as server:
+        volume = standin.add_volume(slicer, scan(), AFFINE, "exchanged")
+        session = Session.of(Client(server.url), volume, standin.add_segments(slicer, only(truth()), ["disc", "core"]))
+        (file,) = (tmp_path / "studies").glob("exchanged.*")
+        file.unlink()
+        file.with_name("exchanged.nii").write_bytes(nifti(scan(3)))
+        with pytest.raises(ServerError, match="another scan"):
+            session.submit()
+        assert session.state()["annotated_slices"] == []
+
+
 def test_the_scribbles_tab_grows_from_seeds(server):
     """The call of Slicer's own module: all segments as they are, and the one that is worked on."""
     image = server.add_image("scribbled")

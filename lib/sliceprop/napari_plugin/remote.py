@@ -6,7 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +33,23 @@ NOT_STRUCTURES = ("background", "foreground_scribbles", "background_scribbles")
 
 CONFLICT = 409
 
-Known = dict[tuple[str, str, str], tuple[str, Mapping[str, int]]]
-"""By address of the server, study and drawing: the version that the drawing began with, or was last stored as, and the
-label numbers by all names that the server had for them since."""
+
+class Basis(NamedTuple):
+    """What a drawing is based on.
+
+    Attributes:
+        version: that it began with, or was last stored as; empty for none.
+        numbers: of the labels by all names that the server had for them since.
+        scan: that it was drawn on; None if the server was not asked yet.
+    """
+
+    version: str = ""
+    numbers: Mapping[str, int] = MappingProxyType({})
+    scan: str | None = None
+
+
+Known = dict[tuple[str, str, str], Basis]
+"""By address of the server, study and drawing."""
 
 
 class RemoteBackend:
@@ -48,7 +63,7 @@ class RemoteBackend:
     def __init__(self, client: Client, known: Known) -> None:
         self.client, self._known = client, known
 
-    def know(self, study: str, drawing: str, version: str, names: Mapping[str, int]) -> None:
+    def know(self, study: str, drawing: str, version: str, names: Mapping[str, int], scan: str) -> None:
         """A drawing is this version of a study's annotation, or scribbles, and what was changed on it since.
 
         Args:
@@ -56,8 +71,10 @@ class RemoteBackend:
             drawing: id of the drawing.
             version: that the server may replace by it; empty for none.
             names: numbers of the server's labels by name; the server knows labels by former names, too.
+            scan: name of the scan that it is drawn on.
         """
-        self._known[self.client.address, study, drawing] = version, {**self._based_on(study, drawing)[1], **names}
+        numbers = {**self._based_on(study, drawing).numbers, **names}
+        self._known[self.client.address, study, drawing] = Basis(version, numbers, scan)
 
     def train(self, job: Job, progress: Report, cancelled: Cancelled) -> None:
         """See `Backend`; cancelling ends the training on the server, which keeps the best model so far."""
@@ -132,18 +149,18 @@ class RemoteBackend:
             if not job.settings.partial:
                 options["annotated_slices"] = _annotated_slices(job)
             answer = self._store(self.client.submit, study, job.drawing, job.labels, names, options)
-            self.know(study, job.drawing, answer["annotation_version"], answer["label_names"])
+            self.know(study, job.drawing, answer["annotation_version"], answer["label_names"], answer["scan"])
         if job.scribbles is not None and (marked or self._version(study, job.marking)):
             answer = self._store(self.client.submit_scribbles, study, job.marking, job.scribbles, names, {})
-            self.know(study, job.marking, answer["scribbles_version"], answer["label_names"])
+            self.know(study, job.marking, answer["scribbles_version"], answer["label_names"], answer["scan"])
         return study
 
     def _version(self, study: str, drawing: str) -> str:
         """What a drawing may replace; nothing, if it did not come from the server."""
-        return self._based_on(study, drawing)[0]
+        return self._based_on(study, drawing).version
 
-    def _based_on(self, study: str, drawing: str) -> tuple[str, Mapping[str, int]]:
-        return self._known.get((self.client.address, study, drawing), ("", {}))
+    def _based_on(self, study: str, drawing: str) -> Basis:
+        return self._known.get((self.client.address, study, drawing), Basis())
 
     def _store(
         self,
@@ -155,8 +172,10 @@ class RemoteBackend:
         options: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Send a drawing with the version that it may replace."""
+        based = self._based_on(study, drawing)
+        told = {"annotation_version": based.version} | ({} if based.scan is None else {"scan": based.scan})
         try:
-            return send(study, labels.T, names, {**options, "annotation_version": self._version(study, drawing)})
+            return send(study, labels.T, names, {**options, **told})
         except RefusedError as error:
             if error.status != CONFLICT:
                 raise
@@ -175,7 +194,7 @@ class RemoteBackend:
         except InputError as error:
             raise InputError(f"the scan {study} of the server is another one than in view; open it again") from error
         now = state["label_names"]
-        for before in (self._based_on(study, drawing)[1] for drawing in (job.drawing, job.marking)):
+        for before in (self._based_on(study, drawing).numbers for drawing in (job.drawing, job.marking)):
             for name in names.values():
                 if name in before and now.get(name, before[name]) != before[name]:
                     raise InputError(f"{name} is another label on the server now; open the study again")

@@ -130,7 +130,7 @@ class ServerBox(QWidget):
 
         def add(title: str, array: NDArray[Any], version: str, styles: dict[int, LabelStyle], **kept: Any) -> Any:
             drawing = uuid4().hex
-            backend.know(study, drawing, version, fetched.numbers)
+            backend.know(study, drawing, version, fetched.numbers, fetched.scan_name)
             options = label_options(styles, {**place["metadata"], **kept, DRAWING: drawing})
             layer = viewer.add_labels(np.array(array.T, np.uint16), name=f"{study} {title}", **{**place, **options})
             layer.n_edit_dimensions = 2
@@ -205,6 +205,7 @@ class _Fetched:
         version: of the annotation.
         scribbles_version: of the scribbles.
         numbers: of the server's labels by name.
+        scan_name: tells the scan from others of its name.
     """
 
     study: str
@@ -216,6 +217,7 @@ class _Fetched:
     version: str
     scribbles_version: str
     numbers: dict[str, int]
+    scan_name: str
 
 
 def _fetch(client: Client, study: str) -> _Fetched:
@@ -228,7 +230,8 @@ def _fetch(client: Client, study: str) -> _Fetched:
     counting = _counting(state, annotation) if version else {}
     scan = client.download_image(study)
     numbers = state["label_names"]
-    return _Fetched(study, scan, annotation, scribbles, styles, counting, version, scribbles_version, numbers)
+    about = (version, scribbles_version, numbers, state["scan"])
+    return _Fetched(study, scan, annotation, scribbles, styles, counting, *about)
 
 
 def _counting(state: dict[str, Any], annotation: NDArray[Any]) -> dict[str, Any]:

@@ -131,6 +131,11 @@ class Cases:
             case.record.notice_scan({"voxels": _scan_digest(case.image, state), "grid": grid_of(scan)})
         return scan
 
+    def scan_name(self, case: Case) -> str:
+        """What tells a scan from others that there were, or will be, under its id."""
+        self.scan(case)
+        return _scan_digest(case.image, file_state(case.image))[:16]
+
     def recorded_labels(self) -> list[tuple[Mapping[str, Any], ...]]:
         """Names and indices of the labels in each version of every study, the newest first."""
         versions = [version for record in self.records() for version in record.versions.recorded()]

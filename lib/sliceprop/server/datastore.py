@@ -200,6 +200,11 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         uri = self.get_label_uri(image_id, tag)
         return Path(uri) if uri and Path(uri).is_file() else None
 
+    def label_files(self) -> Iterator[Path]:
+        """Those of all images and tags that are known here, in an archive those of this server."""
+        labels = [(image, tag) for image, entry in list(self._datastore.objects.items()) for tag in list(entry.labels)]
+        return (file for image, tag in labels if (file := self.label_file(image, tag)))
+
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Store a label file under a tag, replacing the one that was there and the mask beside it."""
         with self._entries() as entries:

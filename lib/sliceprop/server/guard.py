@@ -37,6 +37,9 @@ FOREIGN = ("/proxy/", "/ohif/", "/static/")
 CREATING = frozenset({("PUT", "/datastore/image"), ("PUT", "/datastore/")})
 """Requests whose `image` is new."""
 
+BODILESS = frozenset({"GET", "HEAD", "DELETE"})
+"""Methods with which no route reads a body; MONAI Label's client announces some that never come."""
+
 _FILES = re.compile(r"/(datastore/(image|label)?|session/|infer/[^/]+|labelprop/(scribbles|checkpoints/[^/]+))")
 """Paths of routes that take files."""
 
@@ -249,14 +252,14 @@ class NameGuard:
 
 
 def _brings_json(scope: Scope) -> bool:
-    """Whether a route may read JSON from the request; MONAI Label's client announces some with GET that never comes."""
+    """Whether a route may read JSON from the request."""
     kind = Headers(scope=scope).get("Content-Type", "").partition(";")[0].strip().lower()
-    return kind.endswith(("/json", "+json")) and scope["method"] not in ("GET", "HEAD")
+    return kind.endswith(("/json", "+json")) and scope["method"] not in BODILESS
 
 
 def _takes_files(method: str, path: str) -> bool:
     """Whether a body may be long; routes that take JSON read one of every kind whole."""
-    if method in ("GET", "HEAD") or path.startswith(FOREIGN):
+    if method in BODILESS or path.startswith(FOREIGN):
         return True  # never read
     return method in ("PUT", "POST") and _FILES.fullmatch(path) is not None
 

@@ -102,9 +102,7 @@ def _in_use(workspace: Workspace, index: int) -> bool:
     for record in workspace.records():
         if record.holds(index) or any(_has(version, index) for version in record.versions.newest_first()):
             return True
-    held = [(image, tag) for image, entry in workspace.store.json()["objects"].items() for tag in entry["labels"]]
-    files = [file for image, tag in held if (file := workspace.store.label_file(image, tag))]
-    return any(_painted(file, index) for file in files)
+    return any(_painted(file, index) for file in workspace.store.label_files())
 
 
 def _has(version: Version, index: int) -> bool:

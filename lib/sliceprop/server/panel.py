@@ -37,6 +37,7 @@ def study_state(workspace: Workspace, case: Case, training: dict[str, Any]) -> d
         axis = annotation.slice_axis if annotation else resolve_slice_axis("auto", shape, scan.affine, None)
         return {
             "image": case.image_id,
+            "scan": workspace.scan_name(case),
             "shape": list(shape),
             "affine_lps": (io.LPS_TO_RAS @ scan.affine).tolist(),
             "slice_axis": axis,

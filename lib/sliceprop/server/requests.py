@@ -195,6 +195,7 @@ class LabelOptions:
         partial: a slice counts only for the labels on it.
         background_scribble: value that means background in a scribble file.
         annotation_version: of the annotation that the client changed; None if it does not say.
+        scan: what tells the scan that was drawn on from others of its name; None if the client does not say.
     """
 
     label_info: tuple[Mapping[str, Any], ...] | None = None
@@ -204,6 +205,7 @@ class LabelOptions:
     partial: bool = False
     background_scribble: int = BACKGROUND_SCRIBBLE
     annotation_version: str | None = None
+    scan: str | None = None
 
     def __post_init__(self) -> None:
         if self.partial and (self.annotated_slices is not None or self.reviewed_slices):
@@ -224,7 +226,7 @@ def label_options(options: Options) -> LabelOptions:
     background = int(number(options, "background_scribble", BACKGROUND_SCRIBBLE))
     if not 0 < background <= MAX_LABEL:
         raise InputError(f"background_scribble must lie in 1..{MAX_LABEL}, not {background}")
-    version = options.get("annotation_version")
+    version, scan = options.get("annotation_version"), options.get("scan")
     return LabelOptions(
         label_info=tuple(info) if info else None,
         slice_axis=slice_axis(options),
@@ -233,4 +235,5 @@ def label_options(options: Options) -> LabelOptions:
         partial=flag(options, "partial"),
         background_scribble=background,
         annotation_version=None if version is None else str(version),
+        scan=None if scan is None else str(scan),
     )

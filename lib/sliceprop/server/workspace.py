@@ -114,12 +114,12 @@ class Workspace(Cases):
             by: `user` and `client`, as far as they are known.
 
         Returns:
-            `label_names`, `version`, `annotation_version`, `scribbles_version`, and for labels `slice_axis` and the
-            `annotated_slices` that count as the user's.
+            `label_names`, `version`, `annotation_version`, `scribbles_version`, `scan`, and for labels `slice_axis` and
+            the `annotated_slices` that count as the user's.
 
         Raises:
             ConflictError: if the client started from another annotation than the one in force; what it sent is kept as
-                a version that does not count.
+                a version that does not count. Also if it drew on another scan of this name; that is not kept.
             NoAnnotationError: for an empty label, unless the annotated slices are listed (none, to clear them).
             InputError: or a subclass, for anything else that cannot be used.
         """
@@ -127,6 +127,10 @@ class Workspace(Cases):
         case, segments = self.case(image_id), segments_in(file)
         options = named_by_file(options, segments)
         with self.lock(case), ExitStack() as stored:
+            if options.scan not in (None, self.scan_name(case)):
+                raise ConflictError(
+                    f"{image_id!r} is another scan by now, not the one that was drawn on; open it again"
+                )
             with self.names.lock:
                 background = options.background_scribble if tag == SCRIBBLES else None
                 labels, new = self.drawings.renumbered(read_labels(file, self.scan(case)), options, background)
@@ -174,6 +178,7 @@ class Workspace(Cases):
         told["annotation_version"] = kept.name if kept.entry.in_force else self.drawings.annotation_version(case)
         marks = kept.entry.tag == SCRIBBLES and kept.labels_file
         told["scribbles_version"] = kept.name if marks else self.drawings.scribbles_version(case)
+        told["scan"] = self.scan_name(case)
         if annotation is None:
             return told
         slices = {"annotated_slices": list(annotation.annotated_slices)}

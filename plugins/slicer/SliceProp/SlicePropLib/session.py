@@ -202,6 +202,7 @@ class Session:
             reviewed_slices=[] if partial else sorted(marked),
             partial=partial,
             annotation_version=known["version"],
+            **({"scan": known["scan"]} if known["scan"] else {}),
             **listed,
         )
         self.cleared, self.unheeded = set(), set()
@@ -250,20 +251,21 @@ class Session:
     def _known(self) -> dict[str, Any]:
         """What the segmentation is based on.
 
-        `version`, `axis`, contents of its `slices`, the `marked` ones, and the numbers of labels by all `names` that
-        they had on the server since.
+        `version`, `axis`, contents of its `slices`, the `marked` ones, the numbers of labels by all `names` that they
+        had on the server since, and the `scan`.
         """
         known = scene.known(self.segmentation)
-        nothing = {"version": None, "axis": None, "slices": {}, "marked": [], "names": {}}
+        nothing = {"version": None, "axis": None, "slices": {}, "marked": [], "names": {}, "scan": None}
         if known.get("image") != self.image:
             return nothing
-        elsewhere = {"version": None, "slices": {}, "names": {}}
+        elsewhere = {"version": None, "slices": {}, "names": {}, "scan": None}
         return {**nothing, **known, **({} if known["server"] == self.client.url else elsewhere)}
 
     def _remember(self, told: dict[str, Any], slices: dict[int, str], marked: set[int]) -> None:
         based = {"version": told["annotation_version"], "axis": told["slice_axis"], "slices": slices}
         names = {**self._known()["names"], **told["label_names"]}  # the server knows labels by former names
         study = {"server": self.client.url, "image": self.image, "marked": sorted(marked), "names": names}
+        study["scan"] = told["scan"]
         scene.remember(self.segmentation, {**based, **study})
 
     def propagate(self) -> dict[str, Any]:
