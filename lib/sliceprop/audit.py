@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sliceprop.errors import SlicePropError
-from sliceprop.io import UNFINISHED, make_folder
+from sliceprop.io import UNFINISHED
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class AuditLog:
         told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
         try:
             if not self._made:  # once: a folder that is out of reach for a while must not be there twice
-                make_folder(self._folder)
+                self._folder.mkdir(parents=True, exist_ok=True)
                 self._made = True
             descriptor = os.open(self._folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
@@ -84,7 +84,7 @@ class AuditLog:
         """The secret, made the first time; one that is not kept if the folder cannot be written."""
         file, new = self._folder / KEY, secrets.token_bytes(_KEY_BYTES)
         try:
-            make_folder(self._folder)
+            self._folder.mkdir(parents=True, exist_ok=True)
             temporary = self._folder / f"{UNFINISHED}{secrets.token_hex(8)}"
             temporary.touch(0o600)
             temporary.write_bytes(new)

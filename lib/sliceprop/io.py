@@ -232,13 +232,13 @@ def _check_name(file: Path) -> None:
 
 
 def make_folder(folder: str | Path) -> None:
-    """Make a folder and its parents, but nothing in a `FOLDER` that is not there; one that is there is fine.
+    """Make a folder and its parents, but neither a `FOLDER` nor anything in one; one that is there is fine.
 
     Raises:
         StorageError: if that is not possible.
     """
     path = Path(folder)
-    for kept in path.parents:
+    for kept in (path, *path.parents):
         if kept.name == FOLDER and not kept.is_dir():
             raise StorageError(f"{kept}: is out of reach")
     try:

@@ -126,3 +126,22 @@ def test_what_the_server_notes_of_a_label_file_is_not_a_clients(client, entry):
     answer = client.put("/datastore/label/info", params=query, data={"info": json.dumps({entry: 1})})
     assert answer.status_code == 400 and entry in answer.json()["detail"]
     assert client.get("/datastore/label/info", params=query).json() == known
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/scoring/quality", {"json": {}}),
+        ("POST", "/batch/infer/labelprop", {"json": {}}),
+        ("POST", "/train/labelprop", {"json": {"image": "case"}}),
+        ("PUT", "/labelprop/labels", {"json": {"labels": [{"name": "new"}]}}),
+        ("POST", "/labelprop/final?image=case", {}),
+    ],
+)
+def test_nothing_begins_and_nothing_is_made_while_the_folder_is_out_of_reach(client, studies, method, path, body):
+    away = studies.rename(studies.with_name("away"))
+    try:
+        assert client.request(method, path, **body).status_code == 507
+        assert not studies.exists()
+    finally:
+        away.rename(studies)

@@ -29,7 +29,7 @@ from monailabel.interfaces.utils.app import app_instance
 from monailabel.main import Main
 from uvicorn.config import HTTP_PROTOCOLS
 
-from sliceprop.errors import FileError, InputError, SlicePropError, StorageError
+from sliceprop.errors import FileError, InputError, SlicePropError
 from sliceprop.io import FOLDER, make_folder
 from sliceprop.server import background
 from sliceprop.server.archive import is_archive, studies_folder
@@ -72,8 +72,8 @@ class Server(Main):  # type: ignore[misc]
         settings.MONAI_LABEL_STUDIES = args.studies
         settings.MONAI_LABEL_APP_CONF = dict(args.conf or ())
         folder = studies_folder(args.studies, settings.MONAI_LABEL_APP_CONF) / FOLDER
-        with suppress(StorageError):
-            make_folder(folder)
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
         args.log_config = args.log_config or self._log_config(folder / "logs")
         self._alone(folder)
         if not settings.MONAI_LABEL_SESSION_PATH and _is_private(folder / "sessions"):

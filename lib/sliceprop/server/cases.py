@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from sliceprop import io
-from sliceprop.errors import FileError, InputError, StorageError
+from sliceprop.errors import FileError, InputError
 from sliceprop.files import read_json, write_json
 from sliceprop.hashing import array_digest, file_state
 from sliceprop.io import FOLDER
@@ -52,8 +52,8 @@ class Cases:
     def __init__(self, store: Studies) -> None:
         self.store = store
         self.folder = Path(store._datastore_path) / FOLDER
-        with suppress(StorageError):  # a folder that is read-only is still served
-            io.make_folder(self.folder)
+        with suppress(OSError):  # a folder that is read-only is still served
+            self.folder.mkdir(exist_ok=True)
         self._locks: WeakValueDictionary[str, Any] = WeakValueDictionary()  # of studies that are worked on
         self._choosing = Lock()
 

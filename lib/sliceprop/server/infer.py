@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sliceprop.config import FUSIONS, METHODS, PropagateConfig, SuggestConfig
 from sliceprop.errors import InputError
-from sliceprop.io import FOLDER, make_folder
+from sliceprop.io import FOLDER
 from sliceprop.labels import LabelArray
 from sliceprop.manifest import Making, Recipe, making
 from sliceprop.server.cases import Case
@@ -167,7 +167,7 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         if not session:
             return Case(Path(options["image"]), None)
         folder = Path(session["path"]) / FOLDER
-        make_folder(folder)
+        folder.mkdir(exist_ok=True)
         return Case(Path(options["image"]), StudyRecord(folder))
 
     def _take(self, case: Case, options: Options, upload: Path | None) -> Taken:

@@ -480,6 +480,7 @@ def start_scoring(method: str, user: Annotator, params: dict[str, Any] | None = 
     """Start a scoring after checking its request."""
     app = running_app()
     app.known("scoring method", method, app._scoring_methods)
+    app.workspace.store.check_reach()
     known = {}
     if params and params.get("image"):
         known = {"image": app.workspace.case(params["image"]).image_id}
@@ -507,6 +508,7 @@ def start_batch(
     """Start a batch inference after checking its request."""
     app, options = running_app(), first_choices(params or {})
     app.known("model", model, app._infers)
+    app.workspace.store.check_reach()
     result_tag(options)
     options["user"] = user.username
     if options.get("max_batch_size") is not None:
