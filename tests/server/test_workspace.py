@@ -687,3 +687,18 @@ def test_what_was_drawn_on_another_scan_of_the_same_name_is_refused(workspace, s
         submit(column([2, 5]), tag, scan=drawn_on)
     assert len(list(workspace.record("case").versions.newest_first())) == 1
     assert submit(column([2, 5]), tag, scan=workspace.scan_name(case))["scan"] != drawn_on
+
+
+@pytest.mark.parametrize("tag", ["sparse", "scribbles"])
+def test_a_client_that_sends_again_and_again_after_a_conflict_fills_no_disk(workspace, submit, tag):
+    submit(column([2]), tag)
+
+    def refused(slices, base):
+        with pytest.raises(ConflictError) as told:
+            submit(column(slices), tag, annotation_version=base)
+        return str(told.value)
+
+    assert refused([5], "") == refused([5], "") != refused([6], "")
+    assert refused([6], "other:1") != refused([6], "")
+    numbers = [version.number for version in workspace.record("case").versions.newest_first()]
+    assert numbers == [5, 4, 3, 2, 1]
