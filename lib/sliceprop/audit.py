@@ -36,11 +36,11 @@ class AuditLog:
     """The log of one folder of studies, for several processes at once.
 
     Args:
-        folder: the app's own, `.labelprop` in the studies folder; made when the first line is written.
+        folder: the app's own, `.labelprop` in the studies folder.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._made = folder, False
+        self._folder = folder
 
     def record(self, event: str, **fields: Any) -> None:
         """Append one line; a log that cannot be written is told to the operator, and work goes on.
@@ -53,9 +53,6 @@ class AuditLog:
             fields = {"study": self.study_hash(study), **fields}
         told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
         try:
-            if not self._made:  # once: a folder that is out of reach for a while must not be there twice
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._made = True
             descriptor = os.open(self._folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
                 os.write(descriptor, (json.dumps(told) + "\n").encode("ascii"))
@@ -84,7 +81,6 @@ class AuditLog:
         """The secret, made the first time; one that is not kept if the folder cannot be written."""
         file, new = self._folder / KEY, secrets.token_bytes(_KEY_BYTES)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
             temporary = self._folder / f"{UNFINISHED}{secrets.token_hex(8)}"
             temporary.touch(0o600)
             temporary.write_bytes(new)

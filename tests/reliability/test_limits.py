@@ -35,8 +35,9 @@ from sliceprop.errors import InputError
 from sliceprop.server import limits as module
 from sliceprop.server import routes
 from sliceprop.server.errors import BusyError
-from sliceprop.server.guard import BODILESS, FOREIGN, MAX_JSON_BYTES, _takes_files
+from sliceprop.server.guard import BODILESS, FOREIGN, MAX_JSON_BYTES, takes_files
 from sliceprop.server.limits import (
+    ARRIVING,
     READERS,
     HearOut,
     LimitGuard,
@@ -50,6 +51,7 @@ from sliceprop.server.limits import (
     read_queue,
     upload_queue,
 )
+from sliceprop.tokens import Holder
 
 SLOTS = {_slot, _upload_slot, _read_slot}
 
@@ -175,7 +177,7 @@ def our_routes(client: TestClient) -> list[APIRoute]:
     return [route for route in routes if route.endpoint.__module__.startswith("sliceprop")]
 
 
-def takes_files(route: APIRoute) -> bool:
+def brings_files(route: APIRoute) -> bool:
     return any("UploadFile" in str(field.field_info.annotation) for field in route.dependant.body_params)
 
 
@@ -186,7 +188,7 @@ def test_every_route_that_takes_a_file_or_waits_for_a_study_waits_without_a_thre
     waiting = {
         (route.path, *route.methods): {one.call for one in route.dependant.dependencies} & SLOTS
         for route in our_routes(client)
-        if takes_files(route) or route.path in {f"/labelprop/{name}" for name in READING}
+        if brings_files(route) or route.path in {f"/labelprop/{name}" for name in READING}
     }
     assert len(waiting) >= 5 + len(READING) and all(waiting.values())
 
@@ -214,7 +216,7 @@ def test_only_bodies_with_files_may_be_long(client: TestClient) -> None:
         if not path.startswith(FOREIGN):
             stored = route.path == "/labelprop/checkpoints/{checkpoint_id}"
             for method in route.methods - BODILESS:
-                assert _takes_files(method, path) == (takes_files(route) or stored), route.path
+                assert takes_files(method, path) == (brings_files(route) or stored), route.path
     long = b"[" * (MAX_JSON_BYTES + 1)
     for kind in ("text/plain", "multipart/form-data; boundary=b", "application/x-www-form-urlencoded"):
         assert client.put("/labelprop/labels", content=long, headers={"Content-Type": kind}).status_code == 413
@@ -263,6 +265,39 @@ def test_too_large_a_body_is_refused_announced_or_not(path: str) -> None:
         head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
         parts = iter([head, *[b"x" * 1000] * 20, b"\r\n--b--\r\n"])
         assert client.put(path, content=parts, headers=boundary).status_code == 413
+
+
+def test_of_one_user_only_some_files_arrive_at_once_and_nobody_else_waits_for_them() -> None:
+    begun: list[str] = []
+
+    async def app(scope: Scope, receive: Any, send: Any) -> None:
+        begun.append(scope["state"]["holder"].name)
+        await receive()
+        await asyncio.Future()  # works for long, with nothing more to arrive
+
+    async def ask(guard: LimitGuard, name: str, arrived: asyncio.Event) -> None:
+        async def receive() -> Message:
+            await arrived.wait()
+            return {"type": "http.request"}
+
+        scope = {"type": "http", "method": "PUT", "path": "/datastore/label", "headers": []}
+        await guard({**scope, "state": {"holder": Holder(name, "annotate")}}, receive, None)
+
+    async def run() -> None:
+        guard, arrived, asked = LimitGuard(app, Limits()), asyncio.Event(), list[asyncio.Task[None]]()
+        for name in ["ben"] * (ARRIVING + 5) + ["anna"]:
+            asked.append(asyncio.create_task(ask(guard, name, arrived)))
+        while "anna" not in begun:
+            await asyncio.sleep(0)
+        assert begun.count("ben") == ARRIVING
+        arrived.set()
+        while begun.count("ben") < ARRIVING + 5:
+            await asyncio.sleep(0)
+        for one in asked:
+            one.cancel()
+        await asyncio.wait(asked)
+
+    asyncio.run(run())
 
 
 def test_a_body_that_does_not_arrive_is_given_up() -> None:

@@ -369,6 +369,8 @@ def test_what_a_viewer_reads_is_a_study_too() -> None:
 
 
 def test_hashes_are_stable_and_keyed(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
     first, again, other = AuditLog(tmp_path / "a"), AuditLog(tmp_path / "a"), AuditLog(tmp_path / "b")
     assert first.study_hash("DOE^JOHN") == again.study_hash("DOE^JOHN") != other.study_hash("DOE^JOHN")
     assert (tmp_path / "a" / "audit.key").stat().st_mode & 0o077 == 0

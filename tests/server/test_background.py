@@ -95,7 +95,8 @@ def test_the_process_reads_its_request_unless_the_studies_are_out_of_reach(
     with pytest.raises(SystemExit, match="out of reach"):
         background.main()
     assert called == list(tmp_path.iterdir()) == []
-    (tmp_path / FOLDER).mkdir()
+    for name in (FOLDER, "labels"):
+        (tmp_path / name).mkdir()
     monkeypatch.setattr(sys, "stdin", io.StringIO("{}"))
     monkeypatch.setattr(sys, "argv", ["background.py", "-m", "train"])
     background.main()

@@ -702,3 +702,17 @@ def test_a_client_that_sends_again_and_again_after_a_conflict_fills_no_disk(work
     assert refused([6], "other:1") != refused([6], "")
     numbers = [version.number for version in workspace.record("case").versions.newest_first()]
     assert numbers == [5, 4, 3, 2, 1]
+
+
+def test_a_scan_that_is_exchanged_during_a_submission_gets_nothing_of_it(workspace, submit, monkeypatch):
+    case = workspace.case("case")
+    drawn_on, check = workspace.scan_name(case), workspace._check_base
+
+    def exchanged(*args):
+        nib.save(nib.Nifti1Image(io.read_image(case.image).array[::-1], AFFINE), case.image)
+        return check(*args)
+
+    monkeypatch.setattr(workspace, "_check_base", exchanged)
+    with pytest.raises(ConflictError, match="another scan"):
+        submit(column([2]), scan=drawn_on)
+    assert not list(workspace.record("case").versions.newest_first())

@@ -98,7 +98,7 @@ def _process(method: str) -> subprocess.Popen[str]:
 def main() -> None:
     """MONAI Label's command line, with the request from standard input, unless the studies went out of reach by now."""
     folder = studies_folder(settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_APP_CONF)
-    if not (folder / FOLDER).is_dir():
+    if not (folder / FOLDER).is_dir() or not (folder / "labels").is_dir():
         sys.exit("the folder of the studies is out of reach")
     sys.argv += ["-r", sys.stdin.read()]
     run_main()

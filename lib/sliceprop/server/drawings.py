@@ -437,8 +437,6 @@ class Drawings:
         """Move a label file that goes where it stays if the server ends now; called by the datastore."""
         if not file.exists():
             return None
-        if not file.exists():
-            return None
         aside = self._cases.record(image_id).folder / "set_aside"
         io.make_folder(aside)
         try:

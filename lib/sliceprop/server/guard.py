@@ -239,7 +239,7 @@ class NameGuard:
             names = check_names(path, scope["query_string"].decode("latin-1"))
             if names:
                 await run_in_threadpool(self._check_known, scope["method"], path, names)
-            if _brings_json(scope) or not _takes_files(scope["method"], path):
+            if _brings_json(scope) or not takes_files(scope["method"], path):
                 body = await _whole_body(receive)
                 if _brings_json(scope):
                     check_body(body)
@@ -257,7 +257,7 @@ def _brings_json(scope: Scope) -> bool:
     return kind.endswith(("/json", "+json")) and scope["method"] not in BODILESS
 
 
-def _takes_files(method: str, path: str) -> bool:
+def takes_files(method: str, path: str) -> bool:
     """Whether a body may be long; routes that take JSON read one of every kind whole."""
     if method in BODILESS or path.startswith(FOREIGN):
         return True  # never read

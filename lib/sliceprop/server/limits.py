@@ -10,9 +10,10 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
+from weakref import WeakValueDictionary
 
 from fastapi import Depends, Request
 from starlette.datastructures import Headers
@@ -20,9 +21,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sliceprop.errors import InputError, SlicePropError, TooLargeError
 from sliceprop.server.errors import BusyError, TooSlowError, refusal
+from sliceprop.server.guard import BODILESS, route_path, takes_files
 from sliceprop.server.requests import number, whole_number
 
 MIB = 1 << 20
+
+ARRIVING = 16
+"""Requests with files of one user that may arrive at once; more wait for those."""
 
 READERS = 8
 """At once; each holds a thread while it waits for its study, of which FastAPI has 40."""
@@ -171,6 +176,7 @@ class LimitGuard:
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app, self._limits = app, limits
+        self._arriving: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by user
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 408 or 413."""
@@ -180,9 +186,17 @@ class LimitGuard:
         answer = _OneAnswer(send)
         try:
             self._check_announced(scope)
-            await self._in_time(scope, _Body(receive, self._limits, answer), answer)
+            async with AsyncExitStack() as arriving:
+                if scope["method"] not in BODILESS and takes_files(scope["method"], route_path(scope)):
+                    await arriving.enter_async_context(self._arriving_of(scope))
+                await self._in_time(scope, _Body(receive, self._limits, answer, arriving), answer)
         except SlicePropError as error:
             await answer.instead(refusal(error), scope, receive)
+
+    def _arriving_of(self, scope: Scope) -> asyncio.Semaphore:
+        """Lets few bodies of one user arrive at once: what has arrived of a form is kept, in memory and open files."""
+        holder = scope.get("state", {}).get("holder")
+        return self._arriving.setdefault(holder.name if holder else "", asyncio.Semaphore(ARRIVING))
 
     def _check_announced(self, scope: Scope) -> None:
         announced = Headers(scope=scope).get("Content-Length", "0")
@@ -275,8 +289,8 @@ class _Body:
         error: what is wrong with it, kept because the parser of forms makes something else of it.
     """
 
-    def __init__(self, receive: Receive, limits: Limits, answer: _OneAnswer) -> None:
-        self._receive, self._limits, self._answer = receive, limits, answer
+    def __init__(self, receive: Receive, limits: Limits, answer: _OneAnswer, arriving: AsyncExitStack) -> None:
+        self._receive, self._limits, self._answer, self._arriving = receive, limits, answer, arriving
         self._size, self._complete = 0, False
         self._until = asyncio.get_running_loop().time() + limits.upload_s
         self.error: SlicePropError | None = None
@@ -299,6 +313,8 @@ class _Body:
         self._complete = not message.get("more_body", False)
         if self._size > self._limits.upload_mib * MIB:
             raise self._broken(_too_large(self._limits))
+        if self._complete:
+            await self._arriving.aclose()
         return message
 
     def _broken(self, error: SlicePropError) -> SlicePropError:

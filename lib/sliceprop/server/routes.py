@@ -31,6 +31,7 @@ from sliceprop.errors import CheckpointError, InputError, TooLargeError
 from sliceprop.server import export_routes, operator_routes, panel_routes, proxy, version_routes
 from sliceprop.server.access import Access, current_user
 from sliceprop.server.app import NAME, LabelPropApp, result_tag
+from sliceprop.server.archive import ArchivedStudies
 from sliceprop.server.audit import Auditor, note, sender
 from sliceprop.server.batch import INFO as BATCH
 from sliceprop.server.checkpoints import SUFFIX
@@ -78,8 +79,11 @@ router = APIRouter()
 
 MAX_TRAININGS, SCORING = 8, "quality"
 
-MAX_FIELDS, MAX_IN_MEMORY = 8, 1 << 14
-"""Of a form: fields that are no files, at most 1 MiB each, and bytes of each of its files; longer ones go to disk."""
+MAX_FIELDS, MAX_FILES, MAX_IN_MEMORY = 4, 4, 1 << 14
+"""Of a form: fields of at most 1 MiB, files, and bytes of each of these before they go to disk."""
+
+MAX_SERIES = 1000
+"""Files of one session."""
 
 MAX_INFO_BYTES = 1 << 16
 """Of what clients keep beside one image or label, as it is written; every change of any of them writes it anew."""
@@ -106,7 +110,8 @@ def install(app: LabelPropApp) -> None:
 
     parts = (operator_routes, panel_routes, version_routes, export_routes, proxy)
     api.router.routes[:0] = [*router.routes, *(route for part in parts for route in part.router.routes)]
-    api.router.form_limits, MultiPartParser.spool_max_size = {"max_fields": MAX_FIELDS}, MAX_IN_MEMORY
+    api.router.form_limits = {"max_fields": MAX_FIELDS, "max_files": MAX_FILES}
+    MultiPartParser.spool_max_size = MAX_IN_MEMORY
     install_error_handlers(api, app.workspace.folder.parent)
     api.dependency_overrides[get_current_user] = current_user
     api.state.queue, api.state.counters = Queue(app.limits), Counters()
@@ -214,9 +219,13 @@ def download_image(image: str, user: Reader, *, slot: UploadSlot) -> Any:
 
 @router.delete("/datastore/image")
 @router.delete("/datastore/", include_in_schema=False)
-def remove_image(id: str, user: Admin) -> Any:
-    """Remove an image and its labels."""
-    return datastore.remove_image(id)
+def remove_image(id: str, user: Admin, *, slot: ReadSlot) -> Any:
+    """Remove an image and its labels, when what is being submitted for it is kept."""
+    app = running_app()
+    if isinstance(app.datastore(), ArchivedStudies):  # where no other scan may take its name
+        return datastore.remove_image(id)
+    with app.workspace.lock(app.workspace.case(id)):
+        return datastore.remove_image(id)
 
 
 @router.get("/datastore/image/info")
@@ -328,7 +337,7 @@ def _clients_info(text: str, user: User, known: Mapping[str, Any]) -> dict[str, 
     return {**info, "user": user.username}
 
 
-@router.put("/session/")
+@router.put("/session/", form_limits={"max_files": MAX_SERIES})
 def create_session(
     files: list[UploadFile],
     user: Reader,
@@ -596,7 +605,7 @@ async def _checkpoint_chunks(request: Request) -> AsyncIterator[bytes]:
         async for chunk in request.stream():
             yield chunk
         return
-    part = (await request.form(max_fields=MAX_FIELDS)).get("file")
+    part = (await request.form(max_fields=MAX_FIELDS, max_files=MAX_FILES)).get("file")
     if not isinstance(part, Upload):
         raise InputError("the form has no file; send the checkpoint as its part `file`, or as the body")
     while chunk := await part.read(CHUNK):

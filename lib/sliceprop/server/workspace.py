@@ -127,10 +127,8 @@ class Workspace(Cases):
         case, segments = self.case(image_id), segments_in(file)
         options = named_by_file(options, segments)
         with self.lock(case), ExitStack() as stored:
-            if options.scan not in (None, self.scan_name(case)):
-                raise ConflictError(
-                    f"{image_id!r} is another scan by now, not the one that was drawn on; open it again"
-                )
+            scan = self.scan_name(case)
+            self._check_scan(case, options.scan)
             with self.names.lock:
                 background = options.background_scribble if tag == SCRIBBLES else None
                 labels, new = self.drawings.renumbered(read_labels(file, self.scan(case)), options, background)
@@ -143,9 +141,21 @@ class Workspace(Cases):
             self._check_base(case, tag, labels, annotation, options, by or {})
             event: Event = "removed" if tag == SCRIBBLES and not labels.any() else "submitted"
             known = options.annotation_version or ""
+            self._check_scan(case, options.scan)  # somebody may have put another one there by now
             kept = self.drawings.keep(case, tag, labels, annotation, event, based_on=known, by=by)
             self.remember(case)
-            return {**self._receipt(case, labels, annotation, kept), **self.export(case, tag)}
+            return {**self._receipt(case, labels, annotation, kept), "scan": scan, **self.export(case, tag)}
+
+    def _check_scan(self, case: Case, drawn_on: str | None) -> None:
+        """Refuse what was drawn on another scan of this name, whose slices these are not.
+
+        Raises:
+            ConflictError: unless the client does not say which one.
+        """
+        if drawn_on not in (None, self.scan_name(case)):
+            raise ConflictError(
+                f"{case.image_id!r} is another scan by now, not the one that was drawn on; open it again"
+            )
 
     def _check_base(
         self,
@@ -178,7 +188,6 @@ class Workspace(Cases):
         told["annotation_version"] = kept.name if kept.entry.in_force else self.drawings.annotation_version(case)
         marks = kept.entry.tag == SCRIBBLES and kept.labels_file
         told["scribbles_version"] = kept.name if marks else self.drawings.scribbles_version(case)
-        told["scan"] = self.scan_name(case)
         if annotation is None:
             return told
         slices = {"annotated_slices": list(annotation.annotated_slices)}
