@@ -35,7 +35,7 @@ from sliceprop.errors import InputError
 from sliceprop.server import limits as module
 from sliceprop.server import routes
 from sliceprop.server.errors import BusyError
-from sliceprop.server.guard import BODILESS, FOREIGN, MAX_JSON_BYTES, takes_files
+from sliceprop.server.guard import BODILESS, FOREIGN, MAX_FORM_BYTES, MAX_JSON_BYTES, takes_files
 from sliceprop.server.limits import (
     ARRIVING,
     READERS,
@@ -220,6 +220,10 @@ def test_only_bodies_with_files_may_be_long(client: TestClient) -> None:
     long = b"[" * (MAX_JSON_BYTES + 1)
     for kind in ("text/plain", "multipart/form-data; boundary=b", "application/x-www-form-urlencoded"):
         assert client.put("/labelprop/labels", content=long, headers={"Content-Type": kind}).status_code == 413
+    fields, slow = b"&" * (MAX_FORM_BYTES + 1), {"Content-Type": "application/x-www-form-urlencoded"}
+    for path in ("/datastore/label?image=case", "/session/", "/datastore/image/info?image=case"):
+        assert client.put(path, content=fields, headers=slow).status_code == 413
+    assert client.put("/labelprop/checkpoints/x", content=fields, headers=slow).status_code == 400  # read, but none
 
 
 def test_little_of_a_form_lies_in_memory(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,12 @@ MAX_NAME = 200
 MAX_JSON_BYTES = 1 << 20
 """Of a body without files: lists of options and slices, never voxels."""
 
+MAX_FORM_BYTES = 1 << 16
+"""Of a form in one line, which is read byte by byte, in the event loop; others are `multipart/form-data`."""
+
+STREAMED = "/labelprop/checkpoints/"
+"""Route that takes a body as it is, of whatever kind curl says that it is."""
+
 MAX_DEPTH = 32
 """Of JSON, in lists and objects within each other; our own options need 4."""
 
@@ -239,8 +245,8 @@ class NameGuard:
             names = check_names(path, scope["query_string"].decode("latin-1"))
             if names:
                 await run_in_threadpool(self._check_known, scope["method"], path, names)
-            if _brings_json(scope) or not takes_files(scope["method"], path):
-                body = await _whole_body(receive)
+            if longest := _longest_body(scope, path):
+                body = await _whole_body(receive, longest)
                 if _brings_json(scope):
                     check_body(body)
                 receive = _again(body, receive)
@@ -251,31 +257,41 @@ class NameGuard:
         await self.app(scope, receive, send)
 
 
+def _kind(scope: Scope) -> str:
+    return Headers(scope=scope).get("Content-Type", "").partition(";")[0].strip().lower()
+
+
+def _longest_body(scope: Scope, path: str) -> int:
+    """Bytes that a body without files may have; 0 for one that may hold some, or is not read."""
+    if scope["method"] in BODILESS or path.startswith(FOREIGN):
+        return 0
+    if _kind(scope) == "application/x-www-form-urlencoded" and not path.startswith(STREAMED):
+        return MAX_FORM_BYTES
+    return MAX_JSON_BYTES if _brings_json(scope) or not takes_files(scope["method"], path) else 0
+
+
 def _brings_json(scope: Scope) -> bool:
     """Whether a route may read JSON from the request."""
-    kind = Headers(scope=scope).get("Content-Type", "").partition(";")[0].strip().lower()
-    return kind.endswith(("/json", "+json")) and scope["method"] not in BODILESS
+    return _kind(scope).endswith(("/json", "+json")) and scope["method"] not in BODILESS
 
 
 def takes_files(method: str, path: str) -> bool:
-    """Whether a body may be long; routes that take JSON read one of every kind whole."""
-    if method in BODILESS or path.startswith(FOREIGN):
-        return True  # never read
+    """Whether a body may hold files; routes that take JSON read one of every kind whole."""
     return method in ("PUT", "POST") and _FILES.fullmatch(path) is not None
 
 
-async def _whole_body(receive: Receive) -> bytes:
+async def _whole_body(receive: Receive, longest: int) -> bytes:
     """The body of a request.
 
     Raises:
-        TooLargeError: if it is longer than `MAX_JSON_BYTES`.
+        TooLargeError: if it is longer than that.
     """
     body = b""
     while True:
         message = await receive()
         body += bytes(message.get("body", b""))
-        if len(body) > MAX_JSON_BYTES:
-            raise TooLargeError(f"a body without files may have {MAX_JSON_BYTES} bytes, not more")
+        if len(body) > longest:
+            raise TooLargeError(f"a body of this kind may have {longest} bytes, not more")
         if message["type"] != "http.request" or not message.get("more_body"):
             return body
 

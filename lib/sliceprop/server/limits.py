@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sliceprop.errors import InputError, SlicePropError, TooLargeError
 from sliceprop.server.errors import BusyError, TooSlowError, refusal
-from sliceprop.server.guard import BODILESS, route_path, takes_files
+from sliceprop.server.guard import route_path, takes_files
 from sliceprop.server.requests import number, whole_number
 
 MIB = 1 << 20
@@ -187,7 +187,7 @@ class LimitGuard:
         try:
             self._check_announced(scope)
             async with AsyncExitStack() as arriving:
-                if scope["method"] not in BODILESS and takes_files(scope["method"], route_path(scope)):
+                if takes_files(scope["method"], route_path(scope)):
                     await arriving.enter_async_context(self._arriving_of(scope))
                 await self._in_time(scope, _Body(receive, self._limits, answer, arriving), answer)
         except SlicePropError as error:

@@ -201,16 +201,18 @@ class LabelNames:
         self.lock = _TableLock(file)
         """Held from `mapping` to `register`, so that two clients cannot be given the same index."""
 
-        self._used: Counter[int] = Counter()
+        self._used, self._counting = Counter[int](), Lock()
 
     @contextmanager
     def used(self, indices: Collection[int]) -> Iterator[None]:
         """Until it ends none of these labels can be removed: what has them is being stored."""
-        self._used.update(indices)
+        with self._counting:
+            self._used.update(indices)
         try:
             yield
         finally:
-            self._used.subtract(indices)
+            with self._counting:
+                self._used.subtract(indices)
 
     def is_used(self, index: int) -> bool:
         """Whether something with this label index is being stored; asked while `lock` is held."""
