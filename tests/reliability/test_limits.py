@@ -39,16 +39,17 @@ from sliceprop.server.guard import BODILESS, FOREIGN, MAX_FORM_BYTES, MAX_JSON_B
 from sliceprop.server.limits import (
     ARRIVING,
     READERS,
+    READERS_OF_ONE,
     HearOut,
     LimitGuard,
     Limits,
     Queue,
+    ReadQueue,
     Slot,
     UploadSlot,
     _read_slot,
     _slot,
     _upload_slot,
-    read_queue,
     upload_queue,
 )
 from sliceprop.tokens import Holder
@@ -195,7 +196,7 @@ def test_every_route_that_takes_a_file_or_waits_for_a_study_waits_without_a_thre
 
 def test_a_few_read_at_once_and_the_others_wait_without_a_thread() -> None:
     async def read() -> tuple[int, int]:
-        queue = read_queue(Limits(jobs=1, queue=0))
+        queue = ReadQueue(Limits(jobs=1, queue=0))
         for _ in range(READERS):
             await queue.enter()
         others = [asyncio.create_task(queue.enter()) for _ in range(50)]
@@ -207,6 +208,30 @@ def test_a_few_read_at_once_and_the_others_wait_without_a_thread() -> None:
         return found
 
     assert asyncio.run(read()) == (READERS, 50)
+
+
+def test_readers_of_one_study_do_not_stand_in_the_way_of_those_of_another() -> None:
+    async def read() -> tuple[int, int]:
+        api = FastAPI()
+        api.state.reads = ReadQueue(Limits())
+
+        async def reader(study: str) -> None:
+            scope = {"type": "http", "query_string": f"image={study}".encode(), "app": api, "headers": []}
+            slot = _read_slot(Request(scope, asyncio.Future))
+            await anext(slot)
+            entered.append(study)
+            await asyncio.Future()  # its archive sends slowly
+
+        entered = list[str]()
+        asked = [asyncio.create_task(reader(study)) for study in ["slow"] * 100 + ["other"]]
+        while "other" not in entered:
+            await asyncio.sleep(0)
+        for one in asked:
+            one.cancel()
+        await asyncio.wait(asked)
+        return entered.count("slow"), entered.count("other")
+
+    assert asyncio.run(read()) == (READERS_OF_ONE, 1)
 
 
 def test_only_bodies_with_files_may_be_long(client: TestClient) -> None:

@@ -11,12 +11,13 @@ import pytest
 
 pytest.importorskip("monailabel")
 
-from monailabel.config import settings
 from monailabel.utils.async_tasks import utils
 
 from serving import eventually
-from sliceprop.io import FOLDER
+from sliceprop.errors import StorageError
 from sliceprop.server import background
+from sliceprop.server.datastore import LocalStudies, Studies
+from sliceprop.server.workspace import Workspace
 
 REQUEST = {"image": "DOE^JOHN", "budget_s": f"{' ' * 200_000}5"}
 """Longer than an argument of a program may be."""
@@ -84,20 +85,21 @@ def test_a_server_that_ends_waits_for_nothing(start: Any) -> None:
     utils.background_executors["train"].shutdown()
 
 
-def test_the_process_reads_its_request_unless_the_studies_are_out_of_reach(
+def test_the_process_reads_its_request_and_makes_no_folder_of_studies(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """One that is not there went out of reach since the server looked."""
     called = list[list[str]]()
-    monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", str(tmp_path))
+    monkeypatch.setattr(Studies, "may_begin", True)
     monkeypatch.setattr(background, "run_main", lambda: called.append(sys.argv))
     monkeypatch.setattr(sys, "argv", ["background.py", "-m", "train"])
     monkeypatch.setattr(sys, "stdin", io.StringIO("{}"))
-    with pytest.raises(SystemExit, match="out of reach"):
-        background.main()
-    assert called == list(tmp_path.iterdir()) == []
-    for name in (FOLDER, "labels"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setattr(sys, "stdin", io.StringIO("{}"))
-    monkeypatch.setattr(sys, "argv", ["background.py", "-m", "train"])
     background.main()
     assert called == [["background.py", "-m", "train", "-r", "{}"]]
+    with pytest.raises(StorageError, match="out of reach"):
+        LocalStudies(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(Studies, "may_begin", True)
+    Workspace(LocalStudies(str(tmp_path)))
+    monkeypatch.setattr(Studies, "may_begin", False)
+    assert Workspace(LocalStudies(str(tmp_path))).folder.is_dir()

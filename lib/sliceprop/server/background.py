@@ -18,12 +18,10 @@ from datetime import datetime
 from typing import Any
 
 import psutil
-from monailabel.config import settings
 from monailabel.interfaces.utils.app import run_main
 from monailabel.utils.async_tasks import utils
 
-from sliceprop.io import FOLDER
-from sliceprop.server.archive import studies_folder
+from sliceprop.server.datastore import Studies
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +94,8 @@ def _process(method: str) -> subprocess.Popen[str]:
 
 
 def main() -> None:
-    """MONAI Label's command line, with the request from standard input, unless the studies went out of reach by now."""
-    folder = studies_folder(settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_APP_CONF)
-    if not (folder / FOLDER).is_dir() or not (folder / "labels").is_dir():
-        sys.exit("the folder of the studies is out of reach")
+    """MONAI Label's command line, with the request from standard input."""
+    Studies.may_begin = False
     sys.argv += ["-r", sys.stdin.read()]
     run_main()
 

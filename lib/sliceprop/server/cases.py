@@ -52,8 +52,9 @@ class Cases:
     def __init__(self, store: Studies) -> None:
         self.store = store
         self.folder = Path(store._datastore_path) / FOLDER
-        with suppress(OSError):  # a folder that is read-only is still served
-            self.folder.mkdir(exist_ok=True)
+        if store.may_begin:
+            with suppress(OSError):  # a folder that is read-only is still served
+                self.folder.mkdir(exist_ok=True)
         self._locks: WeakValueDictionary[str, Any] = WeakValueDictionary()  # of studies that are worked on
         self._choosing = Lock()
 

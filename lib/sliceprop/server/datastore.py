@@ -70,9 +70,17 @@ class Studies(LocalDatastore):  # type: ignore[misc]
     Args:
         folder: holds the images; MONAI Label adds `labels/` and `DATASTORE`.
         watch: notice files that others put there; MONAI Label's setting by default.
+
+    Raises:
+        FileError: if the folder cannot be used; a `StorageError` if it is out of reach by now.
     """
 
+    may_begin: ClassVar = True
+    """Whether this process makes what is kept beside the images where it is not there; one beside a server does not."""
+
     def __init__(self, folder: str, *, watch: bool | None = None) -> None:
+        if not self.may_begin and not all(Path(folder, kept).is_dir() for kept in (FOLDER, "labels")):
+            raise StorageError(f"{folder}: the folder of the studies is out of reach; bring it back")
         self._changing, self._changes = RLock(), FileLock(Path(folder) / CHANGES_LOCK)
         self._list_state: tuple[int, ...] | None = None
         self.before_removal: Callable[[str, str], None] = lambda image_id, tag: None

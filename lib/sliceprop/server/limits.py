@@ -29,8 +29,8 @@ MIB = 1 << 20
 ARRIVING = 16
 """Requests with files of one user that may arrive at once; more wait for those."""
 
-READERS = 8
-"""At once; each holds a thread while it waits for its study, of which FastAPI has 40."""
+READERS, READERS_OF_ONE = 24, 2
+"""At once, and of one study; each holds a thread while it waits for its study, of which FastAPI has 40."""
 
 REST_S, REST = 5.0, 1 << 16
 """Of the body of a request that is refused already, a client must send so many bytes in this time to be waited for."""
@@ -141,8 +141,9 @@ async def _upload_slot(request: Request) -> AsyncIterator[None]:
 
 
 async def _read_slot(request: Request) -> AsyncIterator[None]:
-    """The same of the queue for what is kept of a study."""
-    async with turn(request.app.state.reads, request):
+    """The same of the queue for what is kept of studies; few of one study stand in it."""
+    query, reads = request.query_params, request.app.state.reads
+    async with reads.of_study(query.get("image") or query.get("id") or ""), turn(reads, request):
         yield
 
 
@@ -161,9 +162,20 @@ def upload_queue(limits: Limits) -> Queue:
     return Queue(replace(limits, queue=sys.maxsize, wait_s=limits.request_s))
 
 
-def read_queue(limits: Limits) -> Queue:
-    """For routes that read what is kept: they leave threads, and memory, to the others."""
-    return Queue(replace(limits, jobs=READERS, queue=sys.maxsize, wait_s=limits.request_s))
+class ReadQueue(Queue):
+    """For routes that read what is kept: they leave threads, and memory, to the others.
+
+    Args:
+        limits: for how long one waits.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(replace(limits, jobs=READERS, queue=sys.maxsize, wait_s=limits.request_s))
+        self._studies: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    def of_study(self, study: str) -> asyncio.Semaphore:
+        """To be held in the queue: one study that its archive sends slowly does not take all places."""
+        return self._studies.setdefault(study, asyncio.Semaphore(READERS_OF_ONE))
 
 
 class LimitGuard:

@@ -44,10 +44,10 @@ from sliceprop.server.limits import (
     HearOut,
     LimitGuard,
     Queue,
+    ReadQueue,
     ReadSlot,
     Slot,
     UploadSlot,
-    read_queue,
     turn,
     upload_queue,
 )
@@ -115,7 +115,7 @@ def install(app: LabelPropApp) -> None:
     install_error_handlers(api, app.workspace.folder.parent)
     api.dependency_overrides[get_current_user] = current_user
     api.state.queue, api.state.counters = Queue(app.limits), Counters()
-    api.state.uploads, api.state.reads = upload_queue(app.limits), read_queue(app.limits)
+    api.state.uploads, api.state.reads = upload_queue(app.limits), ReadQueue(app.limits)
     api.user_middleware[:] = [
         Middleware(HearOut, limits=app.limits),
         Middleware(Auditor, log=lambda: app.audit, counters=api.state.counters),
