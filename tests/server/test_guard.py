@@ -198,6 +198,26 @@ def test_json_by_any_name_is_small_and_names_plain_things(monkeypatch, kind, sta
     assert client.post("/train/x", content=b"x" * 21, headers=headers).status_code == 413
 
 
+@pytest.mark.parametrize("kind", [b"application/json", b"application/x-www-form-urlencoded", b""])
+def test_of_a_request_whose_client_hangs_up_nothing_is_done(kind):
+    done, answers = [], []
+    messages = iter([{"type": "http.request", "body": b"a=b", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def app(scope, receive, send):
+        done.append(await receive())
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        answers.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/batch/infer/labelprop", "query_string": b""}
+    scope["headers"] = [(b"content-type", kind)]
+    asyncio.run(NameGuard(app, lambda *known: None)(scope, receive, send))
+    assert not done and answers[0]["status"] == 400
+
+
 @pytest.mark.parametrize(("name", "other"), [("Knee", "knee"), ("M\u00fcller", "Mu\u0308ller"), ("ﬁn", "fin")])
 def test_ids_that_look_alike_are_not_both_taken(name: str, other: str) -> None:
     for new, there in ((name, other), (other, name)):

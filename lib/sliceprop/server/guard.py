@@ -46,7 +46,7 @@ CREATING = frozenset({("PUT", "/datastore/image"), ("PUT", "/datastore/")})
 BODILESS = frozenset({"GET", "HEAD", "DELETE"})
 """Methods with which no route reads a body; MONAI Label's client announces some that never come."""
 
-_FILES = re.compile(r"/(datastore/(image|label)?|session/|infer/[^/]+|labelprop/(scribbles|checkpoints/[^/]+))")
+_FILES = re.compile(r"/(datastore(/image|/label)?|session|infer/[^/]+|labelprop/(scribbles|checkpoints/[^/]+))/?")
 """Paths of routes that take files."""
 
 _MARKS = " ._-"
@@ -285,14 +285,17 @@ async def _whole_body(receive: Receive, longest: int) -> bytes:
 
     Raises:
         TooLargeError: if it is longer than that.
+        InputError: if its client hangs up before.
     """
     body = b""
     while True:
         message = await receive()
+        if message["type"] != "http.request":
+            raise InputError("the client hung up before all of the request was here")
         body += bytes(message.get("body", b""))
         if len(body) > longest:
             raise TooLargeError(f"a body of this kind may have {longest} bytes, not more")
-        if message["type"] != "http.request" or not message.get("more_body"):
+        if not message.get("more_body"):
             return body
 
 
