@@ -449,15 +449,18 @@ class Drawings:
 
         Another version is newer by then, so that this one counts when it is restored.
         """
-        record, found = self._cases.record(image_id), digest(aside)
-        known = {self._store.get_label_info(image_id, tag).get("sha256")}
-        known |= {version.digest for version in record.versions.newest_first(tag)}
-        known |= {digest(one) for one in record.set_aside(tag) if one != aside}
-        if found not in known:
+        record, shown = self._cases.record(image_id), self._store.get_label_info(image_id, tag).get("sha256")
+        if digest(aside) != shown and not self._is_kept(record, tag, aside):
             version = record.versions.append(Entry(tag, "conflict"), aside)
             told = "somebody put a label %s of %s there meanwhile; it is kept as version %d, which does not count"
             logger.warning(told, tag, image_id, version.number)
         aside.unlink()
+
+    def _is_kept(self, record: StudyRecord, tag: str, file: Path) -> bool:
+        """Whether a sound version, or another file that was set aside, holds the same; all of them are looked at."""
+        found, others = digest(file), (one for one in record.set_aside(tag) if one != file)
+        versions = record.versions.newest_first(tag)
+        return any(version.digest == found for version in versions) or any(digest(one) == found for one in others)
 
     def _keep_foreign(self, image_id: str, tag: str) -> Shown:
         """Keep a label file that is no version yet before it goes, or another one takes its place."""

@@ -170,8 +170,10 @@ class _TableLock:
             self._processes.acquire()
 
     def __exit__(self, *_: object) -> None:
-        self._processes.release()
-        self._threads.release()
+        try:
+            self._processes.release()
+        finally:
+            self._threads.release()
 
 
 class LabelNames:
