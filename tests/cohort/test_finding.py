@@ -52,6 +52,7 @@ def test_a_studies_folder_has_its_labels_in_the_folder_of_their_tag(tmp_path: Pa
 
 def test_names_of_the_server_count_before_the_list(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text('{"liver": 3}')
+    (tmp_path / ".labelprop").mkdir()
     write_table(tmp_path / ".labelprop" / "names.json", ["kidney", "liver"])
     assert label_names(tmp_path) == {1: "kidney", 2: "liver"}
     (tmp_path / ".labelprop" / "names.json").write_text("{")
