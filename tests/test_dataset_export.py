@@ -237,6 +237,7 @@ def test_what_the_server_noted_as_drawn_is_no_review(
     labels = draw(disc, FINAL, held)
     mask = np.zeros((11, *read_image(labels).array.shape[1:]), bool)
     mask[drawn] = True
+    (disc / ".labelprop").mkdir()
     Versions(disc / ".labelprop/studies/a/versions").append(Entry(FINAL, event), labels, mask)
     assert reviewed(disc) == is_review
 
