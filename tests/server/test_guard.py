@@ -198,6 +198,31 @@ def test_json_by_any_name_is_small_and_names_plain_things(monkeypatch, kind, sta
     assert client.post("/train/x", content=b"x" * 21, headers=headers).status_code == 413
 
 
+@pytest.mark.parametrize(
+    ("charset", "status"),
+    [
+        ("", 200),
+        ("; charset=utf-8", 200),
+        ('; charset="UTF-8"', 200),
+        ("; charset=iso-8859-1", 200),
+        ("; charset=punycode", 400),
+        ('; CHARSET="Punycode"', 400),
+        ("; charset=idna", 400),
+        ("; charset=utf-7", 400),
+    ],
+)
+def test_the_client_chooses_no_strange_encoding(charset, status):
+    """In some a field of a megabyte takes minutes, in the event loop."""
+
+    async def answer(request):
+        return PlainTextResponse(str((await request.form()).get("a")))
+
+    client = TestClient(NameGuard(Starlette(routes=[Route("/infer/x", answer, methods=["POST"])]), lambda *known: None))
+    body = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nok\r\n--b--\r\n'
+    told = client.post("/infer/x", content=body, headers={"Content-Type": f"multipart/form-data; boundary=b{charset}"})
+    assert told.status_code == status and (status == 400 or told.text == "ok")
+
+
 @pytest.mark.parametrize("kind", [b"application/json", b"application/x-www-form-urlencoded", b""])
 def test_of_a_request_whose_client_hangs_up_nothing_is_done(kind):
     done, answers = [], []

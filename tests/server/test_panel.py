@@ -59,6 +59,16 @@ def test_a_study_nobody_touched(workspace):
         assert not array.any() and array.dtype == np.uint8 and headers["X-Shape"] == "20,18,8"
 
 
+def test_a_slice_is_not_suggested_any_more_when_it_is_annotated(workspace, tmp_path):
+    paint(workspace, tmp_path, column([1, 6]), slice_axis=2)
+    PropagateTask(workspace, 0.95)({"image_id": "case"})
+    suggested = state(workspace)["result"]["suggestion"]["slice"]
+    paint(workspace, tmp_path, column([1, 6, suggested]), slice_axis=2)
+    assert state(workspace)["result"]["suggestion"] is None
+    paint(workspace, tmp_path, column([1, 6]), annotated_slices=[1, 6], slice_axis=2)
+    assert state(workspace)["result"]["suggestion"]["slice"] == suggested
+
+
 def test_after_painting_and_propagating(workspace, tmp_path):
     receipt = paint(workspace, tmp_path, column([1, 6]), annotated_slices=[1, 6, 7], slice_axis=2)
     told = state(workspace, image="case", status="DONE")

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi.concurrency import run_in_threadpool
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -48,6 +49,8 @@ BODILESS = frozenset({"GET", "HEAD", "DELETE"})
 
 _FILES = re.compile(r"/(datastore(/image|/label)?|session|infer/[^/]+|labelprop/(scribbles|checkpoints/[^/]+))/?")
 """Paths of routes that take files."""
+
+_CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1", b"latin-1"})
 
 _MARKS = " ._-"
 _INVISIBLE = frozenset(
@@ -245,6 +248,7 @@ class NameGuard:
             names = check_names(path, scope["query_string"].decode("latin-1"))
             if names:
                 await run_in_threadpool(self._check_known, scope["method"], path, names)
+            _check_charset(scope)
             if longest := _longest_body(scope, path):
                 body = await _whole_body(receive, longest)
                 if _brings_json(scope):
@@ -259,6 +263,17 @@ class NameGuard:
 
 def _kind(scope: Scope) -> str:
     return Headers(scope=scope).get("Content-Type", "").partition(";")[0].strip().lower()
+
+
+def _check_charset(scope: Scope) -> None:
+    """Refuse forms in encodings that nobody sends: fields in some of Python's take minutes of the event loop to read.
+
+    Raises:
+        InputError: naming those that are read.
+    """
+    _, options = parse_options_header(Headers(scope=scope).get("Content-Type"))
+    if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
+        raise InputError("the charset of a request must be utf-8, us-ascii or iso-8859-1")
 
 
 def _longest_body(scope: Scope, path: str) -> int:

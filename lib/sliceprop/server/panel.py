@@ -35,6 +35,7 @@ def study_state(workspace: Workspace, case: Case, training: dict[str, Any]) -> d
         scan, annotation, names = workspace.scan(case), workspace.drawings.annotation(case), workspace.names.indices
         shape = scan.array.shape
         axis = annotation.slice_axis if annotation else resolve_slice_axis("auto", shape, scan.affine, None)
+        annotated = list(annotation.annotated_slices) if annotation else []
         return {
             "image": case.image_id,
             "scan": workspace.scan_name(case),
@@ -42,7 +43,7 @@ def study_state(workspace: Workspace, case: Case, training: dict[str, Any]) -> d
             "affine_lps": (io.LPS_TO_RAS @ scan.affine).tolist(),
             "slice_axis": axis,
             "n_slices": shape[axis],
-            "annotated_slices": list(annotation.annotated_slices) if annotation else [],
+            "annotated_slices": annotated,
             "annotation_version": annotation.source if annotation else "",
             "scribbles_version": workspace.drawings.scribbles_version(case),
             "partial": bool(annotation and annotation.partial),
@@ -54,19 +55,23 @@ def study_state(workspace: Workspace, case: Case, training: dict[str, Any]) -> d
             "dicom_seg": isinstance(workspace.store, ArchivedStudies),
             "model": case.image_id in workspace.checkpoints,
             "training": training if training.get("image") == case.image_id else None,
-            "result": _result_state(workspace, case, axis),
+            "result": _result_state(workspace, case, axis, annotated),
             "undo": bool(case.record and case.record.can_undo()),
         }
 
 
-def _result_state(workspace: Workspace, case: Case, axis: int) -> dict[str, Any] | None:
-    """The last result; of one along another axis than the study's no slice is named, since its numbers are others."""
+def _result_state(workspace: Workspace, case: Case, axis: int, annotated: list[int]) -> dict[str, Any] | None:
+    """The last result; of one along another axis than the study's no slice is named, since its numbers are others.
+
+    A slice that it suggested is not suggested any more when it is annotated.
+    """
     report = case.record.report() if case.record else None
     if report is None or case.record is None:
         return None
     told = named(report, workspace.names.by_index)
     sources = workspace.drawings.annotation_version(case), workspace.drawings.scribbles_version(case)
     along = report.get("slice_axis", axis) == axis
+    open_yet = along and told["suggestion"]["slice"] not in annotated
     return {
         "current": (report.get("source"), report.get("scribbles")) == sources,
         "version": case.record.version(),
@@ -76,7 +81,7 @@ def _result_state(workspace: Workspace, case: Case, axis: int) -> dict[str, Any]
         "trained": told["trained"],
         "quality": {name: one["dice"] for name, one in told["quality"].items()},
         "quality_slices": {name: one["slices"] for name, one in told["quality"].items() if along},
-        "suggestion": told["suggestion"] if along else None,
+        "suggestion": told["suggestion"] if open_yet else None,
     }
 
 
