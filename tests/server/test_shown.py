@@ -1,5 +1,6 @@
 """Label files in MONAI Label's folder beside the versions, with other processes, crashes and copies in between."""
 
+import errno
 import logging
 import os
 import shutil
@@ -288,10 +289,11 @@ def test_a_label_file_that_somebody_puts_there_at_the_last_moment_becomes_a_vers
     looked, by_hand = getattr(workspace.store, hook), list[bytes]()
 
     def interrupted(*label):
-        answer = looked(*label)
+        if goes == "removed":
+            looked(*label)
         if not by_hand:
             by_hand.append(put(column([5, 6]), file.parent).read_bytes())
-        return answer
+        return looked(*label) if goes == "replaced" else None
 
     monkeypatch.setattr(workspace.store, hook, interrupted)
     submit(column([2, 3])) if goes == "replaced" else workspace.store.remove_label("case", "sparse")
@@ -303,3 +305,27 @@ def test_a_label_file_that_somebody_puts_there_at_the_last_moment_becomes_a_vers
         assert opened(workspace).annotation.annotated_slices == (2, 3)
         workspace.drawings.restore(workspace.case("case"), newest.number)
         assert opened(workspace).annotation.annotated_slices == (5, 6)
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_label_file_that_is_a_link_is_replaced_and_what_it_leads_to_stays(workspace, submit, leads):
+    submit(column([2]))
+    labels = shown_file(workspace).parent.parent
+    (labels / "mine").mkdir()
+    link = labels / "mine" / "case.nii.gz"
+    link.symlink_to("../sparse/case.nii.gz" if leads else "../sparse/gone.nii.gz")
+    submit(column([4]), "mine")
+    assert not link.is_symlink() and (nib.load(link).get_fdata() == column([4])).all()
+    assert (nib.load(labels / "sparse" / "case.nii.gz").get_fdata() == column([2])).all()
+
+
+def test_label_folders_may_be_a_file_system_of_their_own(workspace, submit, monkeypatch):
+    monkeypatch.setattr(os, "link", Mock(side_effect=OSError(errno.EXDEV, "Invalid cross-device link")))
+    submit(column([2]))
+    by_hand = put(column([5, 6]), shown_file(workspace).parent).read_bytes()
+    submit(column([2, 3]))
+    assert by_hand in [one.labels_file.read_bytes() for one in workspace.record("case").versions.newest_first()]
+    assert (nib.load(shown_file(workspace)).get_fdata() == column([2, 3])).all()
+    workspace.store.remove_label("case", "sparse")
+    assert not list((workspace.folder.parent / "labels" / "sparse").iterdir())
+    assert not list(workspace.record("case").folder.glob("set_aside/*"))

@@ -85,8 +85,8 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         self._list_state: tuple[int, ...] | None = None
         self.before_removal: Callable[[str, str], None] = lambda image_id, tag: None
         """Called with image id and tag before a client removes a label."""
-        self.set_aside: Callable[[str, str, Path], Path | None] = lambda *label: label[-1].unlink(missing_ok=True)
-        """Called with image id, tag and a label file that goes, to move it where it stays; None if it is not there."""
+        self.set_aside: Callable[[str, str, Path], Path | None] = lambda image_id, tag, file: None
+        """Called with image id, tag and a label file that goes, for a second name of it; None if it is not there."""
         self.after_removal: Callable[[str, str, Path], None] = lambda image_id, tag, file: None
         """Called with image id, tag and a file that was set aside, when another one took its place or none does."""
         try:
@@ -231,26 +231,18 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         return image_id
 
     def _replace(self, image_id: str, tag: str, target: Path, source: Path) -> int:
-        """Let a copy take the place of a label file, also of one that somebody puts there at this moment; its time."""
-        aside, times = list[Path](), list[int]()
+        """Let a copy take the place of a label file, which nobody misses meanwhile; the time of the copy."""
+        aside, times = list[Path | None](), list[int]()
 
         def put(temporary: Path, target: Path) -> None:
             times.append(temporary.stat().st_mtime_ns)
-            while True:
-                if old := self.set_aside(image_id, tag, target):
-                    aside.append(old)
-                try:
-                    os.link(temporary, target)  # unlike a renaming it replaces nothing
-                except FileExistsError:
-                    continue
-                except OSError:  # a file system without links
-                    temporary.replace(target)
-                return
+            aside.append(self.set_aside(image_id, tag, target))
+            temporary.replace(target)
 
         try:
             io.write_atomically(target, lambda temporary: shutil.copyfile(source, temporary), put)
         finally:
-            for old in aside:
+            for old in filter(None, aside):
                 self.after_removal(image_id, tag, old)
         return times[0]
 
@@ -286,9 +278,9 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         file = self.label_file(image_id, tag)
         if file is None:
             return
-        if tag.endswith(MASK):
-            file.unlink(missing_ok=True)
-        elif old := self.set_aside(image_id, tag, file):
+        old = None if tag.endswith(MASK) else self.set_aside(image_id, tag, file)
+        file.unlink(missing_ok=True)
+        if old is not None:
             self.after_removal(image_id, tag, old)
         self._datastore.objects[image_id].labels.pop(tag, None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -73,7 +73,7 @@ class Drawings:
     def __init__(self, cases: Cases, names: LabelNames, colors: LabelColors) -> None:
         self._cases, self._store, self._names, self._colors = cases, cases.store, names, colors
         cases.store.before_removal = self._keep_before_removal
-        cases.store.set_aside = self._move_aside
+        cases.store.set_aside = self._second_name
         cases.store.after_removal = self._keep_put_meanwhile
 
     def annotation(self, case: Case) -> Annotation | None:
@@ -433,16 +433,19 @@ class Drawings:
             if self._keep_foreign(image_id, tag).name:
                 record.versions.append(Entry(tag, "removed", by=sender()))
 
-    def _move_aside(self, image_id: str, tag: str, file: Path) -> Path | None:
-        """Move a label file that goes where it stays if the server ends now; called by the datastore."""
-        if not file.exists():
+    def _second_name(self, image_id: str, tag: str, file: Path) -> Path | None:
+        """A label file that goes, where it stays if the server ends now; called by the datastore."""
+        if file.is_symlink() or not file.is_file():  # what a link leads to stays anyway
             return None
-        aside = self._cases.record(image_id).folder / "set_aside"
-        io.make_folder(aside)
+        aside = self._cases.record(image_id).folder / "set_aside" / f"{tag}.{token_hex(4)}{''.join(file.suffixes[-2:])}"
+        io.make_folder(aside.parent)
         try:
-            return Path(shutil.move(file, aside / f"{tag}.{token_hex(4)}{''.join(file.suffixes[-2:])}"))
+            os.link(file, aside)
         except FileNotFoundError:
             return None
+        except OSError:  # the labels are a file system of their own, or it knows no links
+            copy_file(file, aside)
+        return aside
 
     def _keep_put_meanwhile(self, image_id: str, tag: str, aside: Path) -> None:
         """Keep a label file that went, if somebody put it there since it was looked at; called by the datastore.

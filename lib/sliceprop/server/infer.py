@@ -130,11 +130,12 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         advice, config = SuggestConfig(target=number(options, "target", self._target)), propagate_config(options)
         with self._workspace.lock(case):
             taken = self._take(case, options, Path(upload) if upload else None)
+            scan = self._workspace.scan_name(case)
         with self._workspace.names.used(taken.opened.study.annotation.values):
-            return self._reply(case, taken, options, config, advice)
+            return self._reply(case, taken, options, config, advice, scan)
 
     def _reply(
-        self, case: Case, taken: Taken, options: Options, config: PropagateConfig, advice: SuggestConfig
+        self, case: Case, taken: Taken, options: Options, config: PropagateConfig, advice: SuggestConfig, scan: str
     ) -> Reply:
         opened = taken.opened
         with making() as made:
@@ -143,6 +144,7 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         answer = self._answer(opened, labels, options)
         file = write_result(answer.labels, self._workspace.scan(case), options)
         with self._workspace.lock(case):
+            self._workspace.check_scan(case, scan)  # somebody may have put another one there by now
             if result is None:
                 report = self._empty_report(taken, config, advice)
             else:

@@ -128,7 +128,7 @@ class Workspace(Cases):
         options = named_by_file(options, segments)
         with self.lock(case), ExitStack() as stored:
             scan = self.scan_name(case)
-            self._check_scan(case, options.scan)
+            self.check_scan(case, options.scan)
             with self.names.lock:
                 background = options.background_scribble if tag == SCRIBBLES else None
                 labels, new = self.drawings.renumbered(read_labels(file, self.scan(case)), options, background)
@@ -141,12 +141,12 @@ class Workspace(Cases):
             self._check_base(case, tag, labels, annotation, options, by or {})
             event: Event = "removed" if tag == SCRIBBLES and not labels.any() else "submitted"
             known = options.annotation_version or ""
-            self._check_scan(case, options.scan)  # somebody may have put another one there by now
+            self.check_scan(case, options.scan)  # somebody may have put another one there by now
             kept = self.drawings.keep(case, tag, labels, annotation, event, based_on=known, by=by)
             self.remember(case)
             return {**self._receipt(case, labels, annotation, kept), "scan": scan, **self.export(case, tag)}
 
-    def _check_scan(self, case: Case, drawn_on: str | None) -> None:
+    def check_scan(self, case: Case, drawn_on: str | None) -> None:
         """Refuse what was drawn on another scan of this name, whose slices these are not.
 
         Raises:
