@@ -130,12 +130,18 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         advice, config = SuggestConfig(target=number(options, "target", self._target)), propagate_config(options)
         with self._workspace.lock(case):
             taken = self._take(case, options, Path(upload) if upload else None)
-            scan = self._workspace.scan_name(case)
+            scan = self._workspace.scan_name(case) if case.image_id else None  # others are nobody else's
         with self._workspace.names.used(taken.opened.study.annotation.values):
             return self._reply(case, taken, options, config, advice, scan)
 
     def _reply(
-        self, case: Case, taken: Taken, options: Options, config: PropagateConfig, advice: SuggestConfig, scan: str
+        self,
+        case: Case,
+        taken: Taken,
+        options: Options,
+        config: PropagateConfig,
+        advice: SuggestConfig,
+        scan: str | None,
     ) -> Reply:
         opened = taken.opened
         with making() as made:

@@ -140,9 +140,9 @@ class Workspace(Cases):
                 self.colors.take({one.name: one.color for one in segments if one.name in new})
             self._check_base(case, tag, labels, annotation, options, by or {})
             event: Event = "removed" if tag == SCRIBBLES and not labels.any() else "submitted"
-            known = options.annotation_version or ""
+            based_on = options.annotation_version or ""
             self.check_scan(case, options.scan)  # somebody may have put another one there by now
-            kept = self.drawings.keep(case, tag, labels, annotation, event, based_on=known, by=by)
+            kept = self.drawings.keep(case, tag, labels, annotation, event, based_on=based_on, by=by)
             self.remember(case)
             return {**self._receipt(case, labels, annotation, kept), "scan": scan, **self.export(case, tag)}
 
