@@ -15,7 +15,7 @@ PACKAGE = ROOT / "lib" / "sliceprop"
 
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
-    {"config", "tokens"},
+    {"config", "memory", "tokens"},
     {"volume", "labels", "roi", "hashing", "pipes", "dicom_series", "stored_voxels"},
     {"engine"},
     {"io"},

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from sliceprop.errors import GeometryError, InputError, ShapeError, TooLargeError
+from sliceprop.errors import GeometryError, InputError, ShapeError
 from sliceprop.volume import (
     Volume,
     check_affine,
     check_image,
-    check_memory,
     normalise_intensity,
     resolve_slice_axis,
     voxel_spacing,
@@ -105,11 +104,6 @@ def test_one_slice_is_not_enough() -> None:
 def test_unusable_images(array: np.ndarray, error: type[Exception]) -> None:
     with pytest.raises(error):
         check_image(array)
-
-
-def test_huge_volumes_are_refused_with_an_estimate() -> None:
-    with pytest.raises(TooLargeError, match="GiB"):
-        check_memory((100_000, 100_000, 1_000))
 
 
 @pytest.mark.parametrize("affine", [np.eye(3), np.zeros((4, 4)), np.full((4, 4), np.nan)])

@@ -37,5 +37,9 @@ class TooLargeError(InputError):
     """A study that would not fit into memory, found before the memory runs out."""
 
 
+class MemoryTakenError(TooLargeError):
+    """A study that fits into memory, but not beside the other work that goes on."""
+
+
 class ContourError(SlicePropError):
     """The contour interpolator crashed or took too long; another method works."""

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from sliceprop.dicom_series import read_header, read_series
 from sliceprop.errors import FileError, GeometryError, ShapeError, SlicePropError, StorageError
+from sliceprop.memory import check_memory
 from sliceprop.stored_voxels import (
     META_SUFFIXES,
     NRRD_SUFFIXES,
@@ -37,7 +38,7 @@ from sliceprop.stored_voxels import (
     meta_end,
     read_head,
 )
-from sliceprop.volume import check_affine, check_memory
+from sliceprop.volume import check_affine
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 SITK_SUFFIXES = NRRD_SUFFIXES + META_SUFFIXES

@@ -32,9 +32,10 @@ from sliceprop.engine.streaming import (
 from sliceprop.errors import InputError, NoAnnotationError, ShapeError
 from sliceprop.io import check_not_inputs, check_same_grid
 from sliceprop.labels import LabelArray, SparseLabels, check_labels
+from sliceprop.memory import check_memory
 from sliceprop.roi import Roi
 from sliceprop.study import Progress, Study
-from sliceprop.volume import Volume, check_memory
+from sliceprop.volume import Volume
 from sliceprop.zarr_io import ZarrVolume, check_new, new_zarr, open_zarr
 
 COARSE_VOXELS = 16_000_000

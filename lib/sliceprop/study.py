@@ -41,15 +41,14 @@ from sliceprop.engine.threads import one_thread
 from sliceprop.engine.training import Fields, Learner, Progress, half_size
 from sliceprop.errors import CheckpointError, InputError, NoAnnotationError
 from sliceprop.labels import SparseLabels, check_labels, sparse_labels
+from sliceprop.memory import BYTES_PER_WORKED_VOXEL, check_memory
 from sliceprop.pretrained import load_refinement
 from sliceprop.roi import Roi, region_of_interest
 from sliceprop.suggestion import Suggestion, make_suggestions, plan_suggestions
 from sliceprop.volume import (
-    BYTES_PER_WORKED_VOXEL,
     Volume,
     check_affine,
     check_image,
-    check_memory,
     normalise_intensity,
     resolve_slice_axis,
     voxel_spacing,

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sliceprop.errors import GeometryError, InputError, ShapeError, TooLargeError
+from sliceprop.errors import GeometryError, InputError, ShapeError
+from sliceprop.memory import check_memory
 
 FloatArray = NDArray[np.float32]
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -23,15 +24,6 @@ slices touch in half of their voxels, while a solid structure's shares differ li
 
 CUBIC = 0.99
 """Spacings are equal where the smaller is at least this share of the larger."""
-
-BYTES_PER_VOXEL = 30
-"""Peak memory per voxel of the study: image, labels, three results, uncertainty."""
-
-MAX_SIDE = 8192
-"""Voxels along an axis: four times the longest series of slices, and the widest picture, that scanners make."""
-
-BYTES_PER_WORKED_VOXEL = 110
-"""Further peak memory per voxel of the region of interest: velocity fields, displacements, scores; measured."""
 
 
 @dataclass(frozen=True)
@@ -117,29 +109,6 @@ def check_image(array: NDArray[Any], name: str = "image") -> None:
         raise InputError(f"{name}: holds NaN or infinite values; replace them first")
     if array.min() == array.max():
         raise InputError(f"{name}: is constant ({array.flat[0]}), there is nothing to register")
-
-
-def check_memory(shape: tuple[int, ...], name: str = "image", bytes_per_voxel: int = BYTES_PER_VOXEL) -> None:
-    """Refuse a shape that would need more memory than the machine has free, or that no scanner makes.
-
-    Args:
-        shape: of what is to be read or worked on.
-        name: what it is, for the message.
-        bytes_per_voxel: peak of the work.
-
-    Raises:
-        TooLargeError: with the estimate and what is free, or the longest axis.
-    """
-    import psutil
-
-    needed, free = float(np.prod(shape, dtype=np.float64)) * bytes_per_voxel, psutil.virtual_memory().available
-    if needed > free:
-        raise TooLargeError(
-            f"{name}: shape {shape} needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
-            "crop or downsample the scan"
-        )
-    if max(shape, default=0) > MAX_SIDE:
-        raise TooLargeError(f"{name}: an axis of shape {shape} is longer than {MAX_SIDE}; crop or downsample the scan")
 
 
 def normalise_intensity(array: NDArray[Any]) -> FloatArray:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -289,6 +290,17 @@ def test_wrong_tokens_of_one_do_not_keep_out_those_who_work_at_the_same_address(
     file.write_text("".join(line for line in file.read_text().splitlines(True) if "alice" not in line))
     statuses = [client.get("/info/", headers=bearer(alice)).status_code for _ in range(2)]
     assert statuses == [401, 429], "a token that is taken away is a wrong one"
+
+
+def test_cookies_of_strangers_are_not_unquoted(behind: Opener, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own way to read one may take seconds for its backslashes, during which nobody else is served."""
+    monkeypatch.setattr("http.cookies._unquote", Mock(side_effect=AssertionError))
+    token, quoted = add_token(file, "alice", "annotate"), 'a="{}"; b=1'.format("\\" * 60_000)
+    client = behind(Policy(TokenFile(file)), "192.0.2.7", "https://scans.example")
+    assert client.get("/info/", headers={"Cookie": quoted}).status_code == 401
+    signed_in = client.post("/sign-in", data={"token": token}).headers["Set-Cookie"].partition(";")[0]
+    client.cookies.clear()
+    assert client.get("/info/", headers={"Cookie": f"{quoted};  {signed_in} ; c=2"}).json() == {"user": "alice"}
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

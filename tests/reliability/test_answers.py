@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("monailabel")
 
+from fastapi.responses import FileResponse
 from starlette.testclient import TestClient
 from starlette.types import Message
 
 from sliceprop.server import web
-from sliceprop.server.errors import BusyError
+from sliceprop.server.errors import BusyError, NotFoundError
 
 CHUNK = 100
 
@@ -76,6 +78,26 @@ def test_an_answer_whose_client_hangs_up_leaves_no_file() -> None:
 
     asyncio.run(answer({"type": "http"}, receive, send))
     assert answer.file.closed
+
+
+def test_a_file_is_sent_as_it_was_whatever_takes_its_place(tmp_path: Path) -> None:
+    file, parts = tmp_path / "labels.nii.gz", list[bytes]()
+    file.write_bytes(b"old" * CHUNK)
+    answer = web.opened(FileResponse(file, filename=file.name, media_type="application/gzip"))
+    (tmp_path / "new").write_bytes(b"newer" * CHUNK)
+    (tmp_path / "new").replace(file)
+
+    async def send(message: Message) -> None:
+        parts.append(message.get("body", b""))
+
+    asyncio.run(answer({"type": "http"}, asyncio.Future, send))
+    assert b"".join(parts) == b"old" * CHUNK and answer.headers["Content-Length"] == str(3 * CHUNK)
+    assert "labels.nii.gz" in answer.headers["Content-Disposition"] and answer.media_type == "application/gzip"
+
+
+def test_a_file_that_is_gone_by_now_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        web.opened(FileResponse(tmp_path / "gone", filename="gone"))
 
 
 def test_only_so_much_waits_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:

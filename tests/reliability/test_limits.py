@@ -32,10 +32,11 @@ from sliceprop.config import TrainConfig
 from sliceprop.engine.network import RegistrationNet
 from sliceprop.engine.registration import Model
 from sliceprop.errors import InputError
+from sliceprop.memory import check_memory
 from sliceprop.server import limits as module
 from sliceprop.server import routes
 from sliceprop.server.errors import BusyError
-from sliceprop.server.guard import BODILESS, FOREIGN, MAX_FORM_BYTES, MAX_JSON_BYTES, takes_files
+from sliceprop.server.guard import BODILESS, FOREIGN, MAX_BODY_BYTES, takes_files
 from sliceprop.server.limits import (
     ARRIVING,
     READERS,
@@ -53,6 +54,9 @@ from sliceprop.server.limits import (
     upload_queue,
 )
 from sliceprop.tokens import Holder
+
+MEMORY, PIXELS = 1 << 40, 1000
+"""Of a machine, far more than this process takes; asked for in parts of it."""
 
 SLOTS = {_slot, _upload_slot, _read_slot}
 
@@ -82,6 +86,11 @@ def working(**limits: Any) -> Iterator[tuple[TestClient, threading.Event, thread
         begun.set()
         assert go.wait(30)
         return "done"
+
+    @api.post("/memory/{part}")
+    def memory(part: float, slot: Slot) -> str:
+        check_memory((int(part * PIXELS), 1), bytes_per_voxel=MEMORY // PIXELS)
+        return work(slot)
 
     @api.get("/quick")
     def quick(request: Request) -> dict[str, int]:
@@ -158,6 +167,19 @@ def test_no_more_wait_than_may_though_they_come_at_once() -> None:
 
     ended = asyncio.run(come())
     assert ended[:2] == [None, None] and [type(one) for one in ended[5:]] == [BusyError] * 5
+
+
+def test_scans_that_do_not_fit_into_memory_at_once_come_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sliceprop.memory.free_bytes", lambda: MEMORY)
+    with working(jobs=3) as (client, begun, go):
+        first = in_thread(lambda: client.post("/memory/0.5"))
+        assert begun.wait(30)
+        second = client.post("/memory/0.7")
+        assert second.status_code == 429 and int(second.headers["Retry-After"]) > 0
+        assert client.post("/memory/1.1").status_code == 413
+        go.set()
+        assert first().status_code == 200
+        assert client.post("/memory/0.7").status_code == 200
 
 
 def test_files_wait_for_each_other_and_leave_threads_for_the_rest() -> None:
@@ -242,10 +264,10 @@ def test_only_bodies_with_files_may_be_long(client: TestClient) -> None:
             stored = route.path == "/labelprop/checkpoints/{checkpoint_id}"
             for method in route.methods - BODILESS:
                 assert takes_files(method, path) == (brings_files(route) or stored), route.path
-    long = b"[" * (MAX_JSON_BYTES + 1)
+    long = b"[" * (MAX_BODY_BYTES + 1)
     for kind in ("text/plain", "multipart/form-data; boundary=b", "application/x-www-form-urlencoded"):
         assert client.put("/labelprop/labels", content=long, headers={"Content-Type": kind}).status_code == 413
-    fields, slow = b"&" * (MAX_FORM_BYTES + 1), {"Content-Type": "application/x-www-form-urlencoded"}
+    fields, slow = b"&" * (MAX_BODY_BYTES + 1), {"Content-Type": "application/x-www-form-urlencoded"}
     for path in ("/datastore/label?image=case", "/session/", "/datastore/image/info?image=case"):
         assert client.put(path, content=fields, headers=slow).status_code == 413
     assert client.put("/labelprop/checkpoints/x", content=fields, headers=slow).status_code == 400  # read, but none
@@ -309,7 +331,8 @@ def test_of_one_user_only_some_files_arrive_at_once_and_nobody_else_waits_for_th
             await arrived.wait()
             return {"type": "http.request"}
 
-        scope = {"type": "http", "method": "PUT", "path": "/datastore/label", "headers": []}
+        headers = [(b"content-length", b"5")]
+        scope = {"type": "http", "method": "PUT", "path": "/datastore/label", "headers": headers}
         await guard({**scope, "state": {"holder": Holder(name, "annotate")}}, receive, None)
 
     async def run() -> None:
@@ -321,6 +344,26 @@ def test_of_one_user_only_some_files_arrive_at_once_and_nobody_else_waits_for_th
         assert begun.count("ben") == ARRIVING
         arrived.set()
         while begun.count("ben") < ARRIVING + 5:
+            await asyncio.sleep(0)
+        for one in asked:
+            one.cancel()
+        await asyncio.wait(asked)
+
+    asyncio.run(run())
+
+
+def test_requests_without_a_body_do_not_wait_for_those_that_arrive() -> None:
+    begun = list[bool]()
+
+    async def app(scope: Scope, receive: Any, send: Any) -> None:
+        begun.append(True)
+        await asyncio.Future()  # works for long, and reads nothing
+
+    async def run() -> None:
+        guard = LimitGuard(app, Limits())
+        scope = {"type": "http", "method": "POST", "path": "/infer/labelprop", "headers": []}
+        asked = [asyncio.create_task(guard(scope, asyncio.Future, None)) for _ in range(2 * ARRIVING)]
+        while len(begun) < len(asked):
             await asyncio.sleep(0)
         for one in asked:
             one.cancel()

@@ -16,7 +16,7 @@ pytest.importorskip("monailabel")
 import uvicorn
 
 from sliceprop.server import connections
-from sliceprop.server.connections import Connection
+from sliceprop.server.connections import FEW_CHUNKS, LONGEST_HEAD, MOST_PARTS, SHORT_CHUNK, Connection
 from sliceprop.server.limits import HearOut, Limits
 
 PATIENCE_S = 30.0
@@ -137,6 +137,59 @@ def test_what_is_no_http_ends_the_connection(answered: bool, caplog: pytest.LogC
         connection.sendall(b"ZZ\r\n")
         assert received(connection, END) == 0
     assert "LocalProtocolError" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "status"),
+    [
+        ("/", b"a: %s\r\n" % (b"x" * (LONGEST_HEAD - 100)), b"200"),
+        ("/", b"a: %s\r\n" % (b"x" * LONGEST_HEAD), b"400"),
+        ("/", b"a: %s" % (b"x" * LONGEST_HEAD), b"400"),
+        ("/", b"a:b\r\n" * (MOST_PARTS - 10), b"200"),
+        ("/", b"a:b\r\n" * MOST_PARTS, b"400"),
+        ("/?" + "a&" * MOST_PARTS, b"", b"200"),
+        ("/?" + "a&" * (MOST_PARTS + 1), b"", b"400"),
+    ],
+    ids=["long", "too long", "without an end", "many lines", "too many lines", "many names", "too many names"],
+)
+@pytest.mark.parametrize("before", [b"", request("/"), request("/") * 2])
+def test_heads_that_nobody_sends_are_not_read(path: str, header: bytes, status: bytes, before: bytes) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await answer(send)
+
+    with served(app) as connect:
+        connection = connect(before + request(path)[:-2] + header + b"\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        answers = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        assert answers.count(b"HTTP/1.1 200") == before.count(b"GET") + (status == b"200")
+        assert answers.count(b"HTTP/1.1 400") == (status == b"400")
+
+
+def chunks(length: int, count: int) -> bytes:
+    return b"%x\r\n%s\r\n" % (length, bytes(length)) * count
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (chunks(1, FEW_CHUNKS), b"200"),
+        (chunks(SHORT_CHUNK, 4 * FEW_CHUNKS), b"200"),
+        (chunks(1, FEW_CHUNKS + 1), b"400"),
+        (chunks(100, 2) + chunks(1, 100 * FEW_CHUNKS), b"400"),
+    ],
+)
+def test_a_body_in_crumbs_is_refused(body: bytes, status: bytes) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        await answer(send, b"done")
+
+    head = b"PUT / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with served(app) as connect:
+        connection = connect(head + chunks(1, FEW_CHUNKS) + END[2:])  # one request has nothing to do with the next
+        assert received(connection, END)
+        connection.sendall(head + body + END[2:])
+        assert connection.recv(12).endswith(status)
 
 
 def test_an_answer_that_is_not_taken_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,7 +185,7 @@ def test_json_that_is_announced_with_get_is_not_waited_for(method, waited_for):
     ],
 )
 def test_json_by_any_name_is_small_and_names_plain_things(monkeypatch, kind, status):
-    monkeypatch.setattr(guard, "MAX_JSON_BYTES", 20)
+    monkeypatch.setattr(guard, "MAX_BODY_BYTES", 20)
 
     async def answer(request):
         return PlainTextResponse(await request.body())

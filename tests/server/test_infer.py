@@ -1,14 +1,17 @@
 """A study is free while a result of it is made."""
 
 from threading import Event, Thread
+from unittest.mock import Mock
 
+import nibabel as nib
 import numpy as np
 import pytest
 from monailabel.interfaces.tasks.infer_v2 import InferType
 
-from columns import column
-from sliceprop.io import write_image
-from sliceprop.server.errors import NotFoundError
+from columns import AFFINE, column
+from sliceprop.io import read_image, write_image
+from sliceprop.server.app import LabelPropApp
+from sliceprop.server.errors import ConflictError, NotFoundError
 from sliceprop.server.infer import PropagateTask
 from sliceprop.server.panel import study_state, voxels
 from sliceprop.server.tools import Model, ToolTask
@@ -92,6 +95,35 @@ def test_who_submits_does_not_wait_for_a_tool(workspace, submit):
     _, told = meanwhile(task, pause, {"image_id": "case"}, lambda: submit(column([2, 5, 7])))
     assert told["draft"]
     assert workspace.drawings.annotation(workspace.case("case")).annotated_slices == (2, 5, 7)
+
+
+@pytest.mark.parametrize("exchanged", ["while it is made", "before it is stored"])
+@pytest.mark.parametrize("model", ["labelprop", "all"])
+def test_no_result_becomes_that_of_another_scan(workspace, submit, monkeypatch, model, exchanged):
+    submit(column([2, 7]))
+    case = workspace.case("case")
+
+    def exchange():
+        nib.save(nib.Nifti1Image(read_image(case.image).array[::-1], AFFINE), case.image)
+
+    def run(scene, options):
+        if exchanged == "while it is made":
+            exchange()
+        return np.ones_like(scene.before)
+
+    task = ToolTask(workspace, "all", Model(run, InferType.SEGMENTATION, "marks everything", {}))
+    if model == "labelprop":
+        task = PropagateTask(workspace, 0.95)
+        propagate = task._propagate
+        monkeypatch.setattr(task, "_propagate", lambda *given: (run(Mock(before=0), {}), propagate(*given))[1])
+    app = Mock(workspace=workspace)
+    with pytest.raises(ConflictError, match="another scan"):
+        reply = task.reply({"image_id": "case", "method": "nearest"})
+        assert exchanged == "before it is stored"
+        exchange()
+        LabelPropApp._store(app, workspace.store, "case", "auto", reply)
+    assert workspace.store.label_file("case", "auto") is None
+    assert case.record.result("labels") is None and not case.record.outlines()
 
 
 def test_a_request_for_a_model_that_is_not_there_leaves_no_name(workspace, submit, tmp_path):

@@ -320,7 +320,16 @@ def test_a_label_file_that_is_a_link_is_replaced_and_what_it_leads_to_stays(work
 
 
 def test_label_folders_may_be_a_file_system_of_their_own(workspace, submit, monkeypatch):
-    monkeypatch.setattr(os, "link", Mock(side_effect=OSError(errno.EXDEV, "Invalid cross-device link")))
+    def within_one(name):
+        def checked(source, target):
+            if Path(source).parent != Path(target).parent:
+                raise OSError(errno.EXDEV, "Invalid cross-device link")
+            name(source, target)
+
+        return checked
+
+    for name in ("link", "rename"):
+        monkeypatch.setattr(os, name, within_one(getattr(os, name)))
     submit(column([2]))
     by_hand = put(column([5, 6]), shown_file(workspace).parent).read_bytes()
     submit(column([2, 3]))

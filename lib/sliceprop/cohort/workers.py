@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from sliceprop.errors import InputError, TooLargeError
 from sliceprop.io import image_shape
-from sliceprop.volume import BYTES_PER_VOXEL, BYTES_PER_WORKED_VOXEL
+from sliceprop.memory import BYTES_PER_VOXEL, BYTES_PER_WORKED_VOXEL
 
 if TYPE_CHECKING:
     from distributed import Client, SpecCluster

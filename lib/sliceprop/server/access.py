@@ -283,7 +283,7 @@ class Access:
             UnauthorizedError: without any, or one that is not known.
             BusyError: after too many wrong ones.
         """
-        now, cookie = time.monotonic(), request.cookies.get(COOKIE)
+        now, cookie = time.monotonic(), _cookie(request)
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and token.strip():
             return self._checked(request, token.strip(), now)
@@ -327,7 +327,7 @@ class Access:
         return JSONResponse({"token_type": "Bearer", "access_token": token}, headers={"Cache-Control": "no-store"})
 
     async def _sign_in_or_out(self, request: Request, path: str) -> Response | None:
-        target, cookie = local_address(request.query_params.get("next", "")), request.cookies.get(COOKIE, "")
+        target, cookie = local_address(request.query_params.get("next", "")), _cookie(request)
         if path == SIGN_OUT and request.method == "POST":
             self._signed_in.remove(cookie)
             answer: Response = RedirectResponse(f"{_root(request)}{SIGN_IN}", status_code=303)
@@ -345,6 +345,12 @@ class Access:
         secure = request.url.scheme == "https"
         answer.set_cookie(COOKIE, value, max_age=int(SIGNED_IN_S), httponly=True, samesite="strict", secure=secure)
         return answer
+
+
+def _cookie(request: HTTPConnection) -> str:
+    """What the browser was given to remember; empty without it. It has no quotes, whose reading may take seconds."""
+    pairs = (pair.partition("=") for header in request.headers.getlist("Cookie") for pair in header.split(";"))
+    return next((value.strip() for key, _, value in pairs if key.strip() == COOKIE), "")
 
 
 async def current_user(request: Request) -> User:

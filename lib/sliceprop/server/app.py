@@ -241,11 +241,15 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         """Store a result and its mask; what interrupts this leaves no mask rather than that of another result.
 
         A label file that is no result, but was put there by hand, becomes a version first.
+
+        Raises:
+            ConflictError: if another scan has this id by now.
         """
         case = self.workspace.case(image_id)
         mask = write_result(reply.drawn.astype(np.uint8), self.workspace.scan(case), {})
         try:
             with self.workspace.lock(case):
+                self.workspace.check_scan(case, reply.scan)
                 self.workspace.drawings.keep_found(case, tag)
                 info = {"params": reply.params, "sha256": digest(Path(reply.file))}
                 label = store.save_label(image_id, reply.file, tag, info)

@@ -6,7 +6,11 @@ uvicorn itself waits for both without an end.
 from __future__ import annotations
 
 import asyncio
+import re
+from typing import Any
 
+import h11
+from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 20.0
@@ -16,11 +20,55 @@ TAKING_S, TAKEN = 60.0, 1 << 16
 """Of an answer that waits to be taken, a client must take so many bytes in this time."""
 
 
+FEW_CHUNKS, SHORT_CHUNK = 256, 64
+"""A body may be sent in chunks of fewer bytes only if they are few: each takes as long to read as a long one."""
+
+
+LONGEST_HEAD, MOST_PARTS = 1 << 15, 100
+"""Bytes of a request's head, and lines of it, or parameters of the address."""
+
+_HEAD_END = re.compile(rb"\n\r?\n")
+
+
+class _Messages(h11.Connection):
+    """Reads what a client sends, unless it is cut into crumbs: all of it is read in the event loop."""
+
+    _chunks, _bytes = 0, 0
+
+    def next_event(self) -> Any:
+        """The next part of a request.
+
+        Raises:
+            h11.RemoteProtocolError: if it is no HTTP, or more of a head or shorter chunks of a body than anybody sends.
+        """
+        if self.their_state is h11.IDLE:
+            self._check_head()
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks, self._bytes = 0, 0
+        elif isinstance(event, h11.Data):
+            self._chunks, self._bytes = self._chunks + event.chunk_end, self._bytes + len(event.data)
+            if self._chunks > FEW_CHUNKS and self._bytes < SHORT_CHUNK * self._chunks:
+                raise h11.RemoteProtocolError("the body comes in too short chunks")
+        return event
+
+    def _check_head(self) -> None:
+        arrived, _ = self.trailing_data
+        end = _HEAD_END.search(arrived, 0, LONGEST_HEAD)
+        lines = arrived[: end.end() if end else None].split(b"\n", MOST_PARTS + 1)
+        if (not end and len(arrived) >= LONGEST_HEAD) or len(lines) > MOST_PARTS or lines[0].count(b"&") > MOST_PARTS:
+            raise h11.RemoteProtocolError("the head of the request is too long")
+
+
 class Connection(H11Protocol):
     """A connection of uvicorn that is closed when its client neither asks nor takes what it asked for."""
 
     _asking: asyncio.TimerHandle | None = None
     _taking: asyncio.TimerHandle | None = None
+
+    def __init__(self, config: Config, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.conn = _Messages(h11.SERVER, self.conn._max_incomplete_event_size)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""

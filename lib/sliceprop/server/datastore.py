@@ -41,6 +41,9 @@ from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE, FINAL
 
 logger = logging.getLogger(__name__)
 
+SetAside = Callable[[Path, Path], None]
+"""Gives a file another name, beside its own or in place of it."""
+
 MASK = "_drawn"
 """Ends the tag of the mask beside a stored result: 1 where the user decided, 0 where it was propagated."""
 
@@ -85,8 +88,9 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         self._list_state: tuple[int, ...] | None = None
         self.before_removal: Callable[[str, str], None] = lambda image_id, tag: None
         """Called with image id and tag before a client removes a label."""
-        self.set_aside: Callable[[str, str, Path], Path | None] = lambda image_id, tag, file: None
-        """Called with image id, tag and a label file that goes, for a second name of it; None if it is not there."""
+        self.set_aside: Callable[[str, str, Path, SetAside], Path | None] = lambda image_id, tag, file, how: None
+        """Called with image id, tag, a label file, and `os.link` before another one takes its name, or `os.rename`;
+        gives its other name, or None if it is not there or only leads to another place."""
         self.after_removal: Callable[[str, str, Path], None] = lambda image_id, tag, file: None
         """Called with image id, tag and a file that was set aside, when another one took its place or none does."""
         try:
@@ -236,7 +240,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
 
         def put(temporary: Path, target: Path) -> None:
             times.append(temporary.stat().st_mtime_ns)
-            aside.append(self.set_aside(image_id, tag, target))
+            aside.append(self.set_aside(image_id, tag, target, os.link))
             temporary.replace(target)
 
         try:
@@ -278,9 +282,10 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         file = self.label_file(image_id, tag)
         if file is None:
             return
-        old = None if tag.endswith(MASK) else self.set_aside(image_id, tag, file)
-        file.unlink(missing_ok=True)
-        if old is not None:
+        old = None if tag.endswith(MASK) else self.set_aside(image_id, tag, file, os.rename)
+        if old is None:
+            file.unlink(missing_ok=True)
+        else:
             self.after_removal(image_id, tag, old)
         self._datastore.objects[image_id].labels.pop(tag, None)
 

@@ -26,6 +26,7 @@ from sliceprop.labels import LabelArray, present_values
 from sliceprop.server.audit import sender
 from sliceprop.server.cases import Case, Cases
 from sliceprop.server.colors import LabelColors
+from sliceprop.server.datastore import SetAside
 from sliceprop.server.errors import NotFoundError
 from sliceprop.server.label_files import read_labels, replace_values
 from sliceprop.server.names import LabelNames
@@ -73,7 +74,7 @@ class Drawings:
     def __init__(self, cases: Cases, names: LabelNames, colors: LabelColors) -> None:
         self._cases, self._store, self._names, self._colors = cases, cases.store, names, colors
         cases.store.before_removal = self._keep_before_removal
-        cases.store.set_aside = self._second_name
+        cases.store.set_aside = self._other_name
         cases.store.after_removal = self._keep_put_meanwhile
 
     def annotation(self, case: Case) -> Annotation | None:
@@ -433,18 +434,27 @@ class Drawings:
             if self._keep_foreign(image_id, tag).name:
                 record.versions.append(Entry(tag, "removed", by=sender()))
 
-    def _second_name(self, image_id: str, tag: str, file: Path) -> Path | None:
-        """A label file that goes, where it stays if the server ends now; called by the datastore."""
+    def _other_name(self, image_id: str, tag: str, file: Path, how: SetAside) -> Path | None:
+        """A label file that goes, where it stays if the server ends now; called by the datastore.
+
+        If the labels are a file system of their own, it stays beside the others for an hour.
+        """
         if file.is_symlink() or not file.is_file():  # what a link leads to stays anyway
             return None
-        aside = self._cases.record(image_id).folder / "set_aside" / f"{tag}.{token_hex(4)}{''.join(file.suffixes[-2:])}"
+        ending = f"{token_hex(4)}{''.join(file.suffixes[-2:])}"
+        aside = self._cases.record(image_id).folder / "set_aside" / f"{tag}.{ending}"
         io.make_folder(aside.parent)
-        try:
-            os.link(file, aside)
-        except FileNotFoundError:
-            return None
-        except OSError:  # the labels are a file system of their own, or it knows no links
-            copy_file(file, aside)
+        for other in (aside, file.with_name(f"{io.UNFINISHED}{ending}")):
+            try:
+                how(file, other)
+                return other
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                failed = error
+        if how is not os.link:
+            raise failed
+        copy_file(file, aside)  # the file system knows no links
         return aside
 
     def _keep_put_meanwhile(self, image_id: str, tag: str, aside: Path) -> None:

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from monailabel.interfaces.exception import MONAILabelException
 from requests import RequestException
 
-from sliceprop.errors import InputError, SlicePropError, StorageError, TooLargeError
+from sliceprop.errors import InputError, MemoryTakenError, SlicePropError, StorageError, TooLargeError
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +62,16 @@ class ArchiveError(SlicePropError):
 LONGEST = 2000
 """Characters of a reason: some repeat what the client sent, which may be long."""
 
+RETRY_AFTER_S = 30
+"""For work that waits for other work to end, which may take seconds or minutes."""
+
 _STATUS = {
     UnauthorizedError: 401,
     ForbiddenError: 403,
     NotFoundError: 404,
     TooSlowError: 408,
     ConflictError: 409,
+    MemoryTakenError: 429,
     TooLargeError: 413,
     StorageError: 507,
     BusyError: 429,
@@ -81,8 +85,8 @@ def refusal(error: Exception, reason: str = "") -> JSONResponse:
     headers = {}
     if isinstance(error, UnauthorizedError):
         headers = {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, BusyError):
-        headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
+    if status == 429:
+        headers = {"Retry-After": str(math.ceil(getattr(error, "retry_after_s", RETRY_AFTER_S)))}
     return JSONResponse({"detail": _encodable((reason or str(error))[:LONGEST])}, status_code=status, headers=headers)
 
 

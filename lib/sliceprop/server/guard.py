@@ -23,11 +23,9 @@ from sliceprop.errors import InputError, SlicePropError, TooLargeError
 from sliceprop.server.errors import refusal, storage_refusal
 
 MAX_NAME = 200
-MAX_JSON_BYTES = 1 << 20
-"""Of a body without files: lists of options and slices, never voxels."""
-
-MAX_FORM_BYTES = 1 << 16
-"""Of a form in one line, which is read byte by byte, in the event loop; others are `multipart/form-data`."""
+MAX_BODY_BYTES = 1 << 16
+"""Of a body without files: options, slices, the names of two thousand studies, never voxels. JSON, and a form in one
+line byte by byte, are read in the event loop, which a MiB holds for a second."""
 
 STREAMED = "/labelprop/checkpoints/"
 """Route that takes a body as it is, of whatever kind curl says that it is."""
@@ -249,8 +247,8 @@ class NameGuard:
             if names:
                 await run_in_threadpool(self._check_known, scope["method"], path, names)
             _check_charset(scope)
-            if longest := _longest_body(scope, path):
-                body = await _whole_body(receive, longest)
+            if _is_small(scope, path):
+                body = await _whole_body(receive)
                 if _brings_json(scope):
                     check_body(body)
                 receive = _again(body, receive)
@@ -276,13 +274,12 @@ def _check_charset(scope: Scope) -> None:
         raise InputError("the charset of a request must be utf-8, us-ascii or iso-8859-1")
 
 
-def _longest_body(scope: Scope, path: str) -> int:
-    """Bytes that a body without files may have; 0 for one that may hold some, or is not read."""
+def _is_small(scope: Scope, path: str) -> bool:
+    """Whether a body holds no files, and is read."""
     if scope["method"] in BODILESS or path.startswith(FOREIGN):
-        return 0
-    if _kind(scope) == "application/x-www-form-urlencoded" and not path.startswith(STREAMED):
-        return MAX_FORM_BYTES
-    return MAX_JSON_BYTES if _brings_json(scope) or not takes_files(scope["method"], path) else 0
+        return False
+    in_one_line = _kind(scope) == "application/x-www-form-urlencoded" and not path.startswith(STREAMED)
+    return in_one_line or _brings_json(scope) or not takes_files(scope["method"], path)
 
 
 def _brings_json(scope: Scope) -> bool:
@@ -295,11 +292,11 @@ def takes_files(method: str, path: str) -> bool:
     return method in ("PUT", "POST") and _FILES.fullmatch(path) is not None
 
 
-async def _whole_body(receive: Receive, longest: int) -> bytes:
+async def _whole_body(receive: Receive) -> bytes:
     """The body of a request.
 
     Raises:
-        TooLargeError: if it is longer than that.
+        TooLargeError: if it is longer than `MAX_BODY_BYTES`.
         InputError: if its client hangs up before.
     """
     body = b""
@@ -308,8 +305,8 @@ async def _whole_body(receive: Receive, longest: int) -> bytes:
         if message["type"] != "http.request":
             raise InputError("the client hung up before all of the request was here")
         body += bytes(message.get("body", b""))
-        if len(body) > longest:
-            raise TooLargeError(f"a body of this kind may have {longest} bytes, not more")
+        if len(body) > MAX_BODY_BYTES:
+            raise TooLargeError(f"a body without files may have {MAX_BODY_BYTES} bytes, not more")
         if not message.get("more_body"):
             return body
 

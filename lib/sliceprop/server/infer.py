@@ -55,11 +55,13 @@ class Reply(NamedTuple):
         file: the result, which the caller removes.
         params: of the answer.
         drawn: `(i, j, k)`, voxels of the result that the user decided about.
+        scan: on which it was made; None for one of a session or a request, which is nobody else's.
     """
 
     file: str
     params: dict[str, Any]
     drawn: NDArray[np.bool_]
+    scan: str | None
 
 
 class Taken(NamedTuple):
@@ -108,8 +110,8 @@ class PropagateTask(InferTask):  # type: ignore[misc]
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """File and params of `reply`."""
-        file, params, _ = self.reply(request)
-        return file, params
+        reply = self.reply(request)
+        return reply.file, reply.params
 
     def reply(self, request: Mapping[str, Any]) -> Reply:
         """Answer one request of `LabelPropApp.infer`.
@@ -130,7 +132,7 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         advice, config = SuggestConfig(target=number(options, "target", self._target)), propagate_config(options)
         with self._workspace.lock(case):
             taken = self._take(case, options, Path(upload) if upload else None)
-            scan = self._workspace.scan_name(case) if case.image_id else None  # others are nobody else's
+            scan = self._scan_name(case)
         with self._workspace.names.used(taken.opened.study.annotation.values):
             return self._reply(case, taken, options, config, advice, scan)
 
@@ -163,7 +165,10 @@ class PropagateTask(InferTask):  # type: ignore[misc]
                 self._workspace.keep_estimate(case, report["suggestion"], advice.target, taken.labels)
             version = case.record.version() if case.record else ""
         names = answer.names if opened.study.annotation.values else NO_NAMES
-        return Reply(str(file), {**report, "label_names": names, "version": version}, opened.study.drawn)
+        return Reply(str(file), {**report, "label_names": names, "version": version}, opened.study.drawn, scan)
+
+    def _scan_name(self, case: Case) -> str | None:
+        return self._workspace.scan_name(case) if case.image_id else None
 
     def _answer(self, opened: Opened, labels: LabelArray, options: Options) -> Answer:
         return Answer(labels, self._workspace.names.indices, in_client=labels)

@@ -20,6 +20,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sliceprop.errors import InputError, SlicePropError, TooLargeError
+from sliceprop.memory import share
 from sliceprop.server.errors import BusyError, TooSlowError, refusal
 from sliceprop.server.guard import route_path, takes_files
 from sliceprop.server.requests import number, whole_number
@@ -129,15 +130,17 @@ async def turn(queue: Queue, request: Request) -> AsyncIterator[None]:
 
 
 async def _slot(request: Request) -> AsyncIterator[None]:
-    """A slot of the server's queue, from when the request has arrived until the answer is computed."""
+    """A slot of the server's queue and a share of its memory, until the answer to what has arrived is computed."""
     async with turn(request.app.state.queue, request):
-        yield
+        with share():
+            yield
 
 
 async def _upload_slot(request: Request) -> AsyncIterator[None]:
     """The same of the queue for files."""
     async with turn(request.app.state.uploads, request):
-        yield
+        with share():
+            yield
 
 
 async def _read_slot(request: Request) -> AsyncIterator[None]:
@@ -199,7 +202,7 @@ class LimitGuard:
         try:
             self._check_announced(scope)
             async with AsyncExitStack() as arriving:
-                if takes_files(scope["method"], route_path(scope)):
+                if takes_files(scope["method"], route_path(scope)) and _announces_body(scope):
                     await arriving.enter_async_context(self._arriving_of(scope))
                 await self._in_time(scope, _Body(receive, self._limits, answer, arriving), answer)
         except SlicePropError as error:
@@ -234,6 +237,11 @@ class LimitGuard:
         if body.error is not None:
             raise body.error
         work.result()
+
+
+def _announces_body(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
 
 
 class HearOut:

@@ -18,9 +18,9 @@ from sliceprop.config import (
     parse_extrapolate,
 )
 from sliceprop.errors import InputError
+from sliceprop.memory import MAX_SIDE
 from sliceprop.server.guard import parse_json
 from sliceprop.server.names import MAX_LABELS
-from sliceprop.volume import MAX_SIDE
 
 Options = Mapping[str, Any]
 

@@ -68,6 +68,7 @@ from sliceprop.server.web import (
     check_known,
     check_upload,
     image_id,
+    opened,
     running_app,
     save_upload,
     saved,
@@ -214,7 +215,7 @@ def has_image(image: str, user: Reader, check_sum: str | None = None, *, slot: S
 @router.get("/datastore/image")
 def download_image(image: str, user: Reader, *, slot: UploadSlot) -> Any:
     """The file of an image, after fetching it from an archive."""
-    return datastore.download_image(image)
+    return opened(datastore.download_image(image))
 
 
 @router.delete("/datastore/image")
@@ -243,7 +244,7 @@ def has_label(image: str, tag: str, user: Reader) -> Any:
 @router.get("/datastore/label")
 def download_label(label: str, tag: str, user: Reader) -> Any:
     """The file of a label."""
-    return datastore.download_label(label, tag)
+    return opened(datastore.download_label(label, tag))
 
 
 @router.delete("/datastore/label")
@@ -583,7 +584,7 @@ def get_checkpoint(checkpoint_id: str, user: Reader) -> Response:
     """A checkpoint as safetensors."""
     note(checkpoint_id)
     file = running_app().workspace.checkpoints.existing(checkpoint_id)
-    return FileResponse(file, filename=file.name, media_type="application/octet-stream")
+    return opened(FileResponse(file, filename=file.name, media_type="application/octet-stream"))
 
 
 @router.put("/labelprop/checkpoints/{checkpoint_id}")

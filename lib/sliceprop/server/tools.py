@@ -210,6 +210,7 @@ class ToolTask(PropagateTask):
         case, upload, kept = self._case(options), options.get("label"), flag(options, SHOWN, True)
         with self._workspace.lock(case):
             scene = self._scene(case, label_options(options), Path(upload) if upload else None, options)
+            scan = self._scan_name(case)
         try:
             made = self._model.run(scene, options)
         except InputError as error:
@@ -226,10 +227,11 @@ class ToolTask(PropagateTask):
             names = {str(options["selected_label_name"]): 1}
         file = write_result(shown, scene.scan, options)
         with self._workspace.lock(case):
+            self._workspace.check_scan(case, scan)  # somebody may have put another one there by now
             self._workspace.remember(case)
             if case.record is not None and kept:
                 case.record.save_sent(_draft(scene, in_client), DRAFTS)
-        return Reply(str(file), {"label_names": names, "tool": self._name, "draft": True}, drawn)
+        return Reply(str(file), {"label_names": names, "tool": self._name, "draft": True}, drawn, scan)
 
     def _scene(self, case: Case, described: LabelOptions, upload: Path | None, options: Options) -> Scene:
         scan = self._workspace.scan(case)

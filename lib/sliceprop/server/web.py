@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, BinaryIO, ClassVar
 from weakref import finalize
 
 from fastapi import Depends, Form, UploadFile
-from fastapi.responses import StreamingResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.utils.app import app_instance
 from starlette.types import Receive, Scope, Send
@@ -117,11 +117,54 @@ def save_upload(upload: UploadFile, folder: Path) -> Path:
     return file
 
 
+class OpenFileResponse(StreamingResponse):
+    """A file as it was when it was opened, whatever takes its place, or its name, while the client takes it.
+
+    Args:
+        file: to send from its beginning; closed at the end.
+        headers: its length is added.
+        media_type: of the content.
+        status_code: of the answer.
+    """
+
+    def __init__(
+        self, file: BinaryIO, headers: Mapping[str, str], media_type: str | None = None, status_code: int = 200
+    ) -> None:
+        self.file, size = file, os.fstat(file.fileno()).st_size
+        length = {"Content-Length": str(size)} if size else {}
+        super().__init__(_parts(file, size), status_code, {**headers, **length}, media_type)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, until the client has all or hangs up."""
+        with self.file:
+            await super().__call__(scope, receive, send)
+
+
+def _parts(file: BinaryIO, left: int) -> Iterator[bytes]:
+    file.seek(0)
+    while left and (part := file.read(min(CHUNK, left))):
+        left -= len(part)
+        yield part
+
+
+def opened(answer: FileResponse) -> OpenFileResponse:
+    """In place of an answer of MONAI Label's, which looks at the length of one file and may send another.
+
+    Raises:
+        NotFoundError: if the file is gone by now.
+    """
+    try:
+        file = Path(answer.path).open("rb")  # noqa: SIM115, closed when the answer has ended
+    except FileNotFoundError:
+        raise NotFoundError("this was removed a moment ago") from None
+    return OpenFileResponse(file, {"Content-Disposition": answer.headers["Content-Disposition"]}, answer.media_type)
+
+
 MAX_STORED = 8 << 30
 """Bytes of answers that wait for their clients."""
 
 
-class StoredResponse(StreamingResponse):
+class StoredResponse(OpenFileResponse):
     """A large answer: it waits for its client in a nameless file, which goes with it, and not in memory.
 
     So may `MAX_STORED` bytes in all.
@@ -145,24 +188,21 @@ class StoredResponse(StreamingResponse):
         media_type: str | None = None,
         status_code: int = 200,
     ) -> None:
-        self.file = tempfile.TemporaryFile()  # noqa: SIM115, closed when the answer has ended
-        self.file.writelines(parts)
-        size = self.file.tell()
-        length = {"Content-Length": str(size)} if size else {}
-        self.file.seek(0)
+        file = tempfile.TemporaryFile()  # noqa: SIM115, closed when the answer has ended
+        file.writelines(parts)
+        size = file.tell()
+        file.flush()
         self._stored[id(self)] = size
         self._taken = finalize(self, self._stored.pop, id(self))
         if sum(list(self._stored.values())) > max(MAX_STORED, size):
             self._taken()
-            self.file.close()
+            file.close()
             raise BusyError("many answers wait for their clients to take them; try again", retry_after_s=30)
-        chunks = iter(partial(self.file.read, CHUNK), b"")
-        super().__init__(chunks, status_code, {**headers, **length}, media_type)
+        super().__init__(file, headers, media_type, status_code)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, until the client has all or hangs up."""
         try:
-            with self.file:
-                await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send)
         finally:
             self._taken()

@@ -22,9 +22,10 @@ from skimage.graph import MCP_Geometric
 
 from sliceprop.errors import InputError, NoAnnotationError
 from sliceprop.labels import LabelArray
+from sliceprop.memory import check_memory
 from sliceprop.tools.grow_from_seeds import MOST_KINDS, GrowConfig, grow_from_seeds
 from sliceprop.tools.seeds import BACKGROUND, Box, box_around, check_right_angles, margin_voxels, spread_of
-from sliceprop.volume import check_memory, voxel_spacing
+from sliceprop.volume import voxel_spacing
 
 N_POINTS = 6
 

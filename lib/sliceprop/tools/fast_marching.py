@@ -21,9 +21,10 @@ from scipy import ndimage
 
 from sliceprop.errors import InputError, NoAnnotationError
 from sliceprop.labels import LabelArray, present_values
+from sliceprop.memory import check_memory
 from sliceprop.tools.grow_from_seeds import MOST_KINDS
 from sliceprop.tools.seeds import ANY, Range, box_around, check_right_angles, check_seeds, spread_of
-from sliceprop.volume import check_memory, voxel_spacing
+from sliceprop.volume import voxel_spacing
 
 SHARE_OF_SCAN = 0.1
 """Largest volume of a structure where none is given, as a share of the scan."""
