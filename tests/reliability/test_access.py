@@ -22,6 +22,7 @@ from starlette.types import Message
 from sliceprop.errors import FileError, InputError
 from sliceprop.server import access, sign_in
 from sliceprop.server.access import Access, Policy, current_user, needed_role
+from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import TooSlowError
 from sliceprop.server.health import problem
 from sliceprop.server.sign_in import local_address, small_form
@@ -169,8 +170,9 @@ def test_a_file_that_is_damaged_meanwhile_is_told_of_and_blamed_on_no_token(
     token = bearer(add_token(file, "alice", "annotate"))
     policy = Policy(TokenFile(file))
     client, before = behind(policy), file.read_text()
-    (tmp_path / "labels").mkdir()
-    assert client.get("/info/", headers=token).status_code == 200 and not problem(tmp_path, policy)
+    (tmp_path / "studies").mkdir()
+    store = LocalStudies(str(tmp_path / "studies"), watch=False)
+    assert client.get("/info/", headers=token).status_code == 200 and not problem(store, policy)
     if harm == "mistyped":
         file.write_text(f"{before}bob annotat\n")
     elif harm == "others may write":
@@ -180,11 +182,11 @@ def test_a_file_that_is_damaged_meanwhile_is_told_of_and_blamed_on_no_token(
     for _ in range(access.MAX_FAILURES + 1):
         refused = client.get("/info/", headers=token)
         assert refused.status_code == 401 and "operator" in refused.json()["detail"]
-    assert problem(tmp_path, policy) == "the file of tokens cannot be used"
+    assert problem(store, policy) == "the file of tokens cannot be used"
     assert [record.exc_info for record in caplog.records if str(file) in record.message] == [None]
     file.write_text(before)
     file.chmod(0o600)
-    assert client.get("/info/", headers=token).status_code == 200 and not problem(tmp_path, policy)
+    assert client.get("/info/", headers=token).status_code == 200 and not problem(store, policy)
 
 
 def test_a_token_gets_a_line_of_its_own(file: Path) -> None:
@@ -313,6 +315,14 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         failures.let_in("address", str(number))
         signed_in.add(str(number), 0.0)
     assert len(failures._times) == len(failures._let_in) == len(signed_in._known) == 3
+
+
+def test_who_signs_in_again_and_again_signs_nobody_else_out() -> None:
+    signed_in = access.SignedIn()
+    alice, *bob = (signed_in.add(name, 0.0) for name in ("alice", *["bob"] * 2 * access.MAX_SIGNED_IN))
+    assert signed_in.digest(alice, 1.0) == "alice"
+    assert [signed_in.digest(one, 1.0) for one in bob[-access.MAX_BROWSERS :]] == ["bob"] * access.MAX_BROWSERS
+    assert signed_in.digest(bob[-access.MAX_BROWSERS - 1], 1.0) is None
 
 
 def test_a_browser_signs_in_once(behind: Opener, file: Path) -> None:

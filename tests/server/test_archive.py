@@ -4,6 +4,8 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
@@ -160,6 +162,53 @@ def test_what_an_archive_sends_that_is_not_dicom_is_its_fault(
     assert store.has_image(growing.uid) is False
     store.refresh()
     assert store.list_images() == []
+
+
+@pytest.mark.parametrize(("path", "bound"), [("/series", "LONGEST_LIST"), ("/studies/1", "LONGEST_SERIES")])
+def test_an_answer_that_does_not_end_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, bound: str
+) -> None:
+    """As of an archive that is broken; what it sends lies in memory, or fills the disk."""
+    monkeypatch.setattr(archive, bound, 1 << 20)
+    with answering(200 * (1 << 16)) as address:
+        store = archive.open_archive(address, str(tmp_path / "kept"))
+        with pytest.raises(ArchiveError, match="does not answer"):
+            store.has_image("1.2.3") if path == "/series" else b"".join(store.read("studies/1", "")[2])
+
+
+@pytest.mark.parametrize("there", ["the same one", "another one"])
+def test_an_archive_leads_to_no_other_server(tmp_path: Path, there: str) -> None:
+    with answering(1 << 16) as other, answering(1 << 16, to=other) as leading:
+        address = other.replace("127.0.0.1", "LOCALHOST") if there == "the same one" else leading
+        store = archive.open_archive(address, str(tmp_path / "kept"))
+        if there == "the same one":
+            assert len(b"".join(store.read("studies/1", "")[2])) == 1 << 16
+        else:
+            with pytest.raises(ArchiveError, match="another one"):
+                store.read("studies/1", "")
+
+
+@contextmanager
+def answering(length: int, *, to: str = "") -> Iterator[str]:
+    """The address of a server whose answers have so many bytes, or lead to another one; who hangs up before is fine."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302 if to else 200)
+            if to:
+                self.send_header("Location", to)
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(0, length, 1 << 16):
+                    self.wfile.write(bytes(1 << 16))
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def slices(folder: Path, image: str) -> tuple[int, int, int]:

@@ -102,4 +102,10 @@ def test_the_process_reads_its_request_and_makes_no_folder_of_studies(
     monkeypatch.setattr(Studies, "may_begin", True)
     Workspace(LocalStudies(str(tmp_path)))
     monkeypatch.setattr(Studies, "may_begin", False)
-    assert Workspace(LocalStudies(str(tmp_path))).folder.is_dir()
+    folder = Workspace(LocalStudies(str(tmp_path))).folder
+    assert folder.is_dir()
+    folder.rename(tmp_path / "away")
+    folder.mkdir()  # where another disk is mounted else
+    with pytest.raises(StorageError, match="out of reach"):
+        LocalStudies(str(tmp_path))
+    assert not list(folder.iterdir())

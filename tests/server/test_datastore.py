@@ -186,7 +186,9 @@ def test_a_file_that_is_being_written_is_no_image_and_old_ones_go(folder):
     assert young.exists() and not old.exists()
 
 
-@pytest.mark.parametrize("place", ["", ".labelprop", ".labelprop/checkpoints", ".labelprop/studies/a"])
+@pytest.mark.parametrize(
+    "place", ["", ".labelprop", ".labelprop/checkpoints", ".labelprop/studies/a", ".labelprop/studies/a/set_aside"]
+)
 def test_what_killed_writers_left_goes_when_nobody_writes_it(folder, place):
     for name, when in (("new", None), ("old", (0, 0))):
         inner, file = folder / place / f".writing-{name}" / "series" / "0.dcm", folder / place / f".writing-{name}.json"
@@ -254,6 +256,17 @@ def test_of_scans_that_are_sent_at_once_under_one_name_one_is_kept(stores, tmp_p
     with ThreadPoolExecutor(6) as threads:
         (kept,) = [n for n in threads.map(add, range(6)) if n is not None]
     assert (nib.load(stores[0].get_image_uri("new")).get_fdata() == kept).all()
+
+
+@pytest.mark.parametrize("like", ["A", "a\u0301", "\u00c1"])
+def test_of_ids_that_look_alike_one_is_taken_also_when_they_come_at_once(stores, tmp_path, like):
+    there = "a" if like == "A" else "\u00e1"
+    if there != "a":
+        stores[0].add_image(there, save(tmp_path / "one.nii.gz"), {})
+    for store in stores:  # the second one has not looked since
+        with pytest.raises(InputError, match="looks like"):
+            store.add_image(like, save(tmp_path / "two.nii.gz", 2), {})
+    assert like not in stores[1].list_images()
 
 
 def test_a_scan_that_the_operator_put_there_meanwhile_is_not_replaced(stores, tmp_path, folder):

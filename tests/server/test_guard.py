@@ -1,4 +1,5 @@
 import asyncio
+from threading import Event
 
 import pytest
 from starlette.applications import Starlette
@@ -9,6 +10,7 @@ from starlette.testclient import TestClient
 from sliceprop.errors import InputError
 from sliceprop.server import guard
 from sliceprop.server.guard import (
+    LOOKUPS,
     NameGuard,
     check_body,
     check_names,
@@ -153,6 +155,32 @@ def test_a_link_to_elsewhere_is_not_inside(tmp_path):
 )
 def test_paths_are_seen_without_the_prefix_of_a_proxy(path, root, seen):
     assert route_path({"path": path, "root_path": root}) == seen
+
+
+def test_an_archive_that_is_slow_holds_few_threads_and_nobody_who_does_not_ask_it():
+    asked, answers, served = [], Event(), []
+
+    def check(method, path, names):
+        if names["image"] == "far":
+            asked.append(names)
+            assert answers.wait(60)
+
+    async def app(scope, receive, send):
+        served.append(scope["query_string"])
+
+    async def ask():
+        named = NameGuard(app, check, lambda method, path, names: names["image"] == "far")
+        scope = {"type": "http", "method": "GET", "path": "/datastore/image", "headers": []}
+        far = [asyncio.create_task(named({**scope, "query_string": b"image=far"}, None, None)) for _ in range(100)]
+        while len(asked) < LOOKUPS:
+            await asyncio.sleep(0)
+        await named({**scope, "query_string": b"image=near"}, None, None)
+        assert served == [b"image=near"] and len(asked) == LOOKUPS
+        answers.set()
+        await asyncio.gather(*far)
+        assert len(served) == len(far) + 1
+
+    asyncio.run(ask())
 
 
 @pytest.mark.parametrize(("method", "waited_for"), [("GET", False), ("HEAD", False), ("POST", True), ("DELETE", False)])

@@ -1,5 +1,6 @@
 """A study is free while a result of it is made."""
 
+import tempfile
 from threading import Event, Thread
 from unittest.mock import Mock
 
@@ -99,7 +100,9 @@ def test_who_submits_does_not_wait_for_a_tool(workspace, submit):
 
 @pytest.mark.parametrize("exchanged", ["while it is made", "before it is stored"])
 @pytest.mark.parametrize("model", ["labelprop", "all"])
-def test_no_result_becomes_that_of_another_scan(workspace, submit, monkeypatch, model, exchanged):
+def test_no_result_becomes_that_of_another_scan(workspace, submit, tmp_path, monkeypatch, model, exchanged):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "results"))
+    (tmp_path / "results").mkdir()
     submit(column([2, 7]))
     case = workspace.case("case")
 
@@ -116,13 +119,14 @@ def test_no_result_becomes_that_of_another_scan(workspace, submit, monkeypatch, 
         task = PropagateTask(workspace, 0.95)
         propagate = task._propagate
         monkeypatch.setattr(task, "_propagate", lambda *given: (run(Mock(before=0), {}), propagate(*given))[1])
-    app = Mock(workspace=workspace)
     with pytest.raises(ConflictError, match="another scan"):
         reply = task.reply({"image_id": "case", "method": "nearest"})
         assert exchanged == "before it is stored"
         exchange()
-        LabelPropApp._store(app, workspace.store, "case", "auto", reply)
-    assert workspace.store.label_file("case", "auto") is None
+        app = Mock(known=lambda *names: Mock(reply=lambda request: reply), workspace=workspace)
+        app._store = lambda *given: LabelPropApp._store(app, *given)
+        LabelPropApp.infer(app, {"image": "case", "save_label": True, "label_tag": "auto"}, workspace.store)
+    assert workspace.store.label_file("case", "auto") is None and not list((tmp_path / "results").iterdir())
     assert case.record.result("labels") is None and not case.record.outlines()
 
 

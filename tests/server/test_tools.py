@@ -68,7 +68,7 @@ def ask(workspace, tmp_path):
         if upload is not None:
             request["label"] = str(tmp_path / "label.nii.gz")
             nib.save(nib.Nifti1Image(upload, AFFINE), request["label"])
-        file, params, ask.drawn = tool_tasks(workspace)[model].reply(request)
+        file, params, ask.drawn, _ = tool_tasks(workspace)[model].reply(request)
         try:
             return io.read_image(file).array, params
         finally:

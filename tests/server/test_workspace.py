@@ -651,6 +651,22 @@ def test_what_is_known_stays_while_the_folder_is_out_of_reach(workspace, submit)
     assert LocalStudies(str(studies)).get_label_info("case", "sparse") == noted
 
 
+@pytest.mark.parametrize("kept", [".labelprop", "labels"])
+def test_a_part_of_the_folder_may_be_a_disk_that_is_taken_away(workspace, submit, kept):
+    submit(column([2]))
+    version, studies = workspace.drawings.annotation_version(workspace.case("case")), workspace.folder.parent
+    away = (studies / kept).rename(studies.with_name("away"))
+    if kept == ".labelprop":
+        (studies / kept).mkdir()  # where it is mounted else
+    with pytest.raises(StorageError, match="out of reach"):
+        submit(column([4]), annotation_version=version)
+    assert not (studies / kept).exists() or not list((studies / kept).iterdir())
+    if kept == ".labelprop":
+        (studies / kept).rmdir()
+    away.rename(studies / kept)
+    assert submit(column([4]), annotation_version=version)["annotated_slices"] == [4]
+
+
 @pytest.mark.parametrize("mounted", [False, True])
 def test_a_submission_during_which_the_folder_goes_is_refused_and_leaves_nothing(
     workspace, submit, monkeypatch, mounted

@@ -47,6 +47,8 @@ SIGNED_IN_S = 12 * 3600.0
 """A working day; then the token must be given again."""
 
 MAX_SIGNED_IN, MAX_ADDRESSES, MAX_LET_IN = 1_000, 10_000, 10_000
+MAX_BROWSERS = 20
+"""That one token may be signed in with; so nobody signs others out by signing in again and again."""
 """Bounds of what is remembered."""
 
 MAX_FAILURES, FAILURES_S = 10, 60.0
@@ -163,8 +165,10 @@ class SignedIn:
         self._known: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
     def add(self, digest: str, now: float) -> str:
-        """A new cookie for the token with this digest; the oldest one goes if there are too many."""
-        cookie = secrets.token_urlsafe(32)
+        """A new cookie for the token with this digest; its oldest one goes if there are too many, or that of all."""
+        cookie, own = secrets.token_urlsafe(32), [one for one, (whose, _) in self._known.items() if whose == digest]
+        for one in own[: max(0, len(own) - MAX_BROWSERS + 1)]:
+            del self._known[one]
         self._known[digest_of(cookie)] = (digest, now + SIGNED_IN_S)
         while len(self._known) > MAX_SIGNED_IN:
             self._known.popitem(last=False)

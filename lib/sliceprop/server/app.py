@@ -38,7 +38,7 @@ from sliceprop.server.limits import Limits
 from sliceprop.server.logs import Redaction, quieten
 from sliceprop.server.names import configured_names
 from sliceprop.server.requests import first_choices, flag, number
-from sliceprop.server.results import write_result
+from sliceprop.server.results import removed_if_refused, write_result
 from sliceprop.server.scoring import QualityScoring
 from sliceprop.server.sessions import ScanSessions
 from sliceprop.server.strategy import NextSlice, NextStudy
@@ -234,7 +234,8 @@ class LabelPropApp(MONAILabelApp):  # type: ignore[misc]
         reply = task.reply({**request, "image_id": image_id})
         label = reply.file
         if image_id and flag(request, "save_label"):
-            label = self._store(datastore or self.datastore(), image_id, tag, reply)
+            with removed_if_refused(Path(reply.file)):
+                label = self._store(datastore or self.datastore(), image_id, tag, reply)
         return {"label": label, "tag": tag, "file": reply.file, "params": reply.params}
 
     def _store(self, store: Studies, image_id: str, tag: str, reply: Reply) -> str:

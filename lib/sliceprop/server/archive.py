@@ -8,12 +8,14 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 from threading import Lock, RLock
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import requests
@@ -44,6 +46,9 @@ SEARCH_FILTER = {"Modality": ["CT", "MR"]}
 """Series that are listed unless the operator says otherwise; MONAI Label's default is CT only."""
 
 CONNECT_S, READ_S = 5.0, 60.0
+ANSWER_S, LONGEST_SERIES, LONGEST_LIST = 1800.0, 4 << 30, 64 << 20
+"""Seconds and bytes for one answer: of a series or a part of it, which is taken as it comes, or of a list."""
+
 LISTED_S = 10.0
 """Seconds for which a list of series is used again: clients ask for it all the time."""
 
@@ -63,7 +68,7 @@ def open_archive(url: str, folder: str | None) -> ArchivedStudies:
     """
     session = _session(url)
     for scheme in ("http://", "https://"):
-        session.mount(scheme, _Impatient())
+        session.mount(scheme, _Impatient(url))
     prefixes = {
         "qido_url_prefix": settings.MONAI_LABEL_QIDO_PREFIX,
         "wado_url_prefix": settings.MONAI_LABEL_WADO_PREFIX,
@@ -111,10 +116,44 @@ def _session(url: str) -> requests.Session:
 
 
 class _Impatient(HTTPAdapter):
-    """Waits for an archive that does not answer for seconds, not for ever."""
+    """Waits for an archive that does not answer for seconds, not for ever, and takes no more than anybody sends.
 
-    def send(self, *args: Any, **options: Any) -> requests.Response:
-        return super().send(*args, **{**options, "timeout": options.get("timeout") or (CONNECT_S, READ_S)})
+    Args:
+        url: of the archive; no other server is asked, wherever it sends us.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._server = _server(requests.Request("GET", url).prepare())
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
+        if _server(request) != self._server:
+            raise ArchiveError("the DICOMweb server sends us to another one; give the server's own address")
+        timeout = options.get("timeout") or (CONNECT_S, READ_S)
+        answer = super().send(request, *args, **{**options, "timeout": timeout})
+        longest = LONGEST_SERIES if options.get("stream") else LONGEST_LIST
+        answer.raw.stream = partial(_bounded, answer.raw.stream, longest)
+        return answer
+
+
+def _server(request: requests.PreparedRequest) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port of a request's address."""
+    address = urlsplit(request.url or "")
+    return address.scheme, address.hostname, address.port or {"http": 80, "https": 443}.get(address.scheme)
+
+
+def _bounded(stream: Callable[..., Iterator[bytes]], left: int, *args: Any, **options: Any) -> Iterator[bytes]:
+    """The body of an answer as it comes.
+
+    Raises:
+        HTTPError: if it does not end in time, or is longer than that.
+    """
+    until = time.monotonic() + ANSWER_S
+    for part in stream(*args, **options):
+        left -= len(part)
+        if left < 0 or time.monotonic() > until:
+            raise urllib3.exceptions.HTTPError("the archive's answer does not end")
+        yield part
 
 
 class ArchivedStudies(Studies):

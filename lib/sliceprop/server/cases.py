@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -52,9 +51,6 @@ class Cases:
     def __init__(self, store: Studies) -> None:
         self.store = store
         self.folder = Path(store._datastore_path) / FOLDER
-        if store.may_begin:
-            with suppress(OSError):  # a folder that is read-only is still served
-                self.folder.mkdir(exist_ok=True)
         self._locks: WeakValueDictionary[str, Any] = WeakValueDictionary()  # of studies that are worked on
         self._choosing = Lock()
 

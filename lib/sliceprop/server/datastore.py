@@ -34,7 +34,7 @@ from sliceprop.files import copy_file, remove_abandoned, write_file
 from sliceprop.hashing import file_state
 from sliceprop.io import FOLDER, SUFFIXES
 from sliceprop.server.errors import ConflictError
-from sliceprop.server.guard import inside
+from sliceprop.server.guard import check_unlike, inside
 from sliceprop.server.label_files import CROPPED_SUFFIX
 from sliceprop.server.logs import used_names
 from sliceprop.versions import CHANGES_LOCK, DAMAGED, DATASTORE, FINAL
@@ -46,6 +46,10 @@ SetAside = Callable[[Path, Path], None]
 
 MASK = "_drawn"
 """Ends the tag of the mask beside a stored result: 1 where the user decided, 0 where it was propagated."""
+
+
+MARK = "present"
+"""File in `FOLDER`, which may lie on a disk of its own, without which that is not there."""
 
 
 class _Arrivals(FileSystemEventHandler):
@@ -82,8 +86,11 @@ class Studies(LocalDatastore):  # type: ignore[misc]
     """Whether this process makes what is kept beside the images where it is not there; one beside a server does not."""
 
     def __init__(self, folder: str, *, watch: bool | None = None) -> None:
-        if not self.may_begin and not all(Path(folder, kept).is_dir() for kept in (FOLDER, "labels")):
-            raise StorageError(f"{folder}: the folder of the studies is out of reach; bring it back")
+        mark = Path(folder, FOLDER, MARK)
+        self._needed = [Path(folder, "labels")]
+        if not self.may_begin:
+            self._needed.append(mark if os.access(mark.parent, os.W_OK) else mark.parent)
+            self.check_reach()
         self._changing, self._changes = RLock(), FileLock(Path(folder) / CHANGES_LOCK)
         self._list_state: tuple[int, ...] | None = None
         self.before_removal: Callable[[str, str], None] = lambda image_id, tag: None
@@ -103,6 +110,11 @@ class Studies(LocalDatastore):  # type: ignore[misc]
             )
         except OSError as error:
             raise FileError(f"{folder}: cannot be used ({error.strerror or error})") from error
+        if self.may_begin:
+            with suppress(OSError):  # a folder that is read-only is still served
+                mark.parent.mkdir(exist_ok=True)
+                mark.touch()
+            self._needed += [mark] if mark.exists() else []
         if not settings.MONAI_LABEL_DATASTORE_READ_ONLY:
             self.notice_files()
         if settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD if watch is None else watch:
@@ -150,8 +162,8 @@ class Studies(LocalDatastore):  # type: ignore[misc]
         Raises:
             StorageError: if what is made in it at the start is not there.
         """
-        if not Path(self._datastore.label_path(None)).is_dir():
-            raise StorageError(f"{self._datastore_path}: the folder of the studies is out of reach; bring it back")
+        if not all(needed.exists() for needed in self._needed):
+            raise StorageError(f"{self._needed[0].parent}: the folder of the studies is out of reach; bring it back")
 
     def get_image_uri(self, image_id: str) -> str:
         """The file of an image; empty if there is none.
@@ -183,13 +195,15 @@ class Studies(LocalDatastore):  # type: ignore[misc]
 
         Raises:
             ConflictError: if another scan has this id: what was drawn on that one does not fit.
-            InputError: if a link to a place outside of the folder is in its way.
+            InputError: if its id looks like another one, or a link to a place outside of the folder is in its way.
         """
         file = Path(image_filename)
         image_id, suffix = image_id or self._to_id(file.name)[0], self._to_id(file.name)[1]
         self.refresh()  # notices files that were put there or removed since
         with self._entries() as entries:
             entry = entries.get(image_id)
+            if entry is None:
+                check_unlike(image_id, entries)
             name = self._filename(image_id, entry.image.ext if entry else suffix)
             target = Path(self._inside(str(Path(self._datastore.image_path()) / name)))
             taken = entry is not None or target.exists()
@@ -430,7 +444,8 @@ def remove_unfinished(folder: Path) -> None:
         folder: of the studies.
     """
     ours = folder / FOLDER
-    places = [folder, *folder.glob("labels/*"), ours, ours / "checkpoints", *ours.glob("studies/*")]
+    studies = [place for pattern in ("*", "*/set_aside") for place in ours.glob(f"studies/{pattern}")]
+    places = [folder, *folder.glob("labels/*"), ours, ours / "checkpoints", *studies]
     for place in places:
         if place.resolve().is_relative_to(folder.resolve()):
             remove_abandoned(place)

@@ -6,12 +6,14 @@ the folder may be called otherwise and stay readable, as long as their names can
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from fastapi.concurrency import run_in_threadpool
@@ -22,6 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sliceprop.errors import InputError, SlicePropError, TooLargeError
 from sliceprop.server.errors import refusal, storage_refusal
 
+T = TypeVar("T")
+
 MAX_NAME = 200
 MAX_BODY_BYTES = 1 << 16
 """Of a body without files: options, slices, the names of two thousand studies, never voxels. JSON, and a form in one
@@ -29,6 +33,9 @@ line byte by byte, are read in the event loop, which a MiB holds for a second.""
 
 STREAMED = "/labelprop/checkpoints/"
 """Route that takes a body as it is, of whatever kind curl says that it is."""
+
+LOOKUPS = 4
+"""Requests that may ask an archive at once whether it has what they name."""
 
 MAX_DEPTH = 32
 """Of JSON, in lists and objects within each other; our own options need 4."""
@@ -225,16 +232,24 @@ def _named(content: Any) -> Iterator[tuple[str, str]]:
             yield from _named(value)
 
 
+Known = Callable[[str, str, dict[str, str]], T]
+"""Is asked with method and path of a request, and the names in its query."""
+
+
 class NameGuard:
     """ASGI middleware: checks names before any route acts, those of MONAI Label included.
 
     Args:
         app: what lies behind.
-        check_known: called in a thread with method, path and the names of the query; raises if one of them is unknown.
+        check_known: called in a thread; raises if a name is unknown.
+        is_far: whether that asks another machine, which may be slow: then few do so at once.
     """
 
-    def __init__(self, app: ASGIApp, check_known: Callable[[str, str, dict[str, str]], None]) -> None:
-        self.app, self._check_known = app, check_known
+    def __init__(
+        self, app: ASGIApp, check_known: Known[None], is_far: Known[bool] = lambda method, path, names: False
+    ) -> None:
+        self.app, self._check_known, self._is_far = app, check_known, is_far
+        self._lookups = asyncio.Semaphore(LOOKUPS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 4xx."""
@@ -245,7 +260,9 @@ class NameGuard:
         try:
             names = check_names(path, scope["query_string"].decode("latin-1"))
             if names:
-                await run_in_threadpool(self._check_known, scope["method"], path, names)
+                request = scope["method"], path, names
+                async with self._lookups if self._is_far(*request) else nullcontext():
+                    await run_in_threadpool(self._check_known, *request)
             _check_charset(scope)
             if _is_small(scope, path):
                 body = await _whole_body(receive)

@@ -12,8 +12,10 @@ from pathlib import Path
 import psutil
 
 from sliceprop.audit import LOG
+from sliceprop.errors import StorageError
 from sliceprop.io import FOLDER
 from sliceprop.server.access import DAMAGED, Policy
+from sliceprop.server.datastore import Studies
 
 LEAST_FREE_BYTES = 64 << 20
 """Free space under which a submission may fail."""
@@ -75,12 +77,15 @@ def _bound(bound: float) -> str:
     return "+Inf" if bound == float("inf") else f"{bound:g}"
 
 
-def problem(folder: Path, policy: Policy) -> str:
+def problem(store: Studies, policy: Policy) -> str:
     """What keeps the server from letting people in, and from storing what they submit; empty if nothing does."""
     if policy.tokens is not None and policy.tokens.damaged:
         return DAMAGED
-    if not (folder / "labels").is_dir():
+    try:
+        store.check_reach()
+    except StorageError:
         return "the folder of the studies is out of reach"
+    folder = Path(store._datastore_path)
     if not os.access(folder, os.W_OK):
         return "the folder of the studies cannot be written"
     audit = folder / FOLDER / LOG

@@ -22,7 +22,7 @@ from sliceprop.server.manifests import Manifests
 from sliceprop.server.provenance import Sent
 from sliceprop.server.records import StudyRecord
 from sliceprop.server.requests import Options, first_choices, flag, label_options, number, propagate_config
-from sliceprop.server.results import named, named_suggestion, result_format, write_result
+from sliceprop.server.results import named, named_suggestion, removed_if_refused, result_format, write_result
 from sliceprop.server.workspace import Opened, Workspace
 from sliceprop.study import Propagation, propagate, suggest
 
@@ -131,8 +131,8 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         result_format(options)
         advice, config = SuggestConfig(target=number(options, "target", self._target)), propagate_config(options)
         with self._workspace.lock(case):
-            taken = self._take(case, options, Path(upload) if upload else None)
             scan = self._scan_name(case)
+            taken = self._take(case, options, Path(upload) if upload else None)
         with self._workspace.names.used(taken.opened.study.annotation.values):
             return self._reply(case, taken, options, config, advice, scan)
 
@@ -151,7 +151,7 @@ class PropagateTask(InferTask):  # type: ignore[misc]
         labels = np.zeros(self._workspace.scan(case).array.shape, np.int32) if result is None else result.labels
         answer = self._answer(opened, labels, options)
         file = write_result(answer.labels, self._workspace.scan(case), options)
-        with self._workspace.lock(case):
+        with removed_if_refused(file), self._workspace.lock(case):
             self._workspace.check_scan(case, scan)  # somebody may have put another one there by now
             if result is None:
                 report = self._empty_report(taken, config, advice)

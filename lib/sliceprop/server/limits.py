@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 from weakref import WeakValueDictionary
 
+from anyio import to_thread
 from fastapi import Depends, Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sliceprop.errors import InputError, SlicePropError, TooLargeError
 from sliceprop.memory import share
 from sliceprop.server.errors import BusyError, TooSlowError, refusal
-from sliceprop.server.guard import route_path, takes_files
+from sliceprop.server.guard import LOOKUPS, route_path, takes_files
 from sliceprop.server.requests import number, whole_number
 
 MIB = 1 << 20
@@ -31,7 +32,13 @@ ARRIVING = 16
 """Requests with files of one user that may arrive at once; more wait for those."""
 
 READERS, READERS_OF_ONE = 24, 2
-"""At once, and of one study; each holds a thread while it waits for its study, of which FastAPI has 40."""
+"""At once, and of one study; each holds a thread while it waits for its study."""
+
+VIEWERS = 16
+"""Requests for what the archive has; each holds a thread while it waits for it."""
+
+QUICK = 32
+"""Threads for all that waits for nothing."""
 
 REST_S, REST = 5.0, 1 << 16
 """Of the body of a request that is refused already, a client must send so many bytes in this time to be waited for."""
@@ -150,6 +157,12 @@ async def _read_slot(request: Request) -> AsyncIterator[None]:
         yield
 
 
+async def _archive_slot(request: Request) -> AsyncIterator[None]:
+    """The same of the queue for what the archive has."""
+    async with turn(request.app.state.archive, request):
+        yield
+
+
 Slot = Annotated[None, Depends(_slot, scope="function")]
 """Parameter of routes that compute."""
 
@@ -160,9 +173,18 @@ ReadSlot = Annotated[None, Depends(_read_slot, scope="function")]
 """The same for routes that read or change what is kept of a study, however many ask for the same one at once."""
 
 
+ArchiveSlot = Annotated[None, Depends(_archive_slot, scope="function")]
+"""The same for routes that hand on what the archive has, which may be slow."""
+
+
 def upload_queue(limits: Limits) -> Queue:
     """For routes that take files: however many come at once, the others have threads left."""
     return Queue(replace(limits, queue=sys.maxsize, wait_s=limits.request_s))
+
+
+def archive_queue(limits: Limits) -> Queue:
+    """For routes that hand on what the archive has; a viewer asks for many slices at once."""
+    return upload_queue(replace(limits, jobs=VIEWERS))
 
 
 class ReadQueue(Queue):
@@ -191,6 +213,7 @@ class LimitGuard:
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app, self._limits = app, limits
+        self._threads = QUICK + 2 * limits.jobs + READERS + VIEWERS + LOOKUPS
         self._arriving: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by user
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -198,6 +221,7 @@ class LimitGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        to_thread.current_default_thread_limiter().total_tokens = self._threads  # 40 before, for all queues
         answer = _OneAnswer(send)
         try:
             self._check_announced(scope)

@@ -46,7 +46,7 @@ def list_requests(request: Request, user: Reader) -> Response:
 async def healthz() -> Response:
     """200 and `ok` if studies can be read and stored, else 503 and why not; needs no token and names no study."""
     app = running_app()
-    wrong = await to_thread.run_sync(problem, app.workspace.folder.parent, app.policy, limiter=_HEALTH)
+    wrong = await to_thread.run_sync(problem, app.workspace.store, app.policy, limiter=_HEALTH)
     return PlainTextResponse(wrong or "ok", status_code=503 if wrong else 200)
 
 

@@ -15,6 +15,7 @@ from monailabel.config import settings
 from sliceprop.errors import InputError
 from sliceprop.server.archive import ArchivedStudies
 from sliceprop.server.errors import ForbiddenError, NotFoundError
+from sliceprop.server.limits import ArchiveSlot
 from sliceprop.server.web import Reader, StoredResponse, running_app
 
 router = APIRouter()
@@ -25,11 +26,14 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._,-]+")
 _RESOURCES = ("studies", "series", "instances")
 """With which a path of DICOMweb begins; what else an archive may have there is not for viewers."""
 
+_NO_PAGE = {"Content-Security-Policy": "sandbox"}
+"""For viewers: shown as a page, what the archive has could not do anything in the visitor's name."""
+
 _PASSED_ON = ("Content-Type", "Content-Encoding", "Content-Range", "Warning")
 
 
 @router.get("/proxy/dicom/{path:path}", include_in_schema=False)
-def read_archive(request: Request, path: str, user: Reader) -> Response:
+def read_archive(request: Request, path: str, user: Reader, *, slot: ArchiveSlot) -> Response:
     """Pass a request on; OHIF puts `qido/` or `wado/` in front of the path."""
     store = running_app().datastore()
     if not isinstance(store, ArchivedStudies):
@@ -38,7 +42,8 @@ def read_archive(request: Request, path: str, user: Reader) -> Response:
         raise InputError(f"{path!r} is no path of DICOMweb")
     encodings = request.headers.get("Accept-Encoding", "identity")
     status, headers, parts = store.read(archive_path(path), request.url.query, encodings)
-    return StoredResponse(parts, {key: headers[key] for key in _PASSED_ON if key in headers}, status_code=status)
+    told = {key: headers[key] for key in _PASSED_ON if key in headers} | _NO_PAGE
+    return StoredResponse(parts, told, status_code=status)
 
 
 @router.post("/proxy/dicom/{path:path}", include_in_schema=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,5 +91,16 @@ def write_result(array: NDArray[Any], scan: io.Image, options: Options) -> Path:
         raise InputError(f"label {array.max()} does not fit into {name}; ask for result_dtype uint16")
     with tempfile.NamedTemporaryFile(suffix=wanted.suffix, delete=False) as file:
         path = Path(file.name)
-    io.write_image(path, array, scan, dtype=wanted.dtype, compress=wanted.compress)
+    with removed_if_refused(path):
+        io.write_image(path, array, scan, dtype=wanted.dtype, compress=wanted.compress)
     return path
+
+
+@contextmanager
+def removed_if_refused(file: Path) -> Iterator[None]:
+    """A file of a result that nobody gets if this fails."""
+    try:
+        yield
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise

@@ -37,7 +37,7 @@ from sliceprop.server.batch import INFO as BATCH
 from sliceprop.server.checkpoints import SUFFIX
 from sliceprop.server.datastore import MASK
 from sliceprop.server.errors import BusyError, NotFoundError, install_error_handlers
-from sliceprop.server.guard import NameGuard, check_unlike, new_name
+from sliceprop.server.guard import NameGuard, new_name
 from sliceprop.server.health import Counters
 from sliceprop.server.learning import OPEN
 from sliceprop.server.limits import (
@@ -48,6 +48,7 @@ from sliceprop.server.limits import (
     ReadSlot,
     Slot,
     UploadSlot,
+    archive_queue,
     turn,
     upload_queue,
 )
@@ -65,6 +66,7 @@ from sliceprop.server.web import (
     Params,
     Reader,
     StoredResponse,
+    asks_archive,
     check_known,
     check_upload,
     image_id,
@@ -117,13 +119,14 @@ def install(app: LabelPropApp) -> None:
     api.dependency_overrides[get_current_user] = current_user
     api.state.queue, api.state.counters = Queue(app.limits), Counters()
     api.state.uploads, api.state.reads = upload_queue(app.limits), ReadQueue(app.limits)
+    api.state.archive = archive_queue(app.limits)
     api.user_middleware[:] = [
         Middleware(HearOut, limits=app.limits),
         Middleware(Auditor, log=lambda: app.audit, counters=api.state.counters),
         *_cross_origin(app.policy.origins),
         Middleware(Access, policy=app.policy),
         Middleware(LimitGuard, limits=app.limits),
-        Middleware(NameGuard, check_known=check_known),
+        Middleware(NameGuard, check_known=check_known, is_far=asks_archive),
     ]
     api.middleware_stack = None  # built anew, with guards and handlers, at the next request
 
@@ -286,7 +289,6 @@ def save_image(
     note(image)
     if not workspace.store.has_image(image):
         new_name(image, "image")
-        check_unlike(image, workspace.store.list_images())
     with saved(file) as upload:
         assert upload is not None
         scan = io.read_image(upload)

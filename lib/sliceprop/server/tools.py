@@ -40,7 +40,7 @@ from sliceprop.server.provenance import (
 )
 from sliceprop.server.records import DRAFTS
 from sliceprop.server.requests import LabelOptions, Options, first_choices, flag, label_options, number
-from sliceprop.server.results import result_format, write_result
+from sliceprop.server.results import removed_if_refused, result_format, write_result
 from sliceprop.server.workspace import Workspace
 from sliceprop.tools.boundary_points import PointsConfig, boundary_points, points_of_marks
 from sliceprop.tools.fast_marching import MarchConfig, fast_marching
@@ -209,8 +209,8 @@ class ToolTask(PropagateTask):
         result_format(options)
         case, upload, kept = self._case(options), options.get("label"), flag(options, SHOWN, True)
         with self._workspace.lock(case):
-            scene = self._scene(case, label_options(options), Path(upload) if upload else None, options)
             scan = self._scan_name(case)
+            scene = self._scene(case, label_options(options), Path(upload) if upload else None, options)
         try:
             made = self._model.run(scene, options)
         except InputError as error:
@@ -226,7 +226,7 @@ class ToolTask(PropagateTask):
             in_client, shown = np.where(chosen, scene.selected, rest).astype(np.int32), chosen.astype(np.int32)
             names = {str(options["selected_label_name"]): 1}
         file = write_result(shown, scene.scan, options)
-        with self._workspace.lock(case):
+        with removed_if_refused(file), self._workspace.lock(case):
             self._workspace.check_scan(case, scan)  # somebody may have put another one there by now
             self._workspace.remember(case)
             if case.record is not None and kept:

@@ -21,6 +21,7 @@ from sliceprop.errors import InputError
 from sliceprop.io import SUFFIXES
 from sliceprop.server.access import current_user
 from sliceprop.server.app import LabelPropApp
+from sliceprop.server.archive import ArchivedStudies
 from sliceprop.server.errors import BusyError, NotFoundError
 from sliceprop.server.guard import CREATING, inside, new_name, plain_filename
 from sliceprop.stored_voxels import LONGEST_HEADER, is_one_file
@@ -32,6 +33,9 @@ Admin = Annotated[User, Depends(current_user)]
 all of them: FastAPI replaces dependencies only in routes that the application itself includes."""
 
 Params = Annotated[str, Form()]
+
+IMAGE_KEYS = ("image", "id", "label")
+"""Parameters that name an image."""
 
 CHUNK = 1 << 16
 """Bytes of a large answer that are in memory at once."""
@@ -58,7 +62,7 @@ def check_known(method: str, path: str, names: Mapping[str, str]) -> None:
     if not path.startswith("/datastore/"):
         return
     store, tag = running_app().datastore(), names.get("tag")
-    for key, image in ((key, names[key]) for key in ("image", "id", "label") if key in names):
+    for key, image in ((key, names[key]) for key in IMAGE_KEYS if key in names):
         known = store.has_image(image)
         if (method, path) in CREATING and key == "image" and not known:
             new_name(image, "image")
@@ -72,6 +76,13 @@ def check_known(method: str, path: str, names: Mapping[str, str]) -> None:
             raise NotFoundError(f"there is no label {tag!r} of {image!r}")
         folder = Path(store._datastore_path)
         inside(folder, folder / "labels" / new_name(tag, "tag"))
+
+
+def asks_archive(method: str, path: str, names: Mapping[str, str]) -> bool:
+    """Whether `check_known` asks an archive; arguments as there."""
+    store = running_app().datastore()
+    images = {names[key] for key in IMAGE_KEYS if key in names} if path.startswith("/datastore/") else set[str]()
+    return isinstance(store, ArchivedStudies) and not images <= store._datastore.objects.keys()
 
 
 def check_upload(file: UploadFile) -> str:
