@@ -174,9 +174,14 @@ def chunks(length: int, count: int) -> bytes:
     [
         (chunks(1, FEW_CHUNKS), b"200"),
         (chunks(SHORT_CHUNK, 4 * FEW_CHUNKS), b"200"),
+        ((chunks(150, 1) + chunks(1 << 14, 1) + chunks(2, 1)) * 4 * FEW_CHUNKS, b"200"),
         (chunks(1, FEW_CHUNKS + 1), b"400"),
-        (chunks(100, 2) + chunks(1, 100 * FEW_CHUNKS), b"400"),
+        (chunks(1 << 16, 100) + chunks(SHORT_CHUNK - 1, FEW_CHUNKS + 1), b"400"),
+        (b"0\r\n" + b"a: b\r\n" * (MOST_PARTS - 10), b"200"),
+        (b"0\r\n" + b"a: b\r\n" * MOST_PARTS, b"400"),
+        (b"0\r\na: %s\r\n" % (b"x" * LONGEST_HEAD), b"400"),
     ],
+    ids=["few", "long", "files", "crumbs", "crumbs behind", "trailers", "many trailers", "a long trailer"],
 )
 def test_a_body_in_crumbs_is_refused(body: bytes, status: bytes) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -188,7 +193,7 @@ def test_a_body_in_crumbs_is_refused(body: bytes, status: bytes) -> None:
     with served(app) as connect:
         connection = connect(head + chunks(1, FEW_CHUNKS) + END[2:])  # one request has nothing to do with the next
         assert received(connection, END)
-        connection.sendall(head + body + END[2:])
+        connection.sendall(head + body + (b"\r\n" if body.startswith(b"0") else END[2:]))
         assert connection.recv(12).endswith(status)
 
 

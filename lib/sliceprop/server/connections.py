@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import h11
+from h11._receivebuffer import ReceiveBuffer
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -20,20 +21,43 @@ TAKING_S, TAKEN = 60.0, 1 << 16
 """Of an answer that waits to be taken, a client must take so many bytes in this time."""
 
 
-FEW_CHUNKS, SHORT_CHUNK = 256, 64
-"""A body may be sent in chunks of fewer bytes only if they are few: each takes as long to read as a long one."""
-
+FEW_CHUNKS, SHORT_CHUNK = 256, 512
+"""So many chunks of a body may have fewer bytes, and two for each longer one, as what separates the files of a form:
+short ones take as long to read."""
 
 LONGEST_HEAD, MOST_PARTS = 1 << 15, 100
-"""Bytes of a request's head, and lines of it, or parameters of the address."""
+"""Bytes of a request's head, or of what may follow a body in chunks, and lines of it, or parameters of the address."""
+
+READ = 1 << 16
+"""Bytes that one connection has read before others have their turn."""
 
 _HEAD_END = re.compile(rb"\n\r?\n")
+
+
+class _Received(ReceiveBuffer):
+    """What a client has sent and h11 has not read yet."""
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        """The lines of a head, or of what follows a body; None before all of them are here.
+
+        Raises:
+            h11.RemoteProtocolError: if there is more of it than anybody sends.
+        """
+        end = _HEAD_END.search(self._data, 0, LONGEST_HEAD)
+        lines = self._data[: end.end() if end else LONGEST_HEAD].split(b"\n", MOST_PARTS + 1)
+        too_long = not end and len(self._data) >= LONGEST_HEAD
+        if self._data[:1] not in b"\r\n" and (too_long or max(len(lines), lines[0].count(b"&")) > MOST_PARTS):
+            raise h11.RemoteProtocolError("the head of the request is too long")
+        return super().maybe_extract_lines()
 
 
 class _Messages(h11.Connection):
     """Reads what a client sends, unless it is cut into crumbs: all of it is read in the event loop."""
 
-    _chunks, _bytes = 0, 0
+    def __init__(self, most: int) -> None:
+        super().__init__(h11.SERVER, most)
+        self._receive_buffer = _Received()
+        self._length, self._short = 0, 0  # of this chunk so far; chunks
 
     def next_event(self) -> Any:
         """The next part of a request.
@@ -41,23 +65,17 @@ class _Messages(h11.Connection):
         Raises:
             h11.RemoteProtocolError: if it is no HTTP, or more of a head or shorter chunks of a body than anybody sends.
         """
-        if self.their_state is h11.IDLE:
-            self._check_head()
         event = super().next_event()
         if isinstance(event, h11.Request):
-            self._chunks, self._bytes = 0, 0
+            self._length, self._short = 0, 0
         elif isinstance(event, h11.Data):
-            self._chunks, self._bytes = self._chunks + event.chunk_end, self._bytes + len(event.data)
-            if self._chunks > FEW_CHUNKS and self._bytes < SHORT_CHUNK * self._chunks:
+            self._length += len(event.data)
+            if event.chunk_end:
+                self._short = self._short + 1 if self._length < SHORT_CHUNK else max(0, self._short - 2)
+                self._length = 0
+            if self._short > FEW_CHUNKS:
                 raise h11.RemoteProtocolError("the body comes in too short chunks")
         return event
-
-    def _check_head(self) -> None:
-        arrived, _ = self.trailing_data
-        end = _HEAD_END.search(arrived, 0, LONGEST_HEAD)
-        lines = arrived[: end.end() if end else None].split(b"\n", MOST_PARTS + 1)
-        if (not end and len(arrived) >= LONGEST_HEAD) or len(lines) > MOST_PARTS or lines[0].count(b"&") > MOST_PARTS:
-            raise h11.RemoteProtocolError("the head of the request is too long")
 
 
 class Connection(H11Protocol):
@@ -68,11 +86,13 @@ class Connection(H11Protocol):
 
     def __init__(self, config: Config, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        self.conn = _Messages(h11.SERVER, self.conn._max_incomplete_event_size)
+        self.conn = _Messages(self.conn._max_incomplete_event_size)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
         super().connection_made(transport)
+        if hasattr(transport, "max_size"):  # not under TLS, whose records are short
+            transport.max_size = READ
         self._expect_head()
 
     def on_response_complete(self) -> None:

@@ -48,8 +48,8 @@ MASK = "_drawn"
 """Ends the tag of the mask beside a stored result: 1 where the user decided, 0 where it was propagated."""
 
 
-MARK = "present"
-"""File in `FOLDER`, which may lie on a disk of its own, without which that is not there."""
+MARK = ".present"
+"""File in `FOLDER` and in `labels`, which may lie on disks of their own: without it the disk is not there."""
 
 
 class _Arrivals(FileSystemEventHandler):
@@ -86,10 +86,10 @@ class Studies(LocalDatastore):  # type: ignore[misc]
     """Whether this process makes what is kept beside the images where it is not there; one beside a server does not."""
 
     def __init__(self, folder: str, *, watch: bool | None = None) -> None:
-        mark = Path(folder, FOLDER, MARK)
-        self._needed = [Path(folder, "labels")]
+        kept = [Path(folder, name) for name in ("labels", FOLDER)]
+        self._needed = kept[:1]
         if not self.may_begin:
-            self._needed.append(mark if os.access(mark.parent, os.W_OK) else mark.parent)
+            self._needed = [one / MARK if os.access(one, os.W_OK) else one for one in kept]
             self.check_reach()
         self._changing, self._changes = RLock(), FileLock(Path(folder) / CHANGES_LOCK)
         self._list_state: tuple[int, ...] | None = None
@@ -112,9 +112,10 @@ class Studies(LocalDatastore):  # type: ignore[misc]
             raise FileError(f"{folder}: cannot be used ({error.strerror or error})") from error
         if self.may_begin:
             with suppress(OSError):  # a folder that is read-only is still served
-                mark.parent.mkdir(exist_ok=True)
-                mark.touch()
-            self._needed += [mark] if mark.exists() else []
+                for one in kept:
+                    one.mkdir(exist_ok=True)
+                    (one / MARK).touch()
+            self._needed += [one / MARK for one in kept if (one / MARK).exists()]
         if not settings.MONAI_LABEL_DATASTORE_READ_ONLY:
             self.notice_files()
         if settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD if watch is None else watch:
@@ -163,7 +164,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
             StorageError: if what is made in it at the start is not there.
         """
         if not all(needed.exists() for needed in self._needed):
-            raise StorageError(f"{self._needed[0].parent}: the folder of the studies is out of reach; bring it back")
+            raise StorageError("the folder of the studies is out of reach; bring it back")
 
     def get_image_uri(self, image_id: str) -> str:
         """The file of an image; empty if there is none.

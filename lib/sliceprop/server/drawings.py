@@ -447,6 +447,8 @@ class Drawings:
         for other in (aside, file.with_name(f"{io.UNFINISHED}{ending}")):
             try:
                 how(file, other)
+                if how is os.rename:
+                    os.utime(other)  # it goes when nobody has written to it for an hour
                 return other
             except FileNotFoundError:
                 return None
@@ -462,12 +464,14 @@ class Drawings:
 
         Another version is newer by then, so that this one counts when it is restored.
         """
+        if not aside.exists():  # another process took it for what a killed writer left
+            return
         record, shown = self._cases.record(image_id), self._store.get_label_info(image_id, tag).get("sha256")
         if digest(aside) != shown and not self._is_kept(record, tag, aside):
             version = record.versions.append(Entry(tag, "conflict"), aside)
             told = "somebody put a label %s of %s there meanwhile; it is kept as version %d, which does not count"
             logger.warning(told, tag, image_id, version.number)
-        aside.unlink()
+        aside.unlink(missing_ok=True)
 
     def _is_kept(self, record: StudyRecord, tag: str, file: Path) -> bool:
         """Whether a sound version, or another file that was set aside, holds the same; all of them are looked at."""

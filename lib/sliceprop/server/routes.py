@@ -6,6 +6,7 @@ Most are plain functions, which FastAPI runs in its thread pool; MONAI Label's a
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -129,6 +130,8 @@ def install(app: LabelPropApp) -> None:
         Middleware(NameGuard, check_known=check_known, is_far=asks_archive),
     ]
     api.middleware_stack = None  # built anew, with guards and handlers, at the next request
+    gc.collect()
+    gc.freeze()  # else every body of JSON pays for a walk over all that was imported, in the event loop
 
 
 def _cross_origin(origins: frozenset[str]) -> list[Middleware]:
