@@ -29,9 +29,9 @@ from sliceprop.dicom import write_dicom_series
 from sliceprop.erasure import erase_study
 from sliceprop.errors import GeometryError, InputError, SlicePropError, StorageError
 from sliceprop.orthanc import Orthanc
-from sliceprop.server import archive, panel_routes
+from sliceprop.server import archive, panel_routes, web
 from sliceprop.server.archive import ArchivedStudies
-from sliceprop.server.errors import ArchiveError
+from sliceprop.server.errors import ArchiveError, NotFoundError
 from sliceprop.server.requests import label_options
 from sliceprop.server.workspace import Workspace
 
@@ -209,6 +209,27 @@ def answering(length: int, *, to: str = "") -> Iterator[str]:
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_series_that_are_not_here_are_fetched_before_requests_wait_for_each_other(
+    growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ArchivedStudies(growing, {}, str(tmp_path / "kept"))
+    monkeypatch.setattr(web, "running_app", lambda: SimpleNamespace(datastore=lambda: store))
+    request = "GET", "/labelprop/study", {"image": growing.uid}
+    progress = "GET", "/labelprop/progress", {"image": growing.uid}
+    assert web.asks_archive(*request) and not web.asks_archive(*progress)
+    web.check_known(*progress)
+    assert not ids(tmp_path / "kept")
+    web.check_known(*request)
+    assert ids(tmp_path / "kept") == [growing.uid] and not web.asks_archive(*request)
+    with pytest.raises(NotFoundError):
+        web.check_known("GET", "/labelprop/study", {"image": "1.2.3"})
+    monkeypatch.setattr(store, "get_image_uri", Mock(side_effect=StorageError(f"{tmp_path}: full")))
+    store._datastore.objects.clear()
+    with pytest.raises(StorageError) as told:
+        web.check_known(*request)
+    assert str(tmp_path) not in str(told.value)
 
 
 def slices(folder: Path, image: str) -> tuple[int, int, int]:

@@ -51,6 +51,8 @@ MASK = "_drawn"
 MARK = ".present"
 """File in `FOLDER` and in `labels`, which may lie on disks of their own: without it the disk is not there."""
 
+OUT_OF_REACH = "the folder of the studies is out of reach; bring it back"
+
 
 class _Arrivals(FileSystemEventHandler):
     """Calls a function whenever a scan, a label or MONAI Label's list of them comes, goes or is renamed."""
@@ -88,9 +90,8 @@ class Studies(LocalDatastore):  # type: ignore[misc]
     def __init__(self, folder: str, *, watch: bool | None = None) -> None:
         kept = [Path(folder, name) for name in ("labels", FOLDER)]
         self._needed = kept[:1]
-        if not self.may_begin:
-            self._needed = [one / MARK if os.access(one, os.W_OK) else one for one in kept]
-            self.check_reach()
+        if not self.may_begin and not all(one.is_dir() and any(one.iterdir()) for one in kept):
+            raise StorageError(OUT_OF_REACH)
         self._changing, self._changes = RLock(), FileLock(Path(folder) / CHANGES_LOCK)
         self._list_state: tuple[int, ...] | None = None
         self.before_removal: Callable[[str, str], None] = lambda image_id, tag: None
@@ -115,7 +116,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
                 for one in kept:
                     one.mkdir(exist_ok=True)
                     (one / MARK).touch()
-            self._needed += [one / MARK for one in kept if (one / MARK).exists()]
+        self._needed += [one / MARK for one in kept if (one / MARK).exists()]
         if not settings.MONAI_LABEL_DATASTORE_READ_ONLY:
             self.notice_files()
         if settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD if watch is None else watch:
@@ -164,7 +165,7 @@ class Studies(LocalDatastore):  # type: ignore[misc]
             StorageError: if what is made in it at the start is not there.
         """
         if not all(needed.exists() for needed in self._needed):
-            raise StorageError("the folder of the studies is out of reach; bring it back")
+            raise StorageError(OUT_OF_REACH)
 
     def get_image_uri(self, image_id: str) -> str:
         """The file of an image; empty if there is none.

@@ -34,8 +34,8 @@ line byte by byte, are read in the event loop, which a MiB holds for a second.""
 STREAMED = "/labelprop/checkpoints/"
 """Route that takes a body as it is, of whatever kind curl says that it is."""
 
-LOOKUPS = 4
-"""Requests that may ask an archive at once whether it has what they name."""
+LOOKUPS = 8
+"""Requests that may ask an archive at once for what they name and this server does not have yet."""
 
 MAX_DEPTH = 32
 """Of JSON, in lists and objects within each other; our own options need 4."""

@@ -221,7 +221,7 @@ def has_image(image: str, user: Reader, check_sum: str | None = None, *, slot: S
 @router.get("/datastore/image")
 def download_image(image: str, user: Reader, *, slot: UploadSlot) -> Any:
     """The file of an image, after fetching it from an archive."""
-    return opened(datastore.download_image(image))
+    return datastore.download_image(image)
 
 
 @router.delete("/datastore/image")

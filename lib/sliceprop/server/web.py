@@ -17,7 +17,7 @@ from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.utils.app import app_instance
 from starlette.types import Receive, Scope, Send
 
-from sliceprop.errors import InputError
+from sliceprop.errors import InputError, StorageError
 from sliceprop.io import SUFFIXES
 from sliceprop.server.access import current_user
 from sliceprop.server.app import LabelPropApp
@@ -55,10 +55,17 @@ def check_known(method: str, path: str, names: Mapping[str, str]) -> None:
         path: of the request.
         names: plain names in its query.
 
+    Scans of an archive that are not here yet are fetched, before their requests wait for those of others.
+
     Raises:
         NotFoundError: if there is no such image, or no label of it under that tag.
         InputError: if something new is to be called by a name that is not allowed, or a file lies elsewhere.
+        ArchiveError: if the archive does not answer.
+        StorageError: if the folder is full.
     """
+    if asks_archive(method, path, names):
+        for image in _images(path, names):
+            _fetch(image)
     if not path.startswith("/datastore/"):
         return
     store, tag = running_app().datastore(), names.get("tag")
@@ -81,8 +88,23 @@ def check_known(method: str, path: str, names: Mapping[str, str]) -> None:
 def asks_archive(method: str, path: str, names: Mapping[str, str]) -> bool:
     """Whether `check_known` asks an archive; arguments as there."""
     store = running_app().datastore()
-    images = {names[key] for key in IMAGE_KEYS if key in names} if path.startswith("/datastore/") else set[str]()
-    return isinstance(store, ArchivedStudies) and not images <= store._datastore.objects.keys()
+    return isinstance(store, ArchivedStudies) and not _images(path, names) <= store._datastore.objects.keys()
+
+
+def _images(path: str, names: Mapping[str, str]) -> set[str]:
+    """What a request is about; for what a training does, nothing need be here."""
+    keys = IMAGE_KEYS if path.startswith("/datastore/") else () if path == "/labelprop/progress" else IMAGE_KEYS[:1]
+    return {names[key] for key in keys if key in names}
+
+
+def _fetch(image: str) -> None:
+    store = running_app().datastore()
+    if not store.has_image(image):
+        raise NotFoundError(f"unknown image {image!r}")
+    try:
+        store.get_image_uri(image)
+    except StorageError as error:
+        raise StorageError("the folder of the studies does not take the series") from error
 
 
 def check_upload(file: UploadFile) -> str:
