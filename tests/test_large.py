@@ -261,7 +261,7 @@ def test_labels_that_would_need_too_much_memory_are_refused(
     bands = np.zeros((11, 48, 60), np.uint8)
     bands[ANNOTATED] = 1 + np.arange(48)[:, None] // 4
     write_zarr(tmp_path / "bands.zarr", bands, grid(bands), label=True)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000, total=200_000))
     with pytest.raises(TooLargeError, match="12 labels"):
         propagate_large(
             scan[0], tmp_path / "bands.zarr", tmp_path / "out.zarr", LargeConfig(SHORT, 11 * 12 * 15, "cpu")

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from sliceprop.errors import MemoryTakenError, TooLargeError
-from sliceprop.memory import check_memory, free_bytes, share
+from sliceprop.memory import check_memory, free_and_total_bytes, share
 
 GIB = 1 << 30
 
@@ -25,7 +25,7 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         nonlocal taken
         taken = gib
 
-    monkeypatch.setattr("sliceprop.memory.free_bytes", lambda: (10 - taken) * GIB)
+    monkeypatch.setattr("sliceprop.memory.free_and_total_bytes", lambda: ((10 - taken) * GIB, 20 * GIB))
     process = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=taken * GIB))
     monkeypatch.setattr(psutil, "Process", lambda: process)
     return set_taken
@@ -66,16 +66,16 @@ def test_what_was_promised_does_not_count_again_when_it_is_taken(take: Callable[
         ask(6)
         take(6)
         ask_beside(4)
-        with pytest.raises(TooLargeError):
+        with pytest.raises(MemoryTakenError):
             ask_beside(5)
 
 
-def test_who_asks_twice_needs_both_unless_it_is_the_same(take: Callable[[int], None]) -> None:
+def test_who_reads_one_after_the_other_needs_the_largest_and_what_it_works_on(take: Callable[[int], None]) -> None:
     with share():
-        ask(2)
-        ask(2)
-        ask_beside(8)
-        ask(5)
+        for gib in (2, 3, 2):
+            ask(gib)
+        ask_beside(7)
+        check_memory((2, 1024, 1024), bytes_per_voxel=2048)  # 4 GiB
         ask_beside(3)
         with pytest.raises(MemoryTakenError):
             ask_beside(4)
@@ -85,8 +85,16 @@ def test_alone_one_may_have_all(take: Callable[[int], None]) -> None:
     with share():
         ask(6)
         ask(10)
-        with pytest.raises(TooLargeError, match=r"10\.0 GiB are free"):
+        with pytest.raises(MemoryTakenError, match=r"10\.0 GiB are free"):
             ask(11)
+
+
+def test_what_never_fits_is_too_large_however_much_is_taken(take: Callable[[int], None]) -> None:
+    for taken in (0, 10):
+        take(taken)
+        with pytest.raises(TooLargeError) as told:
+            ask(21)
+        assert not isinstance(told.value, MemoryTakenError)
 
 
 @pytest.mark.parametrize(
@@ -99,11 +107,12 @@ def test_a_container_has_what_its_limit_leaves(tmp_path: Path, limit: str, free:
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text(f"{30 << 20}\n")
     (tmp_path / "memory.stat").write_text(f"anon {20 << 20}\ninactive_file {1 << 20}\nactive_file 4096\n")
-    if free is None:
-        assert free_bytes(tmp_path) > 64 << 20
-    else:
-        assert free_bytes(tmp_path) == free
+    machine = psutil.virtual_memory().total
+    found, total = free_and_total_bytes(tmp_path)
+    assert total == (machine if limit == "max" else min(machine, int(limit)))
+    assert found == free or (free is None and found > 64 << 20)
 
 
 def test_a_machine_without_containers_has_what_is_free(tmp_path: Path) -> None:
-    assert free_bytes(tmp_path) > 64 << 20
+    free, total = free_and_total_bytes(tmp_path)
+    assert 64 << 20 < free < total == psutil.virtual_memory().total

@@ -38,7 +38,7 @@ class TooLargeError(InputError):
 
 
 class MemoryTakenError(TooLargeError):
-    """A study that fits into memory, but not beside the other work that goes on."""
+    """A study that fits into memory, but not beside the other work that goes on; nothing is wrong with it."""
 
 
 class ContourError(SlicePropError):

@@ -171,7 +171,7 @@ def test_no_more_wait_than_may_though_they_come_at_once() -> None:
 
 
 def test_scans_that_do_not_fit_into_memory_at_once_come_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sliceprop.memory.free_bytes", lambda: MEMORY)
+    monkeypatch.setattr("sliceprop.memory.free_and_total_bytes", lambda: (MEMORY, MEMORY))
     with working(jobs=3) as (client, begun, go):
         first = in_thread(lambda: client.post("/memory/0.5"))
         assert begun.wait(30)

@@ -194,7 +194,10 @@ def test_a_body_in_crumbs_is_refused(body: bytes, status: bytes) -> None:
         connection = connect(head + chunks(1, FEW_CHUNKS) + END[2:])  # one request has nothing to do with the next
         assert received(connection, END)
         connection.sendall(head + body + (b"\r\n" if body.startswith(b"0") else END[2:]))
-        assert connection.recv(12).endswith(status)
+        answered = b""
+        while not answered.endswith(END) and (part := connection.recv(1 << 16)):
+            answered += part
+        assert answered[9:12] == status and (status == b"200" or b"has at most" in answered or b"chunks" in answered)
 
 
 def test_an_answer_that_is_not_taken_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from sliceprop.errors import InputError
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import ConflictError
 from sliceprop.server.label_edits import edit_labels, parse_edits
+from sliceprop.server.names import MAX_LABELS
 from sliceprop.server.requests import label_options
 from sliceprop.server.workspace import Workspace
 
@@ -65,6 +66,17 @@ def test_a_renamed_label_keeps_number_and_colour_also_after_a_restart(workspace,
     assert colors(open_workspace())["nucleus"] == "#112233"
     assert open_workspace().names.indices == {"nucleus": 1, "core": 2}
     assert open_workspace().names.renamed == {"disc": "nucleus"}
+
+
+def test_labels_do_not_grow_in_number_request_by_request(workspace):
+    added = [f"label {number}" for number in range(MAX_LABELS - 1)]  # one is left out
+    edit_labels(workspace, parse_edits({"labels": [{"name": name} for name in added]}))
+    before = workspace.names.names
+    with pytest.raises(InputError, match="at most"):
+        edit_labels(workspace, parse_edits({"labels": [{"name": "one more"}]}))
+    assert workspace.names.names == before and len(before) == MAX_LABELS
+    edit_labels(workspace, parse_edits({"labels": [{"name": "another", "renamed_from": added[-1]}]}))
+    assert "another" in workspace.names.indices
 
 
 def test_names_can_be_exchanged(workspace):

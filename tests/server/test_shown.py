@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("monailabel")
 
 from columns import AFFINE, NAMES, column, opened
-from sliceprop.errors import StorageError
+from sliceprop.errors import MemoryTakenError, StorageError
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.errors import ConflictError
 from sliceprop.server.requests import label_options
@@ -317,6 +317,17 @@ def test_a_label_file_that_is_a_link_is_replaced_and_what_it_leads_to_stays(work
     submit(column([4]), "mine")
     assert not link.is_symlink() and (nib.load(link).get_fdata() == column([4])).all()
     assert (nib.load(labels / "sparse" / "case.nii.gz").get_fdata() == column([2])).all()
+
+
+def test_a_label_file_put_there_while_memory_is_short_becomes_a_version_afterwards(workspace, submit, monkeypatch):
+    submit(column([2]))
+    put(column([5, 6]), shown_file(workspace).parent)
+    with monkeypatch.context() as short:
+        short.setattr("sliceprop.memory.free_and_total_bytes", lambda: (0, 1 << 40))
+        with pytest.raises(MemoryTakenError):
+            opened(workspace)
+    assert opened(workspace).annotation.annotated_slices == (5, 6) and events(workspace) == ["submitted", "found"]
+    assert not list(workspace.record("case").folder.glob("set_aside/*"))
 
 
 def test_label_folders_may_be_a_file_system_of_their_own(workspace, submit, monkeypatch):

@@ -47,9 +47,10 @@ SIGNED_IN_S = 12 * 3600.0
 """A working day; then the token must be given again."""
 
 MAX_SIGNED_IN, MAX_ADDRESSES, MAX_LET_IN = 1_000, 10_000, 10_000
-MAX_BROWSERS = 20
-"""That one token may be signed in with; so nobody signs others out by signing in again and again."""
 """Bounds of what is remembered."""
+
+MAX_BROWSERS = 20
+"""That are signed in with one token; nobody signs others out by signing in again and again."""
 
 MAX_FAILURES, FAILURES_S = 10, 60.0
 """Wrong tokens that an address may send within this time before it has to wait."""

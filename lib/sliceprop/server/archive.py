@@ -31,7 +31,7 @@ from requests.adapters import HTTPAdapter
 from sliceprop import io
 from sliceprop.dicom_seg import FIRST_SERIES_NUMBER, write_dicom_seg
 from sliceprop.dicom_series import check_series, describe_series, read_series
-from sliceprop.errors import FileError, InputError, SlicePropError, StorageError
+from sliceprop.errors import FileError, InputError, MemoryTakenError, SlicePropError, StorageError
 from sliceprop.files import remove_abandoned
 from sliceprop.server.datastore import Studies
 from sliceprop.server.errors import ArchiveError, NotFoundError
@@ -373,8 +373,8 @@ class ArchivedStudies(Studies):
                 files = read_series(received)
                 check_series(files)
                 image = io.read_image(received)
-            except SlicePropError:
-                if received == series:
+            except SlicePropError as error:
+                if received == series and not isinstance(error, MemoryTakenError):
                     series.rename(Path(folder) / "former")  # more slices may be on their way to the archive
                 raise
             written = Path(folder) / scan.name

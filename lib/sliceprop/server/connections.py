@@ -34,6 +34,10 @@ READ = 1 << 16
 _HEAD_END = re.compile(rb"\n\r?\n")
 
 
+class _TooMuchError(h11.RemoteProtocolError):
+    """A request that takes the event loop too long to read."""
+
+
 class _Received(ReceiveBuffer):
     """What a client has sent and h11 has not read yet."""
 
@@ -47,7 +51,7 @@ class _Received(ReceiveBuffer):
         lines = self._data[: end.end() if end else LONGEST_HEAD].split(b"\n", MOST_PARTS + 1)
         too_long = not end and len(self._data) >= LONGEST_HEAD
         if self._data[:1] not in b"\r\n" and (too_long or max(len(lines), lines[0].count(b"&")) > MOST_PARTS):
-            raise h11.RemoteProtocolError("the head of the request is too long")
+            raise _TooMuchError(f"the head of a request has at most {LONGEST_HEAD} bytes and {MOST_PARTS} lines")
         return super().maybe_extract_lines()
 
 
@@ -58,6 +62,7 @@ class _Messages(h11.Connection):
         super().__init__(h11.SERVER, most)
         self._receive_buffer = _Received()
         self._length, self._short = 0, 0  # of this chunk so far; chunks
+        self.refusal = ""
 
     def next_event(self) -> Any:
         """The next part of a request.
@@ -65,7 +70,15 @@ class _Messages(h11.Connection):
         Raises:
             h11.RemoteProtocolError: if it is no HTTP, or more of a head or shorter chunks of a body than anybody sends.
         """
-        event = super().next_event()
+        try:
+            event = super().next_event()
+            self._count(event)
+        except _TooMuchError as error:
+            self.refusal = str(error)
+            raise
+        return event
+
+    def _count(self, event: Any) -> None:
         if isinstance(event, h11.Request):
             self._length, self._short = 0, 0
         elif isinstance(event, h11.Data):
@@ -74,13 +87,13 @@ class _Messages(h11.Connection):
                 self._short = self._short + 1 if self._length < SHORT_CHUNK else max(0, self._short - 2)
                 self._length = 0
             if self._short > FEW_CHUNKS:
-                raise h11.RemoteProtocolError("the body comes in too short chunks")
-        return event
+                raise _TooMuchError(f"the body comes in too many chunks of fewer than {SHORT_CHUNK} bytes")
 
 
 class Connection(H11Protocol):
     """A connection of uvicorn that is closed when its client neither asks nor takes what it asked for."""
 
+    conn: _Messages
     _asking: asyncio.TimerHandle | None = None
     _taking: asyncio.TimerHandle | None = None
 
@@ -115,7 +128,7 @@ class Connection(H11Protocol):
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
             self.transport.close()
         else:
-            super().send_400_response(msg)
+            super().send_400_response(self.conn.refusal or msg)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing any more."""

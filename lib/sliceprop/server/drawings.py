@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sliceprop import io
 from sliceprop.config import BACKGROUND_SCRIBBLE, MAX_LABEL
-from sliceprop.errors import FileError, InputError, StorageError
+from sliceprop.errors import FileError, InputError, MemoryTakenError, StorageError
 from sliceprop.files import copy_file
 from sliceprop.hashing import digest, known_digest
 from sliceprop.labels import LabelArray, present_values
@@ -373,7 +373,7 @@ class Drawings:
                 note_found(self._store, case.image_id, version, seen)
                 return version
             except InputError as error:
-                if shown.newest is None:
+                if shown.newest is None or isinstance(error, MemoryTakenError):
                     raise
                 if isinstance(error, StorageError) or not self._set_aside(case, tag, shown.foreign, str(error)):
                     return shown.newest

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sliceprop import io
-from sliceprop.errors import InputError
+from sliceprop.errors import InputError, MemoryTakenError
 from sliceprop.server.colors import check_color
 from sliceprop.server.errors import ConflictError
-from sliceprop.server.names import NOT_STRUCTURES, check_names, extended
+from sliceprop.server.names import NOT_STRUCTURES, check_names, check_number, extended
 from sliceprop.server.workspace import Workspace
 from sliceprop.versions import Version
 
@@ -58,7 +58,7 @@ def edit_labels(workspace: Workspace, edits: LabelEdits) -> None:
     """Change names and colours; a renamed label keeps its index, a new one gets the next.
 
     Raises:
-        InputError: if the operator gave the names.
+        InputError: if the operator gave the names, or there would be too many.
         ConflictError: if a label to rename is gone, its new name taken, or one to remove in use.
     """
     table = workspace.names
@@ -68,6 +68,7 @@ def edit_labels(workspace: Workspace, edits: LabelEdits) -> None:
         for name in sorted(set(edits.removed) & set(names), key=names.index, reverse=True):
             _check_removable(workspace, names, name)
             names.pop()
+        check_number(names, before)
         if table.fixed and names != before:
             raise InputError(f"this server's labels are given by its operator: {', '.join(before)}")
         if names != before:
@@ -115,5 +116,7 @@ def _painted(file: Path, index: int) -> bool:
     """Whether a file holds a label index; one that cannot be read shows none, and cannot be restored either."""
     try:
         return bool((io.read_image(file).array == index).any())
+    except MemoryTakenError:
+        raise
     except InputError:
         return False

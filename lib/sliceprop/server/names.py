@@ -29,8 +29,8 @@ FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBLES = "foreground_scribbles", "background
 NOT_STRUCTURES = frozenset({BACKGROUND, FOREGROUND_SCRIBBLES, BACKGROUND_SCRIBBLES})
 """Names that mean something else than a structure."""
 
-MAX_LABELS, MAX_LABEL_NAME = 1000, 200
-"""Labels of one server, and characters of a label's name."""
+MAX_LABELS, MAX_LABEL_NAME, MAX_RENAMED = 1000, 200, 5000
+"""Labels of one server, characters of a label's name, and former names that are remembered."""
 
 _NO_LABEL = f"unnamed_{BACKGROUND_SCRIBBLE}"
 """Takes the place of the label whose scribbles would mean background; labels that have that index already keep it."""
@@ -118,6 +118,16 @@ def check_names(names: Sequence[Any]) -> None:
             raise InputError(f"a label's name has at most {MAX_LABEL_NAME} printable characters, not {name[:40]!r}...")
         if names.count(name) > 1:
             raise InputError(f"the label {name!r} is named twice; rename one of them")
+
+
+def check_number(names: Sequence[str], before: Sequence[str]) -> None:
+    """Refuse a table with too many labels; one that has more already may stay as it is.
+
+    Raises:
+        InputError: if it is longer than `MAX_LABELS`, and than it was.
+    """
+    if len(names) > max(MAX_LABELS, len(before)):
+        raise InputError(f"{len(names)} labels would be too many, at most {MAX_LABELS} are allowed")
 
 
 def extended(names: Sequence[str], new: Iterable[str]) -> list[str]:
@@ -270,8 +280,7 @@ class LabelNames:
         named, new = self.named(present, label_info)
         known = self.names
         names = extended(known, new)
-        if len(names) > max(MAX_LABELS, len(known)):
-            raise InputError(f"{len(names)} labels would be too many, at most {MAX_LABELS} are allowed")
+        check_number(names, known)
         indices = {name: index for index, name in enumerate(names, start=1)}
         mapped = {value: indices[name] for value, name in named.items()}
         if self.fixed:
@@ -328,7 +337,7 @@ class LabelNames:
         """
         if renamed:
             before = {old: renamed.get(name, name) for old, name in self._renamed.items()}
-            write_table(self._renamed_file, {**before, **renamed})
+            write_table(self._renamed_file, dict([*before.items(), *renamed.items()][-MAX_RENAMED:]))
         self._write(names)
 
     def _write(self, names: Sequence[str]) -> None:

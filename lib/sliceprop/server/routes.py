@@ -83,8 +83,8 @@ router = APIRouter()
 
 MAX_TRAININGS, SCORING = 8, "quality"
 
-MAX_FIELDS, MAX_FILES, MAX_IN_MEMORY = 4, 4, 1 << 14
-"""Of a form: fields of at most 1 MiB, files, and bytes of each of these before they go to disk."""
+MAX_FIELDS, MAX_FILES, MAX_IN_MEMORY, LONGEST_FIELD = 4, 4, 1 << 14, 1 << 18
+"""Of a form: fields, files, bytes of each of these before they go to disk, and bytes of a field."""
 
 MAX_SERIES = 1000
 """Files of one session."""
@@ -114,7 +114,7 @@ def install(app: LabelPropApp) -> None:
 
     parts = (operator_routes, panel_routes, version_routes, export_routes, proxy)
     api.router.routes[:0] = [*router.routes, *(route for part in parts for route in part.router.routes)]
-    api.router.form_limits = {"max_fields": MAX_FIELDS, "max_files": MAX_FILES}
+    api.router.form_limits = {"max_fields": MAX_FIELDS, "max_files": MAX_FILES, "max_part_size": LONGEST_FIELD}
     MultiPartParser.spool_max_size = MAX_IN_MEMORY
     install_error_handlers(api, app.workspace.folder.parent)
     api.dependency_overrides[get_current_user] = current_user
@@ -343,7 +343,7 @@ def _clients_info(text: str, user: User, known: Mapping[str, Any]) -> dict[str, 
     return {**info, "user": user.username}
 
 
-@router.put("/session/", form_limits={"max_files": MAX_SERIES})
+@router.put("/session/", form_limits={"max_files": MAX_SERIES, "max_part_size": LONGEST_FIELD})
 def create_session(
     files: list[UploadFile],
     user: Reader,

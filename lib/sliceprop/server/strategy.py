@@ -10,7 +10,7 @@ import numpy as np
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from sliceprop.config import PLANS, SuggestConfig
-from sliceprop.errors import SlicePropError
+from sliceprop.errors import MemoryTakenError, SlicePropError
 from sliceprop.server.cases import Case
 from sliceprop.server.provenance import given_bare
 from sliceprop.server.records import DRAFTS
@@ -132,6 +132,8 @@ class NextStudy(Strategy):  # type: ignore[misc]
         """The answer for one study; empty if it cannot be used, which must not keep the user from the others."""
         try:
             return _suggest(self._workspace, self._workspace.case(image_id), {}, config)
+        except MemoryTakenError:
+            raise
         except SlicePropError:
             logger.exception("%s cannot be used", image_id)
             return {}
