@@ -218,8 +218,12 @@ def test_series_that_are_not_here_are_fetched_before_requests_wait_for_each_othe
     monkeypatch.setattr(web, "running_app", lambda: SimpleNamespace(datastore=lambda: store))
     request = "GET", "/labelprop/study", {"image": growing.uid}
     progress = "GET", "/labelprop/progress", {"image": growing.uid}
-    assert web.asks_archive(*request) and not web.asks_archive(*progress)
-    web.check_known(*progress)
+    session = "POST", "/infer/labelprop", {"image": "any", "session_id": "1"}
+    assert web.asks_archive(*request)
+    for other in (progress, session):  # which name what need not be here
+        assert not web.asks_archive(*other)
+        web.check_known(*other)
+    assert not web.asks_archive("PUT", "/datastore/image", {"image": "new"})
     assert not ids(tmp_path / "kept")
     web.check_known(*request)
     assert ids(tmp_path / "kept") == [growing.uid] and not web.asks_archive(*request)

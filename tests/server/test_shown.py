@@ -330,6 +330,20 @@ def test_a_label_file_put_there_while_memory_is_short_becomes_a_version_afterwar
     assert not list(workspace.record("case").folder.glob("set_aside/*"))
 
 
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_label_file_of_another_user_is_removed_like_any_other(workspace, submit, monkeypatch, meanwhile):
+    submit(column([2]))
+    monkeypatch.setattr(os, "utime", Mock(side_effect=PermissionError))
+    by_hand = put(column([5, 6]), shown_file(workspace).parent).read_bytes()
+    if meanwhile:
+        monkeypatch.setattr(workspace.store, "before_removal", lambda *label: None)
+    workspace.store.remove_label("case", "sparse")
+    assert shown_file(workspace) is None and not list(workspace.record("case").folder.glob("set_aside/*"))
+    assert by_hand in [
+        one.labels_file.read_bytes() for one in workspace.record("case").versions.newest_first() if one.labels_file
+    ]
+
+
 def test_label_folders_may_be_a_file_system_of_their_own(workspace, submit, monkeypatch):
     def within_one(name):
         def checked(source, target):

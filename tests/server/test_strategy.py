@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("monailabel")
 
-from sliceprop.errors import InputError
+from sliceprop.errors import InputError, MemoryTakenError
 from sliceprop.server.datastore import LocalStudies
 from sliceprop.server.requests import label_options
 from sliceprop.server.scoring import QualityScoring
@@ -137,6 +137,26 @@ def test_when_every_study_is_done_it_says_so(annotate, next_study):
 def test_a_damaged_image_does_not_keep_from_the_others(annotate, next_study, workspace):
     (workspace.folder.parent / "calm.nii.gz").write_bytes(b"damaged")
     assert next_study()["id"] == "moving"
+
+
+@pytest.mark.parametrize("short", [{"calm"}, {"calm", "moving", "new"}])
+def test_too_little_memory_for_a_study_does_not_keep_from_the_others(
+    annotate, next_study, workspace, monkeypatch, short
+):
+    annotate("calm", 0.0, [1])
+    scan = workspace.scan
+
+    def read(case):
+        if case.image_id in short:
+            raise MemoryTakenError("try again")
+        return scan(case)
+
+    monkeypatch.setattr(workspace, "scan", read)
+    if len(short) == 3:
+        with pytest.raises(MemoryTakenError):
+            next_study()
+    else:
+        assert next_study()["id"] not in short
 
 
 @pytest.mark.parametrize(

@@ -448,7 +448,8 @@ class Drawings:
             try:
                 how(file, other)
                 if how is os.rename:
-                    os.utime(other)  # it goes when nobody has written to it for an hour
+                    with suppress(OSError):  # of a file of another user
+                        os.utime(other)  # it goes when nobody has written to it for an hour
                 return other
             except FileNotFoundError:
                 return None

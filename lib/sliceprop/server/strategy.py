@@ -117,23 +117,31 @@ class NextStudy(Strategy):  # type: ignore[misc]
 
     def _choose(self, config: SuggestConfig) -> dict[str, Any]:
         waiting, done = self._workspace.studies_by_need(config.target)
-        finished: dict[str, Any] = {}
+        finished, short = dict[str, Any](), list[MemoryTakenError]()
         for image_id in waiting:
-            answer = self._try(image_id, config)
+            answer = self._try(image_id, config, short)
             if answer and not answer["stop"]:
                 return answer
             finished = finished or answer
-        finished = finished or next(filter(None, (self._try(image_id, config) for image_id in done)), {})
+        if short:
+            raise short[0]
+        finished = finished or next(filter(None, (self._try(image_id, config, short) for image_id in done)), {})
+        if short and not finished:
+            raise short[0]
         if finished:
             finished["reason"] = "Every study is done; no slice is expected below the target."
         return finished
 
-    def _try(self, image_id: str, config: SuggestConfig) -> dict[str, Any]:
-        """The answer for one study; empty if it cannot be used, which must not keep the user from the others."""
+    def _try(self, image_id: str, config: SuggestConfig, short: list[MemoryTakenError]) -> dict[str, Any]:
+        """The answer for one study; empty if it cannot be used, which must not keep the user from the others.
+
+        If there is too little memory for it at the moment, the error is added to `short`.
+        """
         try:
             return _suggest(self._workspace, self._workspace.case(image_id), {}, config)
-        except MemoryTakenError:
-            raise
+        except MemoryTakenError as error:
+            short.append(error)
+            return {}
         except SlicePropError:
             logger.exception("%s cannot be used", image_id)
             return {}

@@ -88,13 +88,16 @@ def check_known(method: str, path: str, names: Mapping[str, str]) -> None:
 def asks_archive(method: str, path: str, names: Mapping[str, str]) -> bool:
     """Whether `check_known` asks an archive; arguments as there."""
     store = running_app().datastore()
-    return isinstance(store, ArchivedStudies) and not _images(path, names) <= store._datastore.objects.keys()
+    new = (method, path) in CREATING
+    return isinstance(store, ArchivedStudies) and not (new or _images(path, names) <= store._datastore.objects.keys())
 
 
 def _images(path: str, names: Mapping[str, str]) -> set[str]:
-    """What a request is about; for what a training does, nothing need be here."""
-    keys = IMAGE_KEYS if path.startswith("/datastore/") else () if path == "/labelprop/progress" else IMAGE_KEYS[:1]
-    return {names[key] for key in keys if key in names}
+    """What a request is about; a session has a scan of its own, and for what a training does nothing need be here."""
+    if path.startswith("/datastore/"):
+        return {names[key] for key in IMAGE_KEYS if key in names}
+    elsewhere = path == "/labelprop/progress" or "session_id" in names
+    return {names["image"]} if "image" in names and not elsewhere else set()
 
 
 def _fetch(image: str) -> None:
