@@ -174,7 +174,7 @@ def chunks(length: int, count: int) -> bytes:
     [
         (chunks(1, FEW_CHUNKS), b"200"),
         (chunks(SHORT_CHUNK, 4 * FEW_CHUNKS), b"200"),
-        ((chunks(150, 1) + chunks(1 << 14, 1) + chunks(2, 1)) * 4 * FEW_CHUNKS, b"200"),
+        ((chunks(150, 2) + chunks(1 << 14, 1) + chunks(2, 1)) * 4 * FEW_CHUNKS, b"200"),
         (chunks(1, FEW_CHUNKS + 1), b"400"),
         (chunks(1 << 16, 100) + chunks(SHORT_CHUNK - 1, FEW_CHUNKS + 1), b"400"),
         (b"0\r\n" + b"a: b\r\n" * (MOST_PARTS - 10), b"200"),

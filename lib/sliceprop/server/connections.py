@@ -22,7 +22,7 @@ TAKING_S, TAKEN = 60.0, 1 << 16
 
 
 FEW_CHUNKS, SHORT_CHUNK = 256, 512
-"""So many chunks of a body may have fewer bytes, and two for each longer one, as what separates the files of a form:
+"""So many chunks of a body may have fewer bytes, and three for each longer one, as what separates files of a form:
 short ones take as long to read."""
 
 LONGEST_HEAD, MOST_PARTS = 1 << 15, 100
@@ -84,7 +84,7 @@ class _Messages(h11.Connection):
         elif isinstance(event, h11.Data):
             self._length += len(event.data)
             if event.chunk_end:
-                self._short = self._short + 1 if self._length < SHORT_CHUNK else max(0, self._short - 2)
+                self._short = self._short + 1 if self._length < SHORT_CHUNK else max(0, self._short - 3)
                 self._length = 0
             if self._short > FEW_CHUNKS:
                 raise _TooMuchError(f"the body comes in too many chunks of fewer than {SHORT_CHUNK} bytes")
