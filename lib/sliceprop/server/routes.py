@@ -343,7 +343,7 @@ def _clients_info(text: str, user: User, known: Mapping[str, Any]) -> dict[str, 
     return {**info, "user": user.username}
 
 
-@router.put("/session/", form_limits={"max_files": MAX_SERIES, "max_part_size": LONGEST_FIELD})
+@router.put("/session/", form_limits={"max_files": MAX_SERIES})
 def create_session(
     files: list[UploadFile],
     user: Reader,
